@@ -1,0 +1,121 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Peer is one machine of the pool.
+type Peer struct {
+	ID PeerID `json:"id"`
+	// Name is how the administrator called the machine when it joined: a host
+	// name or an address. It is what lists show and bricks are written with.
+	Name string `json:"name"`
+	// Addrs are "host:port" hints where the peer was last reachable, best first.
+	Addrs   []string `json:"addrs"`
+	Witness bool     `json:"witness,omitempty"` // votes, holds no bricks
+	// Incarnation counts the starts of the peer's daemon. Two live daemons with
+	// one id differ in it, which is how a cloned disk is found out.
+	Incarnation uint64 `json:"incarnation"`
+}
+
+// Brick is a directory on a peer.
+type Brick struct {
+	ID   BrickID `json:"id"`
+	Peer PeerID  `json:"peer"`
+	Host string  `json:"host"` // as the user wrote it
+	Path string  `json:"path"` // absolute
+}
+
+// String is the brick as commands write it, HOST:/path.
+func (b Brick) String() string { return b.Host + ":" + b.Path }
+
+// VolumeStatus is the life of a volume. The numbers are those of the gluster
+// XML output.
+type VolumeStatus int
+
+const (
+	VolumeCreated VolumeStatus = 0
+	VolumeStarted VolumeStatus = 1
+	VolumeStopped VolumeStatus = 2
+)
+
+func (s VolumeStatus) String() string {
+	switch s {
+	case VolumeCreated:
+		return "Created"
+	case VolumeStarted:
+		return "Started"
+	case VolumeStopped:
+		return "Stopped"
+	}
+	return fmt.Sprintf("VolumeStatus(%d)", int(s))
+}
+
+// Volume is a named file system made of replica sets.
+type Volume struct {
+	ID      VolumeID          `json:"id"`
+	Name    string            `json:"name"`
+	Status  VolumeStatus      `json:"status"`
+	Replica int               `json:"replica"` // bricks per set
+	Bricks  []Brick           `json:"bricks"`  // in the order given; set i is Bricks[i*Replica:(i+1)*Replica]
+	Sets    []SetConfig       `json:"sets"`
+	Options map[string]string `json:"options,omitempty"` // only those set by the user; see Option
+}
+
+// Type is the volume type as "volume info" prints it.
+func (v *Volume) Type() string {
+	switch {
+	case v.Replica == 1:
+		return "Distribute"
+	case len(v.Sets) <= 1:
+		return "Replicate"
+	}
+	return "Distributed-Replicate"
+}
+
+// Brick returns the brick with that id, or nil.
+func (v *Volume) Brick(id BrickID) *Brick {
+	for i := range v.Bricks {
+		if v.Bricks[i].ID == id {
+			return &v.Bricks[i]
+		}
+	}
+	return nil
+}
+
+// Map is the whole configuration of a pool at one version: every peer has a
+// copy. A Map that was handed out is never changed.
+type Map struct {
+	Version uint64    `json:"version"` // grows with every change
+	Pool    ID        `json:"pool"`
+	Peers   []*Peer   `json:"peers"`
+	Volumes []*Volume `json:"volumes"`
+}
+
+// Peer returns the peer with that id, or nil.
+func (m *Map) Peer(id PeerID) *Peer {
+	i := slices.IndexFunc(m.Peers, func(p *Peer) bool { return p.ID == id })
+	if i < 0 {
+		return nil
+	}
+	return m.Peers[i]
+}
+
+// Volume returns the volume of that name, or nil.
+func (m *Map) Volume(name string) *Volume {
+	i := slices.IndexFunc(m.Volumes, func(v *Volume) bool { return v.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return m.Volumes[i]
+}
+
+// VolumeByID returns the volume with that id, or nil.
+func (m *Map) VolumeByID(id VolumeID) *Volume {
+	i := slices.IndexFunc(m.Volumes, func(v *Volume) bool { return v.ID == id })
+	if i < 0 {
+		return nil
+	}
+	return m.Volumes[i]
+}

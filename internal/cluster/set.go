@@ -1,0 +1,60 @@
+package cluster
+
+import (
+	"slices"
+	"time"
+)
+
+// The times of the replication protocol (doc/replication.md). They are
+// constants: a set whose members disagree about a lease is not safe.
+const (
+	// Heartbeat is the longest silence of a healthy primary towards a backup.
+	Heartbeat = 250 * time.Millisecond
+	// Lease is how long a grant allows its holder to serve reads (bricks) or to
+	// answer from its caches (sessions), from the moment it was asked for.
+	Lease = 1500 * time.Millisecond
+	// LeaseGuard is how long a grantor waits before it acts as if the lease were
+	// over: the lease and 1 % of clock drift.
+	LeaseGuard = Lease + Lease/100
+	// Suspicion is the silence after which a backup reports its primary, and a
+	// primary its backup, to the control plane.
+	Suspicion = 700 * time.Millisecond
+	// SessionTimeout is how long a session may be silent before its locks are
+	// released and its unlinked files are let go.
+	SessionTimeout = 10 * time.Second
+)
+
+// SetConfig is the configuration of one replica set, as the control plane
+// decided it. Only the control plane makes new ones, each with a higher epoch.
+type SetConfig struct {
+	Set     SetID     `json:"set"`
+	Epoch   Epoch     `json:"epoch"`
+	Primary BrickID   `json:"primary"` // zero: no member could lead; the set waits
+	Members []BrickID `json:"members"` // all bricks of the set, in the order given by the user
+	InSync  []BrickID `json:"in_sync"` // subset of Members; Primary is one of them
+	// MinInSync is the smallest in-sync set that takes writes. With fewer the
+	// set is read-only.
+	MinInSync int `json:"min_in_sync"`
+	// Floor is the highest position that the control plane knew to be durable
+	// on the in-sync set when it made this configuration. A brick whose log ends
+	// below it after an unclean stop cannot lead (KIP-966).
+	Floor Pos `json:"floor"`
+}
+
+// IsInSync reports whether b is in the in-sync set.
+func (c *SetConfig) IsInSync(b BrickID) bool { return slices.Contains(c.InSync, b) }
+
+// IsMember reports whether b belongs to the set.
+func (c *SetConfig) IsMember(b BrickID) bool { return slices.Contains(c.Members, b) }
+
+// Writable reports whether the in-sync set is large enough to take writes.
+func (c *SetConfig) Writable() bool {
+	return !c.Primary.IsZero() && len(c.InSync) >= c.MinInSync
+}
+
+// Clone returns a copy that shares nothing with c.
+func (c SetConfig) Clone() SetConfig {
+	c.Members = slices.Clone(c.Members)
+	c.InSync = slices.Clone(c.InSync)
+	return c
+}

@@ -1,0 +1,207 @@
+// Package fsop has the nouns and verbs of a POSIX file system as data.
+//
+// Every operation is a struct (Lookup, Create, Write, …), and the whole file
+// system is one method: Handler.Do. Handlers are to operations what
+// http.RoundTripper is to requests, so the same value is sent, logged, applied,
+// retried, traced and fuzzed, each by a small wrapper around a Handler.
+//
+// The package knows neither paths nor sessions nor replicas. Objects are named
+// by inode number, names are single path components, and access was checked
+// by whoever made the operation (the kernel, by default_permissions).
+package fsop
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"syscall"
+)
+
+// Handler executes operations. The error is an Errno when the file system said
+// no, and anything else (a context's error, say) when it could not be asked.
+type Handler interface {
+	Do(ctx context.Context, op Op) (*Reply, error)
+}
+
+// HandlerFunc makes a Handler of a function.
+type HandlerFunc func(ctx context.Context, op Op) (*Reply, error)
+
+// Do implements Handler.
+func (f HandlerFunc) Do(ctx context.Context, op Op) (*Reply, error) { return f(ctx, op) }
+
+// Limits, those of Linux where it has one (limits.h, xattr.h).
+const (
+	MaxName    = 255
+	MaxTarget  = 4095
+	MaxXattr   = 64 << 10
+	MaxData    = 1 << 20 // of one Read or Write
+	MaxSize    = 1<<63 - 1
+	MaxLinks   = 65000
+	MaxEntries = 1 << 16 // in one Readdir reply
+)
+
+// Ino is an inode number. The upper 16 bits are the replica set that keeps the
+// inode, the lower 48 count up from RootIno and are never reused, so an inode
+// number alone is a stable handle and needs no generation.
+type Ino uint64
+
+// RootIno is the root directory of a volume; FUSE's FUSE_ROOT_ID.
+const RootIno Ino = 1
+
+// MakeIno is the n-th inode of a set.
+func MakeIno(set uint16, n uint64) Ino { return Ino(uint64(set)<<48 | n&(1<<48-1)) }
+
+// Set is the replica set that keeps the inode.
+func (i Ino) Set() uint16 { return uint16(i >> 48) }
+
+// Attr is what stat shows, and the inode's version. Times are nanoseconds since 1970.
+type Attr struct {
+	Ino    Ino
+	Mode   uint32 // type and permission bits, as st_mode
+	Nlink  uint32
+	UID    uint32
+	GID    uint32
+	Rdev   uint32 // in the kernel's encoding (new_encode_dev)
+	Size   uint64 // bytes; of a directory, the number of its entries
+	Blocks uint64 // of 512 bytes; holes do not count
+	Atime  int64
+	Mtime  int64
+	Ctime  int64
+	// Change is the sequence number of the last change to the inode, its
+	// contents or, for a directory, its entries. Two attributes of one inode
+	// with equal Change are equal.
+	Change uint64
+}
+
+// Type is the S_IFMT part of the mode.
+func (a *Attr) Type() uint32 { return a.Mode & syscall.S_IFMT }
+
+// IsDir reports whether the inode is a directory.
+func (a *Attr) IsDir() bool { return a.Type() == syscall.S_IFDIR }
+
+// IsRegular reports whether the inode is a regular file.
+func (a *Attr) IsRegular() bool { return a.Type() == syscall.S_IFREG }
+
+// Dirent is one directory entry.
+type Dirent struct {
+	Ino    Ino
+	Name   string
+	Type   uint32 // S_IFMT bits
+	Cookie uint64 // continues a listing after this entry; stable for the entry's life
+	Attr   Attr   // filled for Readdir with Plus only
+}
+
+// Statfs is what statfs shows. Sizes are in bytes.
+type Statfs struct {
+	Total, Free, Avail uint64
+	Files, FilesFree   uint64
+}
+
+// LockType is a kind of advisory lock; the values are those of struct flock.
+type LockType uint8
+
+const (
+	LockRead   LockType = syscall.F_RDLCK
+	LockWrite  LockType = syscall.F_WRLCK
+	LockUnlock LockType = syscall.F_UNLCK
+)
+
+// Lock is an advisory lock on the bytes Start to End, both included; End is
+// 1<<63-1 for "to the end". Owner is the kernel's lock owner, unique within a
+// session. Flock locks and POSIX locks do not see each other.
+type Lock struct {
+	Owner uint64
+	Flock bool
+	Type  LockType
+	Start uint64
+	End   uint64
+	PID   uint32 // for F_GETLK to report; 0 where it means nothing to the asker
+}
+
+// Reply is the answer to any operation; which fields mean something is said at each Op.
+type Reply struct {
+	Attr    Attr
+	Data    []byte
+	Off     uint64
+	Entries []Dirent
+	Statfs  Statfs
+	Lock    Lock
+	// Seq is the sequence number at which the reply was true. A cache must not
+	// keep a reply that is older than the last invalidation of what it is about.
+	Seq uint64
+}
+
+// Errno is an error number of Linux (asm-generic/errno.h), which is also what
+// crosses the wire. The zero Errno is no error and is never returned as one.
+type Errno uint16
+
+const (
+	EPERM        = Errno(syscall.EPERM)
+	ENOENT       = Errno(syscall.ENOENT)
+	EINTR        = Errno(syscall.EINTR)
+	EIO          = Errno(syscall.EIO)
+	E2BIG        = Errno(syscall.E2BIG)
+	EBADF        = Errno(syscall.EBADF)
+	EAGAIN       = Errno(syscall.EAGAIN)
+	EACCES       = Errno(syscall.EACCES)
+	EBUSY        = Errno(syscall.EBUSY)
+	EEXIST       = Errno(syscall.EEXIST)
+	EXDEV        = Errno(syscall.EXDEV)
+	ENOTDIR      = Errno(syscall.ENOTDIR)
+	EISDIR       = Errno(syscall.EISDIR)
+	EINVAL       = Errno(syscall.EINVAL)
+	EFBIG        = Errno(syscall.EFBIG)
+	ENOSPC       = Errno(syscall.ENOSPC)
+	EROFS        = Errno(syscall.EROFS)
+	EMLINK       = Errno(syscall.EMLINK)
+	ERANGE       = Errno(syscall.ERANGE)
+	EDEADLK      = Errno(syscall.EDEADLK)
+	ENAMETOOLONG = Errno(syscall.ENAMETOOLONG)
+	ENOLCK       = Errno(syscall.ENOLCK)
+	ENOSYS       = Errno(syscall.ENOSYS)
+	ENOTEMPTY    = Errno(syscall.ENOTEMPTY)
+	ENODATA      = Errno(syscall.ENODATA)
+	EOPNOTSUPP   = Errno(syscall.EOPNOTSUPP)
+	ENXIO        = Errno(syscall.ENXIO)
+	ESTALE       = Errno(syscall.ESTALE)
+	EDQUOT       = Errno(syscall.EDQUOT)
+	ENOTCONN     = Errno(syscall.ENOTCONN)
+)
+
+// Error implements error with the text of the C library.
+func (e Errno) Error() string { return syscall.Errno(e).Error() }
+
+// CheckName says whether s can name a directory entry: EINVAL for a name that
+// is empty, ".", ".." or holds '/' or NUL; ENAMETOOLONG beyond MaxName bytes.
+// Servers check names from clients and clients names from servers.
+func CheckName(s string) error {
+	switch {
+	case len(s) > MaxName:
+		return ENAMETOOLONG
+	case s == "", s == ".", s == "..", strings.ContainsAny(s, "/\x00"):
+		return EINVAL
+	}
+	return nil
+}
+
+// Op is one operation. The set of its implementations is this package's, and closed.
+type Op interface {
+	coded
+	// Kind is the operation's stable number and name.
+	Kind() Kind
+}
+
+// Kind numbers the operations on wire and disk; a number is never reused.
+type Kind uint8
+
+func (k Kind) String() string {
+	if int(k) < len(kinds) && kinds[k].name != "" {
+		return kinds[k].name
+	}
+	return fmt.Sprintf("Kind(%d)", uint8(k))
+}
+
+// Mutates reports whether operations of the kind change the file system: they
+// are ordered by the primary and logged. All others are answered by any
+// replica that holds a lease, but Fsync, which is the primary's and not logged.
+func (k Kind) Mutates() bool { return k >= firstMutation }

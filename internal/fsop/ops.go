@@ -1,0 +1,551 @@
+package fsop
+
+import (
+	"fmt"
+
+	"mortar/internal/codec"
+)
+
+type coded = codec.Coded
+
+// The kinds. Reads are below firstMutation.
+const (
+	KindLookup    Kind = 1
+	KindGetattr   Kind = 2
+	KindReadlink  Kind = 3
+	KindRead      Kind = 4
+	KindReaddir   Kind = 5
+	KindStatfs    Kind = 6
+	KindGetxattr  Kind = 7
+	KindListxattr Kind = 8
+	KindSeek      Kind = 9
+	KindGetlk     Kind = 10
+	KindFsync     Kind = 11
+
+	firstMutation Kind = 32
+
+	KindSetattr     Kind = 32
+	KindCreate      Kind = 33
+	KindMkdir       Kind = 34
+	KindMknod       Kind = 35
+	KindSymlink     Kind = 36
+	KindLink        Kind = 37
+	KindUnlink      Kind = 38
+	KindRmdir       Kind = 39
+	KindRename      Kind = 40
+	KindWrite       Kind = 41
+	KindFallocate   Kind = 42
+	KindSetxattr    Kind = 43
+	KindRemovexattr Kind = 44
+	KindSetlk       Kind = 45
+
+	// Operations of the system itself, never accepted from a mount.
+	KindOpenSession  Kind = 64
+	KindCloseSession Kind = 65
+	KindReap         Kind = 66
+	KindNoop         Kind = 67
+)
+
+var kinds = [...]struct {
+	name string
+	make func() Op
+}{
+	KindLookup:       {"lookup", func() Op { return new(Lookup) }},
+	KindGetattr:      {"getattr", func() Op { return new(Getattr) }},
+	KindReadlink:     {"readlink", func() Op { return new(Readlink) }},
+	KindRead:         {"read", func() Op { return new(Read) }},
+	KindReaddir:      {"readdir", func() Op { return new(Readdir) }},
+	KindStatfs:       {"statfs", func() Op { return new(StatfsOp) }},
+	KindGetxattr:     {"getxattr", func() Op { return new(Getxattr) }},
+	KindListxattr:    {"listxattr", func() Op { return new(Listxattr) }},
+	KindSeek:         {"seek", func() Op { return new(Seek) }},
+	KindGetlk:        {"getlk", func() Op { return new(Getlk) }},
+	KindFsync:        {"fsync", func() Op { return new(Fsync) }},
+	KindSetattr:      {"setattr", func() Op { return new(Setattr) }},
+	KindCreate:       {"create", func() Op { return new(Create) }},
+	KindMkdir:        {"mkdir", func() Op { return new(Mkdir) }},
+	KindMknod:        {"mknod", func() Op { return new(Mknod) }},
+	KindSymlink:      {"symlink", func() Op { return new(Symlink) }},
+	KindLink:         {"link", func() Op { return new(Link) }},
+	KindUnlink:       {"unlink", func() Op { return new(Unlink) }},
+	KindRmdir:        {"rmdir", func() Op { return new(Rmdir) }},
+	KindRename:       {"rename", func() Op { return new(Rename) }},
+	KindWrite:        {"write", func() Op { return new(Write) }},
+	KindFallocate:    {"fallocate", func() Op { return new(Fallocate) }},
+	KindSetxattr:     {"setxattr", func() Op { return new(Setxattr) }},
+	KindRemovexattr:  {"removexattr", func() Op { return new(Removexattr) }},
+	KindSetlk:        {"setlk", func() Op { return new(Setlk) }},
+	KindOpenSession:  {"open-session", func() Op { return new(OpenSession) }},
+	KindCloseSession: {"close-session", func() Op { return new(CloseSession) }},
+	KindReap:         {"reap", func() Op { return new(Reap) }},
+	KindNoop:         {"noop", func() Op { return new(Noop) }},
+}
+
+// Code codes an operation with its kind in front.
+func Code(c *codec.Coder, op *Op) {
+	var k uint8
+	if !c.Decoding() {
+		k = uint8((*op).Kind())
+	}
+	c.U8(&k)
+	if c.Decoding() {
+		if c.Err() != nil {
+			return
+		}
+		if int(k) >= len(kinds) || kinds[k].make == nil {
+			c.Fail("unknown operation %d", k)
+			return
+		}
+		*op = kinds[k].make()
+	}
+	(*op).Code(c)
+}
+
+// Any is an Op as a codec.Coded value, kind included.
+type Any struct{ Op Op }
+
+// Code implements codec.Coded.
+func (a *Any) Code(c *codec.Coder) { Code(c, &a.Op) }
+
+// Append appends op, kind included, to b.
+func Append(b []byte, op Op) []byte { return codec.Append(b, &Any{op}) }
+
+// Decode reads an operation that fills b exactly. Its byte slices alias b.
+func Decode(b []byte) (Op, error) {
+	var a Any
+	if err := codec.Decode(b, &a); err != nil {
+		return nil, err
+	}
+	return a.Op, nil
+}
+
+// --- reads
+
+// Lookup finds a name. Reply: Attr. ENOENT may be cached, with Seq, like any reply.
+type Lookup struct {
+	Parent Ino
+	Name   string
+}
+
+// Getattr reads attributes. Reply: Attr.
+type Getattr struct{ Ino Ino }
+
+// Readlink reads a symbolic link. Reply: Data.
+type Readlink struct{ Ino Ino }
+
+// Read reads at most Len bytes at Off, fewer at the end of the file. Reply: Data.
+type Read struct {
+	Ino Ino
+	Off uint64
+	Len uint32
+}
+
+// Readdir lists a directory from after Cookie (0: from the start) until about
+// Max bytes of entries. Reply: Entries, without "." and ".."; none at the end;
+// Attr, the directory's own.
+type Readdir struct {
+	Ino    Ino
+	Cookie uint64
+	Max    uint32
+	Plus   bool // with attributes
+}
+
+// StatfsOp asks for the room in the file system. Reply: Statfs.
+type StatfsOp struct{ Ino Ino }
+
+// Getxattr reads an extended attribute. Reply: Data. ENODATA without one.
+type Getxattr struct {
+	Ino  Ino
+	Name string
+}
+
+// Listxattr lists the names of the extended attributes. Reply: Data, each name ended by NUL.
+type Listxattr struct{ Ino Ino }
+
+// Seek finds data or a hole, as lseek with SEEK_DATA (3) or SEEK_HOLE (4).
+// Reply: Off. ENXIO past the end.
+type Seek struct {
+	Ino    Ino
+	Off    uint64
+	Whence uint32
+}
+
+// Getlk tests for a lock that would block this one. Reply: Lock, of type
+// LockUnlock if there is none.
+type Getlk struct {
+	Ino  Ino
+	Lock Lock
+}
+
+// Fsync returns when everything that was acknowledged for the inode before it
+// is durable on every in-sync brick.
+type Fsync struct{ Ino Ino }
+
+// --- mutations
+
+// What of Setattr counts.
+const (
+	SetMode uint32 = 1 << iota
+	SetUID
+	SetGID
+	SetSize
+	SetAtime
+	SetMtime
+	SetAtimeNow // the primary's time instead of Atime
+	SetMtimeNow
+	SetKillPriv // clear set-user-id, and set-group-id if group-executable
+)
+
+// Setattr changes attributes. Reply: Attr.
+type Setattr struct {
+	Ino   Ino
+	Valid uint32 // Set… bits
+	Mode  uint32 // permission bits; the type cannot change
+	UID   uint32
+	GID   uint32
+	Size  uint64
+	Atime int64
+	Mtime int64
+}
+
+// Node is what every operation that makes an inode has.
+type Node struct {
+	Parent Ino
+	Name   string
+	Mode   uint32 // permission bits, umask already applied
+	UID    uint32
+	GID    uint32 // replaced by the parent's if that is set-group-id
+}
+
+// Create makes a regular file. With Excl an existing name is EEXIST, else the
+// existing file is the reply. Reply: Attr.
+type Create struct {
+	Node
+	Excl bool
+}
+
+// Mkdir makes a directory. Reply: Attr.
+type Mkdir struct{ Node }
+
+// Mknod makes a regular file, device, pipe or socket; Mode has the type. Reply: Attr.
+type Mknod struct {
+	Node
+	Rdev uint32
+}
+
+// Symlink makes a symbolic link. Reply: Attr.
+type Symlink struct {
+	Node
+	Target string
+}
+
+// Link gives an inode another name. Reply: Attr.
+type Link struct {
+	Ino    Ino
+	Parent Ino
+	Name   string
+}
+
+// Unlink removes a name that is not a directory's. Reply: Attr of the inode, Nlink after.
+type Unlink struct {
+	Parent Ino
+	Name   string
+}
+
+// Rmdir removes an empty directory. Reply: Attr of it.
+type Rmdir struct {
+	Parent Ino
+	Name   string
+}
+
+// Flags of Rename, as renameat2(2).
+const (
+	RenameNoReplace uint32 = 1
+	RenameExchange  uint32 = 2
+	RenameWhiteout  uint32 = 4
+)
+
+// Rename moves a name, replacing what the new name had. Reply: Attr of the moved inode.
+type Rename struct {
+	Parent    Ino
+	Name      string
+	NewParent Ino
+	NewName   string
+	Flags     uint32
+}
+
+// Write writes Data at Off, or at the end of the file if Append. Reply: Attr
+// after it, Off where the data went.
+type Write struct {
+	Ino      Ino
+	Off      uint64
+	Append   bool
+	KillPriv bool // clear set-id bits, as SetKillPriv
+	Data     []byte
+}
+
+// Modes of Fallocate, as fallocate(2).
+const (
+	FallocKeepSize  uint32 = 1
+	FallocPunchHole uint32 = 2
+	FallocZeroRange uint32 = 16
+)
+
+// Fallocate reserves, zeroes or punches a range. Reply: Attr.
+type Fallocate struct {
+	Ino  Ino
+	Mode uint32
+	Off  uint64
+	Len  uint64
+}
+
+// Flags of Setxattr, as setxattr(2).
+const (
+	XattrCreate  uint32 = 1
+	XattrReplace uint32 = 2
+)
+
+// Setxattr sets an extended attribute. Reply: Attr.
+type Setxattr struct {
+	Ino   Ino
+	Name  string
+	Value []byte
+	Flags uint32
+}
+
+// Removexattr removes an extended attribute. Reply: Attr. ENODATA without one.
+type Removexattr struct {
+	Ino  Ino
+	Name string
+}
+
+// Setlk takes or releases a lock for the session. EAGAIN if another holds a
+// conflicting one; whoever waits asks again (see replica). With Wait the primary keeps
+// the request until it can be granted.
+type Setlk struct {
+	Ino  Ino
+	Lock Lock
+	Wait bool
+}
+
+// OpenSession registers the session that sends it.
+type OpenSession struct {
+	Client string // host and mount point, for people
+}
+
+// CloseSession ends a session, its locks and its hold on unlinked files.
+type CloseSession struct{ Session uint64 }
+
+// Reap removes unlinked inodes that no session holds any more.
+type Reap struct{ Inos []Ino }
+
+// Noop changes nothing. A new primary begins its epoch with one.
+type Noop struct{}
+
+// --- kinds and codes
+
+func (*Lookup) Kind() Kind       { return KindLookup }
+func (*Getattr) Kind() Kind      { return KindGetattr }
+func (*Readlink) Kind() Kind     { return KindReadlink }
+func (*Read) Kind() Kind         { return KindRead }
+func (*Readdir) Kind() Kind      { return KindReaddir }
+func (*StatfsOp) Kind() Kind     { return KindStatfs }
+func (*Getxattr) Kind() Kind     { return KindGetxattr }
+func (*Listxattr) Kind() Kind    { return KindListxattr }
+func (*Seek) Kind() Kind         { return KindSeek }
+func (*Getlk) Kind() Kind        { return KindGetlk }
+func (*Fsync) Kind() Kind        { return KindFsync }
+func (*Setattr) Kind() Kind      { return KindSetattr }
+func (*Create) Kind() Kind       { return KindCreate }
+func (*Mkdir) Kind() Kind        { return KindMkdir }
+func (*Mknod) Kind() Kind        { return KindMknod }
+func (*Symlink) Kind() Kind      { return KindSymlink }
+func (*Link) Kind() Kind         { return KindLink }
+func (*Unlink) Kind() Kind       { return KindUnlink }
+func (*Rmdir) Kind() Kind        { return KindRmdir }
+func (*Rename) Kind() Kind       { return KindRename }
+func (*Write) Kind() Kind        { return KindWrite }
+func (*Fallocate) Kind() Kind    { return KindFallocate }
+func (*Setxattr) Kind() Kind     { return KindSetxattr }
+func (*Removexattr) Kind() Kind  { return KindRemovexattr }
+func (*Setlk) Kind() Kind        { return KindSetlk }
+func (*OpenSession) Kind() Kind  { return KindOpenSession }
+func (*CloseSession) Kind() Kind { return KindCloseSession }
+func (*Reap) Kind() Kind         { return KindReap }
+func (*Noop) Kind() Kind         { return KindNoop }
+
+func (o *Lookup) Code(c *codec.Coder)   { o.Parent.Code(c); c.String(&o.Name, MaxName) }
+func (o *Getattr) Code(c *codec.Coder)  { o.Ino.Code(c) }
+func (o *Readlink) Code(c *codec.Coder) { o.Ino.Code(c) }
+func (o *Read) Code(c *codec.Coder)     { o.Ino.Code(c); c.U64(&o.Off); c.U32(&o.Len) }
+func (o *Readdir) Code(c *codec.Coder) {
+	o.Ino.Code(c)
+	c.U64(&o.Cookie)
+	c.U32(&o.Max)
+	c.Bool(&o.Plus)
+}
+func (o *StatfsOp) Code(c *codec.Coder)  { o.Ino.Code(c) }
+func (o *Getxattr) Code(c *codec.Coder)  { o.Ino.Code(c); c.String(&o.Name, MaxName) }
+func (o *Listxattr) Code(c *codec.Coder) { o.Ino.Code(c) }
+func (o *Seek) Code(c *codec.Coder)      { o.Ino.Code(c); c.U64(&o.Off); c.U32(&o.Whence) }
+func (o *Getlk) Code(c *codec.Coder)     { o.Ino.Code(c); o.Lock.Code(c) }
+func (o *Fsync) Code(c *codec.Coder)     { o.Ino.Code(c) }
+
+func (o *Setattr) Code(c *codec.Coder) {
+	o.Ino.Code(c)
+	c.U32(&o.Valid)
+	c.U32(&o.Mode)
+	c.U32(&o.UID)
+	c.U32(&o.GID)
+	c.U64(&o.Size)
+	c.I64(&o.Atime)
+	c.I64(&o.Mtime)
+}
+func (n *Node) code(c *codec.Coder) {
+	n.Parent.Code(c)
+	c.String(&n.Name, MaxName)
+	c.U32(&n.Mode)
+	c.U32(&n.UID)
+	c.U32(&n.GID)
+}
+func (o *Create) Code(c *codec.Coder)  { o.code(c); c.Bool(&o.Excl) }
+func (o *Mkdir) Code(c *codec.Coder)   { o.code(c) }
+func (o *Mknod) Code(c *codec.Coder)   { o.code(c); c.U32(&o.Rdev) }
+func (o *Symlink) Code(c *codec.Coder) { o.code(c); c.String(&o.Target, MaxTarget) }
+func (o *Link) Code(c *codec.Coder)    { o.Ino.Code(c); o.Parent.Code(c); c.String(&o.Name, MaxName) }
+func (o *Unlink) Code(c *codec.Coder)  { o.Parent.Code(c); c.String(&o.Name, MaxName) }
+func (o *Rmdir) Code(c *codec.Coder)   { o.Parent.Code(c); c.String(&o.Name, MaxName) }
+func (o *Rename) Code(c *codec.Coder) {
+	o.Parent.Code(c)
+	c.String(&o.Name, MaxName)
+	o.NewParent.Code(c)
+	c.String(&o.NewName, MaxName)
+	c.U32(&o.Flags)
+}
+
+// Code puts the data last, so that a log record's payload is its tail.
+func (o *Write) Code(c *codec.Coder) {
+	o.Ino.Code(c)
+	c.U64(&o.Off)
+	c.Bool(&o.Append)
+	c.Bool(&o.KillPriv)
+	c.Bytes(&o.Data, MaxData)
+}
+func (o *Fallocate) Code(c *codec.Coder) {
+	o.Ino.Code(c)
+	c.U32(&o.Mode)
+	c.U64(&o.Off)
+	c.U64(&o.Len)
+}
+func (o *Setxattr) Code(c *codec.Coder) {
+	o.Ino.Code(c)
+	c.String(&o.Name, MaxName)
+	c.Bytes(&o.Value, MaxXattr)
+	c.U32(&o.Flags)
+}
+func (o *Removexattr) Code(c *codec.Coder)  { o.Ino.Code(c); c.String(&o.Name, MaxName) }
+func (o *Setlk) Code(c *codec.Coder)        { o.Ino.Code(c); o.Lock.Code(c); c.Bool(&o.Wait) }
+func (o *OpenSession) Code(c *codec.Coder)  { c.String(&o.Client, 1024) }
+func (o *CloseSession) Code(c *codec.Coder) { c.U64(&o.Session) }
+func (o *Reap) Code(c *codec.Coder) {
+	codec.Slice(c, &o.Inos, 1<<16, func(c *codec.Coder, i *Ino) { i.Code(c) })
+}
+func (o *Noop) Code(*codec.Coder) {}
+
+// Code implements codec.Coded.
+func (i *Ino) Code(c *codec.Coder) { c.U64((*uint64)(i)) }
+
+// Code implements codec.Coded.
+func (l *Lock) Code(c *codec.Coder) {
+	c.U64(&l.Owner)
+	c.Bool(&l.Flock)
+	c.U8((*uint8)(&l.Type))
+	if l.Type > LockUnlock {
+		c.Fail("lock type %d", l.Type)
+	}
+	c.U64(&l.Start)
+	c.U64(&l.End)
+	c.U32(&l.PID)
+}
+
+// Code implements codec.Coded.
+func (a *Attr) Code(c *codec.Coder) {
+	a.Ino.Code(c)
+	c.U32(&a.Mode)
+	c.U32(&a.Nlink)
+	c.U32(&a.UID)
+	c.U32(&a.GID)
+	c.U32(&a.Rdev)
+	c.U64(&a.Size)
+	c.U64(&a.Blocks)
+	c.I64(&a.Atime)
+	c.I64(&a.Mtime)
+	c.I64(&a.Ctime)
+	c.U64(&a.Change)
+}
+
+// Which parts of a Reply are present on the wire.
+const (
+	hasAttr uint8 = 1 << iota
+	hasEntries
+	hasPlus
+	hasStatfs
+	hasLock
+)
+
+// Code implements codec.Coded. Parts that are zero take no bytes; Data is last.
+func (r *Reply) Code(c *codec.Coder) {
+	var has uint8
+	if !c.Decoding() {
+		if r.Attr.Ino != 0 {
+			has |= hasAttr
+		}
+		if len(r.Entries) > 0 {
+			has |= hasEntries
+			if r.Entries[0].Attr.Ino != 0 {
+				has |= hasPlus
+			}
+		}
+		if r.Statfs != (Statfs{}) {
+			has |= hasStatfs
+		}
+		if r.Lock != (Lock{}) {
+			has |= hasLock
+		}
+	}
+	c.U8(&has)
+	c.U64(&r.Seq)
+	c.U64(&r.Off)
+	if has&hasAttr != 0 {
+		r.Attr.Code(c)
+	}
+	if has&hasEntries != 0 {
+		codec.Slice(c, &r.Entries, MaxEntries, func(c *codec.Coder, d *Dirent) {
+			d.Ino.Code(c)
+			c.String(&d.Name, MaxName)
+			c.U32(&d.Type)
+			c.U64(&d.Cookie)
+			if has&hasPlus != 0 {
+				d.Attr.Code(c)
+			}
+		})
+	}
+	if has&hasStatfs != 0 {
+		s := &r.Statfs
+		for _, p := range []*uint64{&s.Total, &s.Free, &s.Avail, &s.Files, &s.FilesFree} {
+			c.U64(p)
+		}
+	}
+	if has&hasLock != 0 {
+		r.Lock.Code(c)
+	}
+	c.Bytes(&r.Data, MaxData)
+}
+
+// String prints an operation the way traces and test scripts show it.
+func String(op Op) string {
+	if w, ok := op.(*Write); ok {
+		return fmt.Sprintf("write {Ino:%d Off:%d Append:%v %d bytes}", w.Ino, w.Off, w.Append, len(w.Data))
+	}
+	return fmt.Sprintf("%v %+v", op.Kind(), op)
+}

@@ -1,0 +1,185 @@
+package proto
+
+import (
+	"mortar/internal/cluster"
+	"mortar/internal/codec"
+	"mortar/internal/fsop"
+)
+
+// Kinds of the conversation between a client and the daemon of its home replica.
+const (
+	// Calls by the client.
+	KindAttach uint8 = 1 // Attach → AttachReply
+	KindDo     uint8 = 2 // Do → DoReply
+	KindPing   uint8 = 3 // Ping → Pong
+	KindGetMap uint8 = 4 // GetMap → VolumeMap
+	// One-way, by the client.
+	KindForget   uint8 = 8 // Forget
+	KindInvalAck uint8 = 9 // InvalAck
+	// One-way, by the daemon.
+	KindInval     uint8 = 16 // Inval
+	KindVolumeMap uint8 = 17 // VolumeMap, whenever it changes
+	KindDetached  uint8 = 18 // Detached: this replica serves the session no longer
+)
+
+// Attach binds a session to a replica, which becomes its home. The session is
+// opened if the set does not know it.
+type Attach struct {
+	Version uint16
+	Set     cluster.SetID
+	Session cluster.SessionID
+	Client  string // host and mount point, for people
+	// Holds are the inodes that the client's kernel still knows, when it comes
+	// from another home: unlinked ones among them must live on.
+	Holds []fsop.Ino
+}
+
+func (m *Attach) Code(c *codec.Coder) {
+	c.U16(&m.Version)
+	SetID(c, &m.Set)
+	c.U64((*uint64)(&m.Session))
+	c.String(&m.Client, 1024)
+	codec.Slice(c, &m.Holds, 4<<20, func(c *codec.Coder, i *fsop.Ino) { i.Code(c) })
+}
+
+// Status says why a request was not carried out, or that it was.
+type Status uint8
+
+const (
+	OK           Status = 0
+	Refused      Status = 1 // see Text; asking again is useless
+	NotServing   Status = 2 // this replica cannot serve now; try another, or this one later
+	UnknownSet   Status = 3 // no such set or brick here; fetch the map again
+	WrongVersion Status = 4 // see Text
+)
+
+// AttachReply answers Attach. On success the client drops every cache it has
+// kept from another home.
+type AttachReply struct {
+	Status Status
+	Text   string // for people, when not OK
+	Seq    uint64 // the replica's position; nothing cached may be older
+}
+
+func (m *AttachReply) Code(c *codec.Coder) {
+	c.U8((*uint8)(&m.Status))
+	c.String(&m.Text, 4096)
+	c.U64(&m.Seq)
+}
+
+// Do asks for one operation. Number counts the session's mutations from 1;
+// it is 0 for operations that change nothing.
+type Do struct {
+	Number uint64
+	Acked  uint64 // replies to all numbers below this have arrived
+	Op     fsop.Op
+}
+
+func (m *Do) Code(c *codec.Coder) {
+	c.U64(&m.Number)
+	c.U64(&m.Acked)
+	fsop.Code(c, &m.Op)
+}
+
+// DoReply answers Do.
+type DoReply struct {
+	Status Status
+	Errno  fsop.Errno // of the file system, if Status is OK
+	Reply  fsop.Reply // if Errno is 0; Seq also with an errno
+}
+
+func (m *DoReply) Code(c *codec.Coder) {
+	c.U8((*uint8)(&m.Status))
+	c.U16((*uint16)(&m.Errno))
+	m.Reply.Code(c)
+}
+
+// Ping renews the session's cache lease: if the answer arrives, the client may
+// answer from its caches until cluster.Lease after it sent the Ping.
+type Ping struct{ Stamp uint64 }
+
+func (m *Ping) Code(c *codec.Coder) { c.U64(&m.Stamp) }
+
+// Pong answers Ping. Serving is false when the replica has no lease itself; the
+// client's is then not renewed.
+type Pong struct {
+	Stamp   uint64
+	Serving bool
+}
+
+func (m *Pong) Code(c *codec.Coder) { c.U64(&m.Stamp); c.Bool(&m.Serving) }
+
+// Forget says that the client's kernel no longer knows these inodes.
+type Forget struct{ Inos []fsop.Ino }
+
+func (m *Forget) Code(c *codec.Coder) {
+	codec.Slice(c, &m.Inos, 1<<20, func(c *codec.Coder, i *fsop.Ino) { i.Code(c) })
+}
+
+// Inval tells a session what of its caches is no longer true. The change is
+// acknowledged to whoever made it only after the session's InvalAck (or the end
+// of its lease). Invals reach a session in the order of Seq.
+type Inval struct {
+	Seq     uint64
+	Effects []Effect
+}
+
+func (m *Inval) Code(c *codec.Coder) {
+	c.U64(&m.Seq)
+	codec.Slice(c, &m.Effects, 1<<16, func(c *codec.Coder, e *Effect) { e.Code(c) })
+}
+
+// InvalAck says that the Inval with that very Seq has been carried out.
+type InvalAck struct{ Seq uint64 }
+
+func (m *InvalAck) Code(c *codec.Coder) { c.U64(&m.Seq) }
+
+// GetMap asks for what a client needs to know of a volume.
+type GetMap struct{ Volume string }
+
+func (m *GetMap) Code(c *codec.Coder) { c.String(&m.Volume, 255) }
+
+// VolumeMap tells a client where a volume's replicas are.
+type VolumeMap struct {
+	Status  Status
+	Text    string
+	Version uint64 // of the cluster map
+	Volume  cluster.VolumeID
+	Options []Option
+	Bricks  []BrickAddr
+}
+
+// Option is one effective volume option that concerns clients.
+type Option struct{ Key, Value string }
+
+// BrickAddr says where a brick is served.
+type BrickAddr struct {
+	Set    cluster.SetIndex
+	Brick  cluster.BrickID
+	Peer   cluster.PeerID
+	Addrs  []string // host:port, best first
+	InSync bool
+}
+
+func (m *VolumeMap) Code(c *codec.Coder) {
+	c.U8((*uint8)(&m.Status))
+	c.String(&m.Text, 4096)
+	c.U64(&m.Version)
+	ID(c, &m.Volume)
+	codec.Slice(c, &m.Options, 1000, func(c *codec.Coder, o *Option) {
+		c.String(&o.Key, 255)
+		c.String(&o.Value, 4096)
+	})
+	codec.Slice(c, &m.Bricks, 10000, func(c *codec.Coder, b *BrickAddr) {
+		c.U16((*uint16)(&b.Set))
+		ID(c, &b.Brick)
+		ID(c, &b.Peer)
+		codec.Slice(c, &b.Addrs, 16, func(c *codec.Coder, s *string) { c.String(s, 255) })
+		c.Bool(&b.InSync)
+	})
+}
+
+// Detached ends the replica's service to the session, with the reason.
+type Detached struct{ Text string }
+
+func (m *Detached) Code(c *codec.Coder) { c.String(&m.Text, 4096) }
