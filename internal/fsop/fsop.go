@@ -15,7 +15,11 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
+	"time"
 )
+
+// LockWait is how long one Setlk with Wait waits for its lock.
+const LockWait = 2 * time.Second
 
 // Handler executes operations. The error is an Errno when the file system said
 // no, and anything else (a context's error, say) when it could not be asked.

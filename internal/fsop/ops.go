@@ -320,8 +320,9 @@ type Removexattr struct {
 }
 
 // Setlk takes or releases a lock for the session. EAGAIN if another holds a
-// conflicting one; whoever waits asks again (see replica). With Wait the primary keeps
-// the request until it can be granted.
+// conflicting one. With Wait the primary keeps the request for up to LockWait
+// and grants it as soon as it can; whoever wants to wait longer asks again,
+// under a new number.
 type Setlk struct {
 	Ino  Ino
 	Lock Lock

@@ -28,6 +28,8 @@ const (
 	KindReapAsk   uint8 = 56 // primary → backup: who holds these inodes?
 	KindReapTell  uint8 = 57
 	KindCommitAsk uint8 = 58 // backup → primary: tell me when this is committed
+	KindHealOrder uint8 = 59 // primary → backup: your log cannot be continued, compare
+	KindRelease   uint8 = 60 // former primary → new one: I hold no lease any more
 )
 
 // Envelope is in front of every message between replicas.
@@ -137,15 +139,30 @@ func (m *DigestReply) Code(c *codec.Coder) {
 
 // Probe opens a conversation with a backup, once per connection and epoch.
 type Probe struct {
-	Epoch cluster.Epoch
-	Round uint64 // echoed; answers to older rounds are ignored
-	Tail  cluster.Pos
+	Config cluster.SetConfig // the primary's; a backup that knows only an older one adopts it
+	Round  uint64            // echoed; answers to older rounds are ignored
+	Tail   cluster.Pos
 }
 
 func (m *Probe) Code(c *codec.Coder) {
-	c.U64((*uint64)(&m.Epoch))
+	setConfig(c, &m.Config)
 	c.U64(&m.Round)
 	Pos(c, &m.Tail)
+}
+
+// MaxReplicas bounds the bricks of one set.
+const MaxReplicas = 16
+
+func setConfig(c *codec.Coder, s *cluster.SetConfig) {
+	SetID(c, &s.Set)
+	c.U64((*uint64)(&s.Epoch))
+	ID(c, &s.Primary)
+	codec.Slice(c, &s.Members, MaxReplicas, ID)
+	codec.Slice(c, &s.InSync, MaxReplicas, ID)
+	n := uint8(s.MinInSync)
+	c.U8(&n)
+	s.MinInSync = int(n)
+	Pos(c, &s.Floor)
 }
 
 // ProbeAck tells the primary where the backup's log stands.
@@ -193,7 +210,6 @@ type Stub struct {
 	Session cluster.SessionID
 	Number  uint64
 	Acked   uint64
-	Off     uint64 // of an appending Write, where it went
 }
 
 func (m *Append) Code(c *codec.Coder) {
@@ -212,7 +228,6 @@ func (m *Append) Code(c *codec.Coder) {
 		c.U64((*uint64)(&s.Session))
 		c.U64(&s.Number)
 		c.U64(&s.Acked)
-		c.U64(&s.Off)
 	})
 }
 
@@ -331,3 +346,17 @@ type CommitAsk struct {
 }
 
 func (m *CommitAsk) Code(c *codec.Coder) { c.U64((*uint64)(&m.Epoch)); c.U64(&m.Seq) }
+
+// HealOrder tells a backup that its log and the primary's have nothing in
+// common that the primary still has: it must compare the two bricks.
+type HealOrder struct {
+	Epoch cluster.Epoch
+	Round uint64
+}
+
+func (m *HealOrder) Code(c *codec.Coder) { c.U64((*uint64)(&m.Epoch)); c.U64(&m.Round) }
+
+// Release says that its sender holds no lease of any epoch up to Epoch.
+type Release struct{ Epoch cluster.Epoch }
+
+func (m *Release) Code(c *codec.Coder) { c.U64((*uint64)(&m.Epoch)) }

@@ -29,17 +29,30 @@ type Attach struct {
 	Set     cluster.SetID
 	Session cluster.SessionID
 	Client  string // host and mount point, for people
-	// Holds are the inodes that the client's kernel still knows, when it comes
-	// from another home: unlinked ones among them must live on.
-	Holds []fsop.Ino
+	// Holds are the inodes that the client's kernel still knows: unlinked ones
+	// among them must live on. They replace what this replica knew of the session.
+	Holds []Hold
 }
+
+// Hold counts how often an inode was given to a client: once for every reply
+// that named it as its result (Lookup, Create, Mkdir, Mknod, Symlink, Link, and
+// each entry of a Readdir with Plus), exactly as the kernel counts lookups
+// (fuse_forget_in.nlookup). A replica and its client count alike, so a Forget
+// that crosses a reply on the wire takes away only what it had seen.
+type Hold struct {
+	Ino fsop.Ino
+	N   uint64
+}
+
+// Code implements codec.Coded.
+func (h *Hold) Code(c *codec.Coder) { h.Ino.Code(c); c.U64(&h.N) }
 
 func (m *Attach) Code(c *codec.Coder) {
 	c.U16(&m.Version)
 	SetID(c, &m.Set)
 	c.U64((*uint64)(&m.Session))
 	c.String(&m.Client, 1024)
-	codec.Slice(c, &m.Holds, 4<<20, func(c *codec.Coder, i *fsop.Ino) { i.Code(c) })
+	codec.Slice(c, &m.Holds, 4<<20, func(c *codec.Coder, h *Hold) { h.Code(c) })
 }
 
 // Status says why a request was not carried out, or that it was.
@@ -109,11 +122,13 @@ type Pong struct {
 
 func (m *Pong) Code(c *codec.Coder) { c.U64(&m.Stamp); c.Bool(&m.Serving) }
 
-// Forget says that the client's kernel no longer knows these inodes.
-type Forget struct{ Inos []fsop.Ino }
+// Forget takes N from the count of each inode. At zero the client's kernel no
+// longer knows it, nor any name in it. A reply that the client dropped instead
+// of giving it to its kernel is forgotten at once.
+type Forget struct{ Holds []Hold }
 
 func (m *Forget) Code(c *codec.Coder) {
-	codec.Slice(c, &m.Inos, 1<<20, func(c *codec.Coder, i *fsop.Ino) { i.Code(c) })
+	codec.Slice(c, &m.Holds, 1<<20, func(c *codec.Coder, h *Hold) { h.Code(c) })
 }
 
 // Inval tells a session what of its caches is no longer true. The change is
