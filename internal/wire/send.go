@@ -1,0 +1,305 @@
+package wire
+
+import (
+	"context"
+	"fmt"
+)
+
+// copyLimit is the length up to which a part is copied into the queue; a
+// longer one is written from where it is.
+const copyLimit = 8 << 10
+
+// keepBuffer is the largest queue buffer that is kept for the next batch.
+const keepBuffer = 256 << 10
+
+// batch is a run of frames on their way to the network.
+type batch struct {
+	buf  []byte // headers and short parts, in order
+	refs []ref  // long parts
+	size int    // bytes in all
+}
+
+// ref is a long part, which goes in front of buf[at:].
+type ref struct {
+	at   int
+	part []byte
+}
+
+func (b *batch) add(head *[headerSize]byte, parts [][]byte, size int) {
+	b.buf = append(b.buf, head[:]...)
+	for _, p := range parts {
+		if len(p) <= copyLimit {
+			b.buf = append(b.buf, p...)
+		} else {
+			b.refs = append(b.refs, ref{len(b.buf), p})
+		}
+	}
+	b.size += size
+}
+
+// vector appends the batch in the order of the stream to v.
+func (b *batch) vector(v [][]byte) [][]byte {
+	from := 0
+	for _, r := range b.refs {
+		if r.at > from {
+			v = append(v, b.buf[from:r.at])
+			from = r.at
+		}
+		v = append(v, r.part)
+	}
+	if from < len(b.buf) {
+		v = append(v, b.buf[from:])
+	}
+	return v
+}
+
+// when says what a sender does after it has queued a message.
+type when uint8
+
+const (
+	later when = iota // somebody will flush
+	soon              // have it written by the writer goroutine
+	now               // write it, unless somebody else does already
+)
+
+// Send sends a one-way message whose body is the parts put together. It never
+// waits for the network: it is the writer goroutine that writes, together with
+// everything else that was queued meanwhile. ErrBacklog or the connection's
+// cause say that the message was not queued.
+//
+// Parts of up to 8 KiB are copied before Send returns. Longer ones are not:
+// they must not change any more, ever, as nobody says when they have been sent.
+func (c *Conn) Send(kind uint8, parts ...[]byte) error {
+	_, err := c.queue(header{kind: kind}, parts, soon)
+	return err
+}
+
+// Queue is Send for a burst: nothing is written before the next Flush, Call or
+// Reply on the connection.
+func (c *Conn) Queue(kind uint8, parts ...[]byte) error {
+	_, err := c.queue(header{kind: kind}, parts, later)
+	return err
+}
+
+// Flush writes what is queued, as far as that goes without waiting; the writer
+// goroutine does the rest.
+func (c *Conn) Flush() {
+	c.mu.Lock()
+	if c.takeLocked(caller) {
+		c.mu.Unlock()
+		c.push()
+		return
+	}
+	c.mu.Unlock()
+}
+
+// Reply answers m, which must have come from this connection and is answered
+// once. It does not wait for the network, and owns parts like Send. If the
+// reply cannot be queued the connection ends, since the caller would wait for ever:
+// whoever makes large replies asks for Room before.
+func (c *Conn) Reply(m Message, parts ...[]byte) error {
+	if m.ID == 0 {
+		return fmt.Errorf("reply to a one-way message of kind %d", m.Kind)
+	}
+	c.inCalls.Add(-1)
+	c.inBytes.Add(-int64(m.size))
+	_, err := c.queue(header{kind: m.Kind, id: m.ID, flags: flagReply}, parts, now)
+	if err != nil {
+		c.Close(fmt.Errorf("reply of kind %d: %w", m.Kind, err))
+	}
+	return err
+}
+
+// Room waits until n bytes fit into the queue, or nothing is queued at all.
+// The room is not reserved; a caller that finds it gone asks again.
+func (c *Conn) Room(ctx context.Context, n int) error {
+	c.mu.Lock()
+	for {
+		switch {
+		case c.err != nil:
+			c.mu.Unlock()
+			return c.err
+		case c.queued == 0 || c.queued+n <= c.o.MaxQueue:
+			c.mu.Unlock()
+			return nil
+		}
+		wait := c.waitLocked()
+		c.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		c.mu.Lock()
+	}
+}
+
+// Drain waits until everything queued so far was given to the operating
+// system. It is what comes before Close when the last words matter.
+func (c *Conn) Drain(ctx context.Context) error {
+	c.mu.Lock()
+	last := c.turn
+	if c.out.size > 0 {
+		last++
+	}
+	return c.waitBatchLocked(ctx, last)
+}
+
+// waitBatchLocked waits until the batch with that number is gone, and unlocks mu.
+func (c *Conn) waitBatchLocked(ctx context.Context, turn uint64) error {
+	for c.finished < turn && c.err == nil {
+		wait := c.waitLocked()
+		c.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		c.mu.Lock()
+	}
+	err := c.err
+	if c.finished >= turn {
+		err = nil
+	}
+	c.mu.Unlock()
+	return err
+}
+
+// queue puts a frame into the queue, sees to its being written, and returns
+// the number of its batch.
+func (c *Conn) queue(h header, parts [][]byte, w when) (turn uint64, err error) {
+	for _, p := range parts {
+		h.length += len(p)
+	}
+	if h.length > MaxBody {
+		return 0, fmt.Errorf("%w: %d bytes, %d allowed", ErrTooLong, h.length, MaxBody)
+	}
+	var head [headerSize]byte
+	h.encode(&head, c.o.Integrity, parts)
+	size := headerSize + h.length
+
+	c.mu.Lock()
+	switch {
+	case c.err != nil:
+		err = c.err
+		c.mu.Unlock()
+		return 0, err
+	case c.queued > 0 && c.queued+size > c.o.MaxQueue:
+		c.mu.Unlock()
+		return 0, ErrBacklog
+	}
+	if c.out.buf == nil {
+		c.out.buf, c.spare = c.spare, nil
+	}
+	c.out.add(&head, parts, size)
+	c.queued += size
+	turn = c.turn + 1
+	if w == now && c.takeLocked(caller) {
+		c.mu.Unlock()
+		c.push()
+		return turn, nil
+	}
+	wake := w != later && c.owner == nobody && c.ready
+	c.mu.Unlock()
+	if wake {
+		c.kick()
+	}
+	return turn, nil
+}
+
+// kick makes the writer goroutine look at the queue.
+func (c *Conn) kick() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// takeLocked makes the queue the current batch of a new owner, if there is
+// something to write and nobody writes.
+func (c *Conn) takeLocked(o owner) bool {
+	if c.owner != nobody || !c.ready || c.err != nil || c.out.size == 0 {
+		return false
+	}
+	c.owner = o
+	c.cur = c.out
+	c.out = batch{buf: c.spare}
+	c.spare = nil
+	c.turn++
+	c.sink.load(&c.cur)
+	return true
+}
+
+// finishLocked ends the owner's turn with the current batch.
+func (c *Conn) finishLocked() {
+	c.owner = nobody
+	c.finished = c.turn
+	c.queued -= c.cur.size
+	if cap(c.cur.buf) <= keepBuffer {
+		if c.out.buf == nil {
+			c.out.buf = c.cur.buf[:0]
+		} else if c.spare == nil {
+			c.spare = c.cur.buf[:0]
+		}
+	}
+	clear(c.cur.refs)
+	c.cur = batch{}
+	c.changedLocked()
+}
+
+// push writes the current batch and those that gather behind it, without
+// blocking; the caller has made itself the owner. It leaves the rest to the
+// writer goroutine, soon enough not to become one.
+func (c *Conn) push() {
+	for range 4 {
+		done, err := c.sink.write(false)
+		c.mu.Lock()
+		if !done && err == nil {
+			c.owner = writer // which finds the sink as push left it
+			c.mu.Unlock()
+			c.kick()
+			return
+		}
+		c.finishLocked()
+		if err == nil && c.takeLocked(caller) {
+			c.mu.Unlock()
+			continue
+		}
+		c.mu.Unlock()
+		if err != nil {
+			c.Close(explain(err))
+		}
+		return
+	}
+	c.mu.Lock()
+	c.owner = writer
+	c.mu.Unlock()
+	c.kick()
+}
+
+// writeLoop is the writer goroutine: it writes what others left.
+func (c *Conn) writeLoop() {
+	for {
+		select {
+		case <-c.wake:
+		case <-c.done:
+			return
+		}
+		c.mu.Lock()
+		mine := c.owner == writer
+		if !mine {
+			mine = c.takeLocked(writer)
+		}
+		for mine {
+			c.mu.Unlock()
+			_, err := c.sink.write(true)
+			if err != nil {
+				c.Close(explain(err))
+			}
+			c.mu.Lock()
+			c.finishLocked()
+			mine = c.takeLocked(writer)
+		}
+		c.mu.Unlock()
+	}
+}
