@@ -1,0 +1,173 @@
+package state
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/proto"
+)
+
+// The times of a failover.
+const (
+	// SealTimeout is how long one round of seals is waited for.
+	SealTimeout = 300 * time.Millisecond
+	// TrustWait is how long a failover waits for more of the in-sync bricks when
+	// none of those that answered has certainly kept everything.
+	TrustWait = 3 * time.Second
+	// InsistAfter is how long a brick may refuse its seal because it still hears
+	// a primary that the control plane itself cannot reach.
+	InsistAfter = 2 * time.Second
+)
+
+// SealResult is what became of the seal of one brick.
+type SealResult struct {
+	Brick cluster.BrickID
+	// Answered is false if the brick could not be reached, or not in time.
+	Answered bool
+	Reply    proto.SealReply // if Answered
+}
+
+// Failover is everything that the choice of a new primary depends on.
+type Failover struct {
+	Config  cluster.SetConfig
+	Results []SealResult  // of the in-sync bricks, in any order; one missing did not answer
+	Elapsed time.Duration // since the first round of seals
+	// Leaving is a brick that goes away by intent: it neither leads nor stays in
+	// sync. Zero in an unplanned failover.
+	Leaving cluster.BrickID
+}
+
+// Verdict is what to do about a set.
+type Verdict struct {
+	// Next, if not nil, is the configuration to propose.
+	Next *cluster.SetConfig
+	// Again asks for another round of seals. With neither Next nor Again the
+	// failover is refused until something changes.
+	Again bool
+	// Insist asks that the next round seals bricks that still hear their primary.
+	Insist bool
+	// Reason says in a sentence why there is no Next.
+	Reason string
+}
+
+// Decide chooses the next configuration of a set whose in-sync bricks were
+// sealed, that is, accept nothing more of the present epoch.
+//
+// Every acknowledged change is on every in-sync brick, so any sealed one that
+// has certainly kept what it had (Trusted) may lead; the one with the highest
+// position undoes the least. Whoever did not answer leaves the in-sync set: it
+// may have missed what comes now.
+//
+// A brick that restarted uncleanly has everything that was ever flushed, and
+// perhaps not the last changes. If there are only such, as after a power cut of
+// everything, the others are waited for a while; then the highest position
+// leads, alone, for the rest may differ from it in anything that was not
+// flushed. It must reach Floor, which the control plane knows to have been
+// durable; if it does not, its disk has lost data and an operator decides.
+func (f *Failover) Decide() Verdict {
+	cfg := &f.Config
+	var trusted, sealed []SealResult
+	answered := 0
+	var refusal *SealResult
+	primaryAnswered := cfg.Primary.IsZero()
+	for _, id := range f.order() {
+		r := f.result(id)
+		if !r.Answered {
+			continue
+		}
+		answered++
+		if id == cfg.Primary {
+			primaryAnswered = true
+		}
+		switch {
+		case !r.Reply.Sealed:
+			if refusal == nil {
+				refusal = &r
+			}
+		case id == f.Leaving:
+		case r.Reply.Trusted:
+			trusted = append(trusted, r)
+			sealed = append(sealed, r)
+		default:
+			sealed = append(sealed, r)
+		}
+	}
+	if refusal != nil {
+		reason := fmt.Sprintf("brick %v keeps its primary: %s", refusal.Brick, refusal.Reply.Text)
+		if primaryAnswered {
+			return Verdict{Reason: reason}
+		}
+		return Verdict{Again: true, Insist: f.Elapsed >= InsistAfter, Reason: reason}
+	}
+	candidates := len(cfg.InSync)
+	if cfg.IsInSync(f.Leaving) {
+		candidates--
+	}
+	if candidates == 0 {
+		return Verdict{Reason: "no other brick is in sync to take over"}
+	}
+	if best, ok := highest(trusted); ok {
+		var inSync []cluster.BrickID
+		for _, r := range trusted {
+			inSync = append(inSync, r.Brick)
+		}
+		return f.next(best, inSync)
+	}
+	if len(sealed) == 0 {
+		return Verdict{Again: true, Reason: fmt.Sprintf("none of the %d in-sync brick(s) can be reached", candidates)}
+	}
+	if answered < len(cfg.InSync) && f.Elapsed < TrustWait {
+		return Verdict{Again: true, Reason: fmt.Sprintf("the bricks that can be reached stopped uncleanly; waiting for the other in-sync brick(s), %d of %d answered", answered, len(cfg.InSync))}
+	}
+	best, _ := highest(sealed)
+	if best.Reply.Tail.Compare(cfg.Floor) < 0 {
+		return Verdict{Again: true, Reason: fmt.Sprintf("brick %v reaches %v and the set was durable up to %v: data would be lost. Bring back the brick(s) that do not answer, or decide to go on with less", best.Brick, best.Reply.Tail, cfg.Floor)}
+	}
+	return f.next(best, []cluster.BrickID{best.Brick})
+}
+
+// order lists the in-sync bricks in the order in which equals are preferred: as
+// the user gave them, the failed primary last, since something was wrong with it.
+func (f *Failover) order() []cluster.BrickID {
+	var ids []cluster.BrickID
+	for _, b := range f.Config.Members {
+		if f.Config.IsInSync(b) && b != f.Config.Primary {
+			ids = append(ids, b)
+		}
+	}
+	if f.Config.IsInSync(f.Config.Primary) {
+		ids = append(ids, f.Config.Primary)
+	}
+	return ids
+}
+
+func (f *Failover) result(id cluster.BrickID) SealResult {
+	i := slices.IndexFunc(f.Results, func(r SealResult) bool { return r.Brick == id })
+	if i < 0 {
+		return SealResult{Brick: id}
+	}
+	return f.Results[i]
+}
+
+// highest returns the first result with the highest position.
+func highest(rs []SealResult) (best SealResult, ok bool) {
+	for _, r := range rs {
+		if !ok || r.Reply.Tail.Compare(best.Reply.Tail) > 0 {
+			best, ok = r, true
+		}
+	}
+	return best, ok
+}
+
+func (f *Failover) next(best SealResult, inSync []cluster.BrickID) Verdict {
+	n := f.Config.Clone()
+	n.Epoch++
+	n.Primary = best.Brick
+	n.InSync = inSync
+	if best.Reply.Tail.Compare(n.Floor) > 0 {
+		n.Floor = best.Reply.Tail
+	}
+	return Verdict{Next: &n}
+}
