@@ -1,0 +1,342 @@
+// Package api is the language that the command line, the web page and other
+// programs speak to a daemon: the REST requests and answers as structs, the
+// error codes, and a client.
+//
+// It decides nothing: package httpd serves these structs and package daemon
+// knows what they mean. doc/openapi.yaml describes the same for people who
+// write other clients; a test in httpd keeps the two together.
+//
+// All bodies are JSON. Times are RFC 3339, durations and sizes are in the unit
+// that the field says. Fields are only ever added.
+package api
+
+import "time"
+
+// Prefix is in front of every path; it changes only with the meaning of one.
+const Prefix = "/v1"
+
+// MaxBody bounds the body of a request, in bytes.
+const MaxBody = 1 << 20
+
+// DefaultPort is the one TCP port between machines.
+const DefaultPort = 24007
+
+// DefaultSocket is where a daemon listens for the command line on its machine.
+const DefaultSocket = "/run/mortar/mortar.sock"
+
+// Version says what runs.
+type Version struct {
+	Version  string `json:"version"`  // of the program
+	Go       string `json:"go"`       // that built it
+	Protocol uint16 `json:"protocol"` // between machines; both sides need the same
+	PID      int    `json:"pid"`
+}
+
+// Pool is what a daemon knows of its pool.
+type Pool struct {
+	ID      string `json:"id"`
+	Version uint64 `json:"version"` // of the cluster map; grows with every change
+	Self    string `json:"self"`    // id of the peer that answers
+	Leader  string `json:"leader"`  // id of the peer that leads the control plane; empty: none now
+	Peers   []Peer `json:"peers"`   // by name; the answering peer among them
+}
+
+// PeerState is the state of a membership; the numbers are those of gluster's
+// peer status.
+type PeerState int
+
+const (
+	PeerProbed     PeerState = 1 // "Accepted peer request": known, has not yet been seen
+	PeerInCluster  PeerState = 3
+	PeerRejected   PeerState = 6 // a clone, or removed
+	peerStateCount           = 7
+)
+
+var peerStates = [peerStateCount]string{
+	PeerProbed:    "Accepted peer request",
+	PeerInCluster: "Peer in Cluster",
+	PeerRejected:  "Peer Rejected",
+}
+
+func (s PeerState) String() string {
+	if s >= 0 && s < peerStateCount && peerStates[s] != "" {
+		return peerStates[s]
+	}
+	return "Unknown"
+}
+
+// Peer is one machine of the pool as the answering peer sees it.
+type Peer struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	Addrs     []string  `json:"addrs"` // host:port, best first
+	Self      bool      `json:"self"`
+	Connected bool      `json:"connected"`
+	State     PeerState `json:"state"`
+	StateText string    `json:"state_text"`
+	Voter     bool      `json:"voter"`
+	Witness   bool      `json:"witness"` // votes, holds no bricks
+	// Problem says why the peer is not connected, in words, where known.
+	Problem string `json:"problem,omitempty"`
+}
+
+// InviteRequest asks for a token that lets one machine join.
+type InviteRequest struct {
+	TTL     int  `json:"ttl_seconds"` // 0: the default, one hour
+	Uses    int  `json:"uses"`        // machines that may use it; 0: one
+	Witness bool `json:"witness"`     // the machine will vote and hold no bricks
+}
+
+// Invitation is the answer to an InviteRequest. It is shown once: the pool
+// keeps only a hash of the token.
+type Invitation struct {
+	Token   string    `json:"token"`
+	Hosts   []string  `json:"hosts"` // addresses of this peer to join through, best first
+	Expires time.Time `json:"expires"`
+	Uses    int       `json:"uses"`
+}
+
+// JoinRequest tells a daemon to leave its own empty pool and join another.
+type JoinRequest struct {
+	Token string   `json:"token"`
+	Hosts []string `json:"hosts"` // host or host:port, tried in order
+	Name  string   `json:"name"`  // what the pool shall call this machine; empty: the daemon's own choice
+}
+
+// JoinReply says which pool was joined.
+type JoinReply struct {
+	Pool string `json:"pool"`
+	Peer string `json:"peer"` // this machine's id
+	Name string `json:"name"`
+}
+
+// EnrollRequest is what a joining machine sends, over TLS pinned by the token's
+// CA digest, to a peer of the pool.
+type EnrollRequest struct {
+	Secret  string   `json:"secret"` // of the token
+	CSR     []byte   `json:"csr"`    // DER; carries the machine's public key
+	Name    string   `json:"name"`
+	Port    int      `json:"port"`            // TCP port where the machine listens
+	Addrs   []string `json:"addrs,omitempty"` // where it says it can be reached; empty: where it comes from
+	Witness bool     `json:"witness"`
+	Version uint16   `json:"version"` // of the protocol
+}
+
+// EnrollReply makes the joining machine a peer.
+type EnrollReply struct {
+	Cert []byte `json:"cert"` // DER
+	CA   []byte `json:"ca"`   // DER
+	Pool string `json:"pool"`
+	Name string `json:"name"` // what the pool calls the machine
+	// Map is the cluster map, JSON of cluster.Map: where to find the others.
+	Map []byte `json:"map"`
+}
+
+// ProbeRequest asks for a fresh machine to be brought into the pool.
+type ProbeRequest struct {
+	Host string `json:"host"` // host or host:port
+}
+
+// ProbeResult is how a probe ended well.
+type ProbeResult string
+
+const (
+	ProbeAdded     ProbeResult = "added"
+	ProbeAlready   ProbeResult = "already"   // it is a peer of this pool
+	ProbeLocalhost ProbeResult = "localhost" // it is the very machine that was asked
+)
+
+// ProbeReply answers ProbeRequest.
+type ProbeReply struct {
+	Result ProbeResult `json:"result"`
+	Host   string      `json:"host"`
+	Port   int         `json:"port"`
+	Peer   string      `json:"peer"`
+}
+
+// InvitedRequest is what a probing peer hands to the fresh machine: join us.
+type InvitedRequest struct {
+	Token string   `json:"token"`
+	Hosts []string `json:"hosts"`
+	Name  string   `json:"name"` // what the probing administrator called the machine
+}
+
+// VolumeCreate asks for a new volume.
+type VolumeCreate struct {
+	Name    string   `json:"name"`
+	Replica int      `json:"replica"` // bricks per set; 0 or 1: no copies
+	Bricks  []string `json:"bricks"`  // HOST:/absolute/path, sets in the order given
+	Force   bool     `json:"force"`   // accept mount points, the root partition, several bricks of a set on one machine
+}
+
+// Option is one volume option.
+type Option struct {
+	Key     string `json:"key"`
+	Value   string `json:"value"`
+	Default bool   `json:"default,omitempty"` // not set by anybody
+}
+
+// OptionHelp describes one option that can be set.
+type OptionHelp struct {
+	Key         string `json:"key"`
+	Default     string `json:"default"`
+	Description string `json:"description"`
+}
+
+// OptionsChange sets (PUT) options, or with Reset (DELETE) takes them back.
+type OptionsChange struct {
+	Options []Option `json:"options"`
+}
+
+// OptionsReply answers an OptionsChange.
+type OptionsReply struct {
+	Notes []string `json:"notes,omitempty"` // what was accepted but does nothing here, and why
+}
+
+// Brick is one brick of a volume.
+type Brick struct {
+	ID   string `json:"id"`
+	Name string `json:"name"` // HOST:/path, as it was given
+	Peer string `json:"peer"` // id
+}
+
+// Volume is the configuration of a volume.
+type Volume struct {
+	ID         string   `json:"id"`
+	Name       string   `json:"name"`
+	Type       string   `json:"type"`   // Distribute, Replicate, Distributed-Replicate
+	Status     int      `json:"status"` // 0 created, 1 started, 2 stopped
+	StatusText string   `json:"status_text"`
+	Snapshots  int      `json:"snapshots"`
+	Replica    int      `json:"replica"`
+	Sets       int      `json:"sets"`
+	Bricks     []Brick  `json:"bricks"`
+	Options    []Option `json:"options"` // only those that were set, by key
+}
+
+// VolumeStatus is how a started volume does.
+type VolumeStatus struct {
+	Name   string        `json:"name"`
+	Bricks []BrickStatus `json:"bricks"`
+	Peers  []ServiceRow  `json:"peers"` // the daemons that heal and serve, the answering one first
+	Sets   []SetStatus   `json:"sets"`
+}
+
+// ServiceRow is a daemon that takes part in the volume.
+type ServiceRow struct {
+	Host   string `json:"host"` // "localhost" for the answering peer
+	Online bool   `json:"online"`
+	PID    int    `json:"pid"`
+}
+
+// SetStatus is the state of one replica set.
+type SetStatus struct {
+	Index     int    `json:"index"`
+	Epoch     uint64 `json:"epoch"`
+	Primary   string `json:"primary"` // brick name; empty: none
+	InSync    int    `json:"in_sync"`
+	Members   int    `json:"members"`
+	MinInSync int    `json:"min_in_sync"`
+	Writable  bool   `json:"writable"`
+}
+
+// BrickStatus is how one brick does.
+type BrickStatus struct {
+	Brick
+	Online bool `json:"online"`
+	Port   int  `json:"port"` // TCP; 0 if offline
+	PID    int  `json:"pid"`  // of the daemon; 0 if offline
+	// Role is "primary", "backup" or "out" (not in the in-sync set).
+	Role   string `json:"role"`
+	InSync bool   `json:"in_sync"`
+	Epoch  uint64 `json:"epoch"`
+	Tail   uint64 `json:"tail"`   // sequence number of the last change in its log
+	Commit uint64 `json:"commit"` // sequence number up to which changes are acknowledged
+	// Problem says why the brick is offline or not in sync, in words.
+	Problem string      `json:"problem,omitempty"`
+	Heal    *HealState  `json:"heal,omitempty"` // while it is being brought up to date
+	Disk    *DiskStatus `json:"disk,omitempty"` // with ?detail=true
+}
+
+// DiskStatus describes the file system under a brick.
+type DiskStatus struct {
+	FileSystem   string `json:"file_system"`
+	Device       string `json:"device"`
+	MountOptions string `json:"mount_options"`
+	InodeSize    int    `json:"inode_size"` // bytes; 0: unknown
+	Free         uint64 `json:"free"`       // bytes
+	Total        uint64 `json:"total"`      // bytes
+	Inodes       uint64 `json:"inodes"`
+	FreeInodes   uint64 `json:"free_inodes"`
+}
+
+// HealState is a heal in progress.
+type HealState struct {
+	Phase      string  `json:"phase"`       // "catch-up" or "compare"
+	Percent    float64 `json:"percent"`     // done, 0 to 100
+	Bytes      uint64  `json:"bytes"`       // copied so far
+	Rate       float64 `json:"rate"`        // bytes per second, lately
+	ETASeconds float64 `json:"eta_seconds"` // −1: unknown
+}
+
+// HealInfo tells per brick what it lacks.
+type HealInfo struct {
+	Volume string      `json:"volume"`
+	Bricks []HealBrick `json:"bricks"`
+}
+
+// HealBrick is a brick's row of HealInfo.
+type HealBrick struct {
+	Name      string `json:"name"`
+	Connected bool   `json:"connected"`
+	InSync    bool   `json:"in_sync"`
+	// Entries counts the changes, or after a long absence the objects, that the
+	// brick still lacks; −1: unknown, because the brick or its primary is down.
+	Entries int64      `json:"entries"`
+	Heal    *HealState `json:"heal,omitempty"`
+	Problem string     `json:"problem,omitempty"`
+}
+
+// HealRequest asks for a heal to be started now, or (Verify) for proof that the
+// replicas are identical.
+type HealRequest struct {
+	Full   bool `json:"full"`
+	Verify bool `json:"verify"`
+}
+
+// HealReply answers a HealRequest.
+type HealReply struct {
+	Digests []BrickDigest `json:"digests,omitempty"` // with Verify
+	Same    bool          `json:"same"`              // all digests of each set are equal
+}
+
+// BrickDigest is the digest of a brick's logical contents at a position of its set.
+type BrickDigest struct {
+	Brick  string `json:"brick"`
+	At     string `json:"at"`  // epoch.sequence
+	Sum    string `json:"sum"` // hex
+	Inodes uint64 `json:"inodes"`
+	Bytes  uint64 `json:"bytes"`
+	// Problem says why there is no digest: out of sync, say.
+	Problem string `json:"problem,omitempty"`
+}
+
+// BrickPrepare asks a peer to check and make the directory of a new brick.
+// Peers ask each other; nobody else may.
+type BrickPrepare struct {
+	Pool    string `json:"pool"`
+	Volume  string `json:"volume"` // id
+	Set     int    `json:"set"`
+	Brick   string `json:"brick"` // id
+	Host    string `json:"host"`  // as the user wrote it, for messages
+	Path    string `json:"path"`
+	Force   bool   `json:"force"`
+	DryRun  bool   `json:"dry_run"` // check only, make nothing
+	Discard bool   `json:"discard"` // take back what an earlier prepare made
+}
+
+// LocalBricks is what a peer tells another of its own bricks.
+type LocalBricks struct {
+	PID    int           `json:"pid"`
+	Bricks []BrickStatus `json:"bricks"`
+}
