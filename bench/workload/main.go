@@ -176,7 +176,6 @@ func (b *bench) makeArchive() error {
 	return errors.Join(tree.Tar(f, b.tree), f.Close())
 }
 
-
 // time measures how long f takes.
 func (b *bench) time(name string, f func() error) error { return b.rate(name, "s", 1, f) }
 
