@@ -1,0 +1,85 @@
+// Workload does to a mounted volume what the end-to-end tests need done by a
+// process of its own: because it must be killed with a host, because it may
+// hang, or because it reaches into the mounts of several hosts at once.
+//
+//	workload record    write and read for as long as told, log what was acknowledged
+//	workload verify    compare a directory with the log of record
+//	workload manifest  print every object of a tree to the last bit
+//	workload coherence change on one mount, look on another, at once
+//	workload counter   increment a number in a file under a lock
+//	workload append    append records to a shared file; with -check, judge it
+//	workload race      create, rename and remove in a shared directory
+//	workload fill      write until the disk is full
+//
+// Each prints one JSON object on standard output (manifest: lines) and exits
+// with 1 if it found something wrong, with 2 if it could not do its work.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"mortar/test/tree"
+)
+
+// verdict is what a command prints.
+type verdict interface {
+	// wrong says in words what is not as it must be; nil if all is.
+	wrong() []string
+}
+
+var commands = map[string]func(fs *flag.FlagSet, args []string) (verdict, error){
+	"record":    record,
+	"verify":    verify,
+	"manifest":  manifest,
+	"coherence": coherence,
+	"counter":   counter,
+	"append":    appendRecords,
+	"race":      race,
+	"fill":      fill,
+}
+
+func main() {
+	runtime.GOMAXPROCS(8) // threads block in the kernel, and must not keep each other waiting
+	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
+		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|fill [flags]")
+		os.Exit(2)
+	}
+	v, err := commands[os.Args[1]](flag.NewFlagSet("workload "+os.Args[1], flag.ExitOnError), os.Args[2:])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "workload %s: %v\n", os.Args[1], err)
+		os.Exit(2)
+	}
+	if v == nil {
+		return
+	}
+	out := json.NewEncoder(os.Stdout)
+	out.SetIndent("", " ")
+	out.Encode(v)
+	if w := v.wrong(); len(w) > 0 {
+		fmt.Fprintf(os.Stderr, "workload %s: %s\n", os.Args[1], strings.Join(w, "\n"))
+		os.Exit(1)
+	}
+}
+
+// stopped is closed when the process is asked to finish (SIGTERM).
+func stopped() <-chan os.Signal {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGTERM)
+	return c
+}
+
+func manifest(fs *flag.FlagSet, args []string) (verdict, error) {
+	fs.Parse(args)
+	lines, err := tree.Manifest(fs.Arg(0))
+	for _, l := range lines {
+		fmt.Println(l)
+	}
+	return nil, err
+}
