@@ -19,7 +19,7 @@ type Buffers struct {
 // Bodies of 2^minClass bytes and more come from classes of 2^k bytes and some
 // slack, because a body is usually a power of two of data and a small head.
 const (
-	minClass = 12
+	minClass = 14
 	maxClass = 20
 	slack    = 4 << 10
 )

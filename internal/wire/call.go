@@ -15,7 +15,7 @@ type calls struct {
 	next     uint64     // the last id given
 	open     map[uint64]*waiter
 	bytes    int // in the bodies of open
-	maxCalls int // what the other side puts up with; 0 until it has said so
+	maxCalls int // what the other side puts up with; the least until it has said so
 	maxBytes int
 	room     chan struct{} // closed when a call ends, if somebody waits for that
 	free     []*waiter
@@ -34,7 +34,10 @@ type result struct {
 	err  error
 }
 
-func (s *calls) init() { s.open = make(map[uint64]*waiter) }
+func (s *calls) init() {
+	s.open = make(map[uint64]*waiter)
+	s.maxCalls, s.maxBytes = leastCalls, MaxBody
+}
 
 // limit sets how many calls may be open.
 func (s *calls) limit(calls, bytes int) {
@@ -56,9 +59,9 @@ func (s *calls) roomLocked() {
 func (s *calls) begin(ctx context.Context, size int, done func([]byte, error)) (uint64, *waiter, error) {
 	s.mu.Lock()
 	for {
-		if s.err != nil {
+		if err := s.err; err != nil {
 			s.mu.Unlock()
-			return 0, nil, s.err
+			return 0, nil, err
 		}
 		if len(s.open) < s.maxCalls && (len(s.open) == 0 || s.bytes+size <= s.maxBytes) {
 			break

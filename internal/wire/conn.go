@@ -86,6 +86,7 @@ func (o *Options) setDefaults() {
 	if o.MaxCallBytes <= 0 {
 		o.MaxCallBytes = 64 << 20
 	}
+	o.MaxCalls = max(o.MaxCalls, leastCalls)
 	o.MaxCallBytes = max(o.MaxCallBytes, MaxBody)
 	if o.HelloTimeout <= 0 {
 		o.HelloTimeout = 5 * time.Second
@@ -277,6 +278,10 @@ func (c *Conn) hello() error {
 // explain turns what the operating system says of a broken connection into
 // what it means.
 func explain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" { // crypto/tls
+		return fmt.Errorf("the other side refused this machine (%w); the log there says why", err)
+	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return ErrPeerClosed
 	}
@@ -285,5 +290,5 @@ func explain(err error) error {
 
 // Recycle takes back the body of a Message or of a Call's reply for another to
 // use. Nobody may look at it any more. Recycling is never needed; it pays for
-// bodies of 4 KiB and more.
+// bodies of 16 KiB and more.
 func (c *Conn) Recycle(body []byte) { c.o.Buffers.put(body) }

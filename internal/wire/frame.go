@@ -15,6 +15,10 @@ const (
 	// MaxBody bounds the body of one frame: 1 MiB of payload and what describes it.
 	MaxBody = 1<<20 + 64<<10
 
+	// leastCalls is the least that a hello may allow, so that a connection can be
+	// used before the other side's hello is there.
+	leastCalls = 16
+
 	helloSize  = 24
 	headerSize = 20
 	magic      = "mortar\r\n"
@@ -163,7 +167,7 @@ func parseHello(b []byte) (hello, error) {
 		return h, fmt.Errorf("%w: hello with flags %#x", ErrFrame, flags)
 	}
 	h.crc = flags&helloCRC != 0
-	if h.maxCalls == 0 || h.maxBytes == 0 || h.maxBody != MaxBody {
+	if h.maxCalls < leastCalls || h.maxBytes < MaxBody || h.maxBody != MaxBody {
 		return h, fmt.Errorf("%w: hello with limits %d, %d, %d", ErrFrame, h.maxCalls, h.maxBytes, h.maxBody)
 	}
 	return h, nil

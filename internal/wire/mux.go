@@ -47,13 +47,14 @@ type Mux struct {
 	cfg *tls.Config
 	o   MuxOptions
 
-	mu       sync.Mutex // guards the fields below
-	handlers map[string]func(context.Context, *tls.Conn)
-	conns    map[net.Conn]struct{}
-	shaking  bound // in their handshake, by address
-	settled  bound // after it, by key or address
-	refused  map[string]int
-	logged   time.Time
+	mu        sync.Mutex // guards the fields below
+	handlers  map[string]func(context.Context, *tls.Conn)
+	listeners []*muxListener
+	conns     map[net.Conn]struct{}
+	shaking   bound // in their handshake, by address
+	settled   bound // after it, by key or address
+	refused   map[string]int
+	logged    time.Time
 }
 
 // bound counts things in all and by key.
@@ -107,10 +108,13 @@ func (m *Mux) Handle(alpn string, f func(ctx context.Context, c *tls.Conn)) {
 }
 
 // Listener returns the connections of protocol alpn as a net.Listener, for
-// servers that want one.
+// servers that want one. They are of type *tls.Conn. Accept ends with Run.
 func (m *Mux) Listener(alpn string) net.Listener {
 	l := &muxListener{addr: m.l.Addr(), ch: make(chan net.Conn), closed: make(chan struct{})}
 	m.Handle(alpn, l.serve)
+	m.mu.Lock()
+	m.listeners = append(m.listeners, l)
+	m.mu.Unlock()
 	return l
 }
 
@@ -211,8 +215,7 @@ func (m *Mux) serve(ctx context.Context, cfg *tls.Config, nc net.Conn, addr stri
 	f(ctx, tc)
 }
 
-// refuse logs a refused connection: the first of each address, and once a
-// second at most.
+// refuse logs a refused connection, with one line a second at most.
 func (m *Mux) refuse(addr string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -229,10 +232,13 @@ func (m *Mux) refuse(addr string, err error) {
 	m.o.Log.Warn("connection refused", "remote", addr, "reason", err, "refused_since_last", n)
 }
 
-// closeAll closes every connection.
+// closeAll closes every connection and ends every Accept.
 func (m *Mux) closeAll() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for _, l := range m.listeners {
+		l.Close()
+	}
 	for nc := range m.conns {
 		nc.Close()
 	}
@@ -256,19 +262,16 @@ type muxListener struct {
 
 // serve hands a connection to Accept and waits until it is closed.
 func (l *muxListener) serve(ctx context.Context, tc *tls.Conn) {
-	c := &muxConn{Conn: tc, closed: make(chan struct{})}
 	select {
-	case l.ch <- c:
+	case l.ch <- tc:
 	case <-l.closed:
 		return
 	case <-ctx.Done():
-		l.Close()
 		return
 	}
 	select {
-	case <-c.closed:
+	case <-tc.NetConn().(*cork).closed:
 	case <-ctx.Done():
-		l.Close()
 	}
 }
 
@@ -288,17 +291,3 @@ func (l *muxListener) Close() error {
 }
 
 func (l *muxListener) Addr() net.Addr { return l.addr }
-
-// muxConn tells when it is closed. It is still a TLS connection to those who
-// ask for its ConnectionState.
-type muxConn struct {
-	*tls.Conn
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (c *muxConn) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(func() { close(c.closed) })
-	return err
-}

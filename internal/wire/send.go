@@ -117,8 +117,9 @@ func (c *Conn) Room(ctx context.Context, n int) error {
 	for {
 		switch {
 		case c.err != nil:
+			err := c.err
 			c.mu.Unlock()
-			return c.err
+			return err
 		case c.queued == 0 || c.queued+n <= c.o.MaxQueue:
 			c.mu.Unlock()
 			return nil
@@ -251,27 +252,30 @@ func (c *Conn) finishLocked() {
 // blocking; the caller has made itself the owner. It leaves the rest to the
 // writer goroutine, soon enough not to become one.
 func (c *Conn) push() {
-	for range 4 {
+	for round := 0; ; round++ {
 		done, err := c.sink.write(false)
-		c.mu.Lock()
-		if !done && err == nil {
-			c.owner = writer // which finds the sink as push left it
-			c.mu.Unlock()
-			c.kick()
-			return
-		}
-		c.finishLocked()
-		if err == nil && c.takeLocked(caller) {
-			c.mu.Unlock()
-			continue
-		}
-		c.mu.Unlock()
 		if err != nil {
 			c.Close(explain(err))
 		}
+		c.mu.Lock()
+		if !done {
+			break // the writer finds the sink as this write left it
+		}
+		c.finishLocked()
+		if !c.takeLocked(caller) {
+			c.mu.Unlock()
+			return
+		}
+		if round == 3 {
+			break
+		}
+		c.mu.Unlock()
+	}
+	if c.err != nil { // there may be no writer any more
+		c.finishLocked()
+		c.mu.Unlock()
 		return
 	}
-	c.mu.Lock()
 	c.owner = writer
 	c.mu.Unlock()
 	c.kick()
@@ -279,26 +283,20 @@ func (c *Conn) push() {
 
 // writeLoop is the writer goroutine: it writes what others left.
 func (c *Conn) writeLoop() {
-	for {
+	for ended := false; !ended; {
 		select {
 		case <-c.wake:
 		case <-c.done:
-			return
+			ended = true
 		}
 		c.mu.Lock()
-		mine := c.owner == writer
-		if !mine {
-			mine = c.takeLocked(writer)
-		}
-		for mine {
+		for c.owner == writer || c.takeLocked(writer) {
 			c.mu.Unlock()
-			_, err := c.sink.write(true)
-			if err != nil {
+			if _, err := c.sink.write(true); err != nil {
 				c.Close(explain(err))
 			}
 			c.mu.Lock()
 			c.finishLocked()
-			mine = c.takeLocked(writer)
 		}
 		c.mu.Unlock()
 	}

@@ -19,9 +19,20 @@ const HandshakeTimeout = 5 * time.Second
 // writes in memory, for tlsSink to write.
 type cork struct {
 	net.Conn
+	closed chan struct{}
+	once   sync.Once // closes closed
+
 	mu      sync.Mutex // guards the fields below; TLS may write from its read side, too
 	holding bool
 	held    []byte
+}
+
+func newCork(nc net.Conn) *cork { return &cork{Conn: nc, closed: make(chan struct{})} }
+
+// Close implements net.Conn.
+func (c *cork) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
 }
 
 // Write implements net.Conn.
@@ -55,12 +66,12 @@ func (c *cork) take(empty []byte) []byte {
 // Client makes a TLS connection of nc and completes the handshake within
 // HandshakeTimeout. It closes nc if that fails.
 func Client(ctx context.Context, nc net.Conn, cfg *tls.Config) (*tls.Conn, error) {
-	return handshake(ctx, nc, tls.Client(&cork{Conn: nc}, cfg))
+	return handshake(ctx, nc, tls.Client(newCork(nc), cfg))
 }
 
 // Server is the other side of Client.
 func Server(ctx context.Context, nc net.Conn, cfg *tls.Config) (*tls.Conn, error) {
-	return handshake(ctx, nc, tls.Server(&cork{Conn: nc}, cfg))
+	return handshake(ctx, nc, tls.Server(newCork(nc), cfg))
 }
 
 func handshake(ctx context.Context, nc net.Conn, tc *tls.Conn) (*tls.Conn, error) {
