@@ -226,6 +226,7 @@ func (s *State) addPeer(c *AddPeer) error {
 		}
 	}
 	s.Map.Peers = append(s.Map.Peers, clonePeer(&c.Peer))
+	s.Detached = slices.DeleteFunc(s.Detached, func(id cluster.PeerID) bool { return id == c.Peer.ID })
 	s.touch(c.Peer.ID)
 	return nil
 }
@@ -314,6 +315,10 @@ func (s *State) removePeer(c *RemovePeer, seen uint64) error {
 	}
 	s.Map.Peers = slices.DeleteFunc(s.Map.Peers, func(q *cluster.Peer) bool { return q.ID == c.Peer })
 	delete(s.Changed, c.Peer)
+	if len(s.Detached) >= MaxPeers {
+		s.Detached = slices.Delete(s.Detached, 0, len(s.Detached)-MaxPeers+1)
+	}
+	s.Detached = append(s.Detached, c.Peer)
 	return nil
 }
 

@@ -45,6 +45,9 @@ type State struct {
 	// Changed holds, for every peer and volume, the map version of its last
 	// change by an administrator: what compare-and-set compares.
 	Changed map[cluster.ID]uint64 `json:"changed,omitempty"`
+	// Detached are the peers that were taken out of the pool, oldest first, so
+	// that one that was away at the time can be told.
+	Detached []cluster.PeerID `json:"detached,omitempty"`
 	// Recent are the ids of the last commands that were applied, oldest first: a
 	// command proposed twice because an answer was lost is applied once.
 	Recent []cluster.ID `json:"recent,omitempty"`
@@ -90,6 +93,7 @@ func (s *State) Clone() *State {
 	c := *s
 	c.Tokens = slices.Clone(s.Tokens)
 	c.Recent = slices.Clone(s.Recent)
+	c.Detached = slices.Clone(s.Detached)
 	c.Changed = make(map[cluster.ID]uint64, len(s.Changed))
 	for k, v := range s.Changed {
 		c.Changed[k] = v
@@ -130,4 +134,30 @@ func Decode(b []byte) (*State, error) {
 		s.Changed = map[cluster.ID]uint64{}
 	}
 	return s, nil
+}
+
+// epochLeap is far more than the number of configurations that a set can have
+// been given by peers that a recovery left behind.
+const epochLeap = 1 << 32
+
+// Recover turns the state into the first of a new generation, see
+// control.Recover. It is the one change that is no command: there is nobody to
+// decide it.
+func (s *State) Recover() {
+	next := s.Clone()
+	m := *s.Map
+	m.Volumes = slices.Clone(m.Volumes)
+	next.Map = &m
+	for _, v := range s.Map.Volumes {
+		v, _ := next.editVolume(v.ID)
+		for i := range v.Sets {
+			if set := &v.Sets[i]; set.Epoch > 0 {
+				set.Epoch += epochLeap
+				set.Primary = cluster.BrickID{}
+			}
+		}
+	}
+	next.Generation++
+	m.Version++
+	*s = *next
 }

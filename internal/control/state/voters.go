@@ -46,14 +46,23 @@ func Voters(n int) int {
 	return 5
 }
 
+// Group is what the next change of the consensus group depends on.
+type Group struct {
+	Map     *cluster.Map
+	Servers []Server
+	Leader  cluster.PeerID
+	// Reachable tells which servers answer the leader now, Ready those
+	// non-voters whose copy is up to date, Lost those that have been silent for
+	// so long that another peer should vote in their place.
+	Reachable, Ready, Lost func(cluster.PeerID) bool
+}
+
 // NextStep compares the consensus group with the peers of the map and returns
 // one change, or StepNone. It never proposes a change after which the reachable
 // voters would be no majority: such a change could not be committed, and would
 // leave a pool that can decide nothing.
-//
-// reachable tells which servers answer the leader now; ready those non-voters
-// whose copy is up to date.
-func NextStep(m *cluster.Map, group []Server, leader cluster.PeerID, reachable, ready func(cluster.PeerID) bool) Step {
+func (g *Group) NextStep() Step {
+	m, group, leader, reachable, ready := g.Map, g.Servers, g.Leader, g.Reachable, g.Ready
 	in := func(id cluster.PeerID) bool {
 		return slices.ContainsFunc(group, func(s Server) bool { return s.Peer == id })
 	}
@@ -143,7 +152,7 @@ func NextStep(m *cluster.Map, group []Server, leader cluster.PeerID, reachable, 
 	}
 	// The right number, but one is silent and another peer could vote for it.
 	if len(stay) == want && want > 1 {
-		silent := slices.IndexFunc(stay, func(s Server) bool { return !alive(s.Peer) })
+		silent := slices.IndexFunc(stay, func(s Server) bool { return !alive(s.Peer) && g.Lost(s.Peer) })
 		if able := slices.IndexFunc(spare, canVote); silent >= 0 && able >= 0 {
 			if st := (Step{StepPromote, spare[able].Peer}); safe(st) {
 				return st

@@ -1,0 +1,172 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/control/state"
+)
+
+const (
+	// lonelyAfter is how long a peer of a pool may hear nothing of a leader before
+	// it asks the others whether it still belongs to them.
+	lonelyAfter = 3 * time.Second
+	askEvery    = 5 * time.Second
+)
+
+// askStatus asks another peer about itself.
+func (c *Control) askStatus(ctx context.Context, to cluster.PeerID) (*peerStatus, error) {
+	raw, err := json.Marshal(request{Status: true, Boot: c.boot})
+	if err != nil {
+		return nil, err
+	}
+	b, err := c.cfg.Call(ctx, to, raw)
+	if err != nil {
+		return nil, err
+	}
+	var a answer
+	if err := json.Unmarshal(b, &a); err != nil {
+		return nil, fmt.Errorf("control: an answer that is none: %w", err)
+	}
+	if a.Err != nil {
+		return nil, a.Err
+	}
+	if a.Status == nil {
+		return nil, errors.New("control: an answer without a status")
+	}
+	return a.Status, nil
+}
+
+// incarnate announces the start of this process to the pool, once.
+func (c *Control) incarnate(ctx context.Context) error {
+	for after := uint64(0); ; {
+		m, err := c.Wait(ctx, after)
+		if err != nil {
+			return nil // ctx ended, or the Control failed
+		}
+		self := m.Peer(c.cfg.Self)
+		if self == nil {
+			after = m.Version
+			continue
+		}
+		err = c.Propose(ctx, state.Command{Incarnate: &state.Incarnate{Peer: c.cfg.Self, Past: self.Incarnation}})
+		switch {
+		case err == nil:
+			c.mu.Lock()
+			c.incarnation = self.Incarnation + 1
+			if p := c.st.Map.Peer(c.cfg.Self); p != nil && p.Incarnation > c.incarnation {
+				c.fail(clonedError(p))
+			}
+			c.wakeLocked()
+			c.mu.Unlock()
+			return nil
+		case errors.Is(err, state.ErrCloned):
+			return err
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, state.ErrConflict), errors.Is(err, state.ErrNoPeer):
+			after = m.Version // this copy is late, or somebody else's start came in between
+		case errors.Is(err, state.ErrDetached):
+			return nil
+		default:
+			c.log.Warn("this peer's start could not be announced to the pool", "error", err)
+			return nil
+		}
+	}
+}
+
+// checkClone refuses the start of a peer whose identity is alive elsewhere.
+// boot is of the process that asks.
+func (c *Control) checkClone(ctx context.Context, id cluster.PeerID, boot uint64) error {
+	p := c.Map().Peer(id)
+	if p == nil || id == c.cfg.Self {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, electionTimeout)
+	defer cancel()
+	st, err := c.askStatus(ctx, id)
+	// Who does not answer is not alive; who answers with the same boot is the
+	// one that asks.
+	if err != nil || st.Boot == boot || st.Incarnation != p.Incarnation {
+		return nil
+	}
+	return clonedError(p)
+}
+
+// findOut asks the other peers what has become of the pool when no leader is
+// heard of for long.
+func (c *Control) findOut(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	heard := time.Now()
+	var asked time.Time
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		if _, ok := c.Leader(); ok || !c.Bootstrapped() {
+			heard = time.Now()
+			continue
+		}
+		if time.Since(heard) < lonelyAfter || time.Since(asked) < askEvery {
+			continue
+		}
+		asked = time.Now()
+		if err := c.askAround(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// askAround asks every other peer for its view. The error, if any, ends this
+// Control.
+func (c *Control) askAround(ctx context.Context) error {
+	m := c.Map()
+	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var fatal error
+	for _, p := range m.Peers {
+		if p.ID == c.cfg.Self {
+			continue
+		}
+		wg.Go(func() {
+			st, err := c.askStatus(ctx, p.ID)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, state.ErrDetached):
+				c.mu.Lock()
+				if !c.detached {
+					c.detached = true
+					c.log.Warn("this peer was detached from the pool while it was away", "pool", m.Pool, "told_by", p.Name)
+					c.wakeLocked()
+				}
+				c.mu.Unlock()
+			case err != nil:
+			case st.Generation > c.generation():
+				fatal = state.Refusal(state.CodeRecovered, "the pool was recovered by hand while this peer was away (generation %d; this copy has %d), so what this peer knows of it counts no more: stop mortar, move %s away and start it again, and it fetches a fresh copy", st.Generation, c.generation(), c.cfg.Dir)
+			case st.Leader == c.cfg.Self:
+				if self := m.Peer(c.cfg.Self); self != nil {
+					fatal = clonedError(self)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return fatal
+}
+
+func (c *Control) generation() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.st.Generation
+}

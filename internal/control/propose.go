@@ -1,0 +1,353 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"mortar/internal/cluster"
+	"mortar/internal/control/state"
+)
+
+// request is what Handle understands. Exactly one of the pointers is set.
+type request struct {
+	Propose  json.RawMessage `json:"propose,omitempty"` // an encoded state.Command
+	Suspect  *suspicion      `json:"suspect,omitempty"`
+	Handover *handover       `json:"handover,omitempty"`
+	Status   bool            `json:"status,omitempty"`
+	Boot     uint64          `json:"boot,omitempty"` // of the asking process
+}
+
+// suspicion reports that a set's primary does not do its work.
+type suspicion struct {
+	Set   cluster.SetID   `json:"set"`
+	Epoch cluster.Epoch   `json:"epoch"`
+	From  cluster.BrickID `json:"from"`
+}
+
+// handover asks that a brick which goes away leads no longer.
+type handover struct {
+	Set     cluster.SetID   `json:"set"`
+	Epoch   cluster.Epoch   `json:"epoch"`
+	Leaving cluster.BrickID `json:"leaving"`
+}
+
+// answer is what Handle says.
+type answer struct {
+	// Retry asks the other side to find the leader and ask that.
+	Retry bool `json:"retry,omitempty"`
+	// Index is where in the log a command was applied.
+	Index  uint64       `json:"index,omitempty"`
+	Err    *state.Error `json:"err,omitempty"`
+	Status *peerStatus  `json:"status,omitempty"`
+}
+
+// peerStatus is what peers tell each other about themselves.
+type peerStatus struct {
+	Generation  uint64         `json:"generation"`
+	Leader      cluster.PeerID `json:"leader"`
+	Applied     uint64         `json:"applied"`
+	Incarnation uint64         `json:"incarnation"`
+	Boot        uint64         `json:"boot"`
+}
+
+// maxRequest bounds what Handle reads: a command, and its wrapping.
+const maxRequest = state.MaxCommand + 4096
+
+// Propose has the pool carry out a command and returns when this peer has
+// applied it: nil, or the refusal (*state.Error). It may be called on any peer.
+// A command is carried out once, whatever happens to leaders and connections
+// meanwhile; if ctx ends first, it may be carried out or not.
+func (c *Control) Propose(ctx context.Context, cmd state.Command) error {
+	if cmd.ID.IsZero() {
+		cmd.ID = cluster.NewID()
+	}
+	raw, err := cmd.Encode()
+	if err != nil {
+		return err
+	}
+	a, err := c.ask(ctx, &request{Propose: raw, Boot: c.boot})
+	if err != nil {
+		return err
+	}
+	return c.awaitApplied(ctx, a.Index)
+}
+
+// Suspect reports, on behalf of brick from, that the primary of a set does not
+// do its work in that epoch. It returns when the leader has taken note; what
+// comes of it is seen in the Map. Reports that are outdated are ignored.
+func (c *Control) Suspect(ctx context.Context, set cluster.SetID, epoch cluster.Epoch, from cluster.BrickID) error {
+	_, err := c.ask(ctx, &request{Suspect: &suspicion{set, epoch, from}})
+	return err
+}
+
+// Handover has brick leaving, which is about to go away, replaced as primary of
+// the set and taken out of its in-sync bricks. It returns when the new
+// configuration is decided, or with the reason why it cannot be.
+func (c *Control) Handover(ctx context.Context, set cluster.SetID, epoch cluster.Epoch, leaving cluster.BrickID) error {
+	_, err := c.ask(ctx, &request{Handover: &handover{set, epoch, leaving}})
+	return err
+}
+
+// ForcePrimary is an operator's decision to go on with one brick of a set when
+// no brick may lead by itself. What that brick lacks is lost.
+func (c *Control) ForcePrimary(ctx context.Context, set cluster.SetID, brick cluster.BrickID) error {
+	m := c.Map()
+	v := m.VolumeByID(set.Volume)
+	if v == nil || int(set.Index) >= len(v.Sets) {
+		return state.Refusal(state.CodeNoVolume, "there is no replica set %v", set)
+	}
+	b := v.Brick(brick)
+	if b == nil {
+		return state.Refusal(state.CodeBadBrick, "brick %v is not one of volume %s", brick, v.Name)
+	}
+	next := v.Sets[set.Index].Clone()
+	sctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	r, err := c.cfg.Sets.Seal(sctx, *b, set, next.Epoch, true)
+	if err != nil {
+		return fmt.Errorf("brick %s does not answer and cannot lead: %w", b, err)
+	}
+	if !r.Sealed {
+		return state.Refusal(state.CodeUnsafe, "brick %s cannot lead: %s", b, r.Text)
+	}
+	next.Epoch++
+	next.Primary = brick
+	next.InSync = []cluster.BrickID{brick}
+	next.Floor = r.Tail
+	return c.Propose(ctx, state.Command{SetConfig: &state.SetConfig{Config: next, Force: true}})
+}
+
+// retryEvery is the pause before the leader is looked for again.
+const retryEvery = 50 * time.Millisecond
+
+// ask brings a request to the leader, whoever that is, and its answer back.
+func (c *Control) ask(ctx context.Context, req *request) (*answer, error) {
+	raw, err := json.Marshal(req)
+	if err != nil {
+		return nil, err
+	}
+	var last error
+	for {
+		if err := c.Detached(); err != nil {
+			return nil, err
+		}
+		select {
+		case <-c.failed:
+			return nil, c.failErr
+		default:
+		}
+		a, err := c.askOnce(ctx, req, raw)
+		if err == nil && !a.Retry {
+			if a.Err != nil {
+				return nil, a.Err
+			}
+			return a, nil
+		}
+		if err != nil {
+			last = err
+		}
+		timer := time.NewTimer(retryEvery)
+		select {
+		case <-timer.C:
+		case <-c.failed:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, fmt.Errorf("%w (%w)", c.noLeader(last), context.Cause(ctx))
+		}
+	}
+}
+
+// askOnce tries it with the leader that is known now.
+func (c *Control) askOnce(ctx context.Context, req *request, raw []byte) (*answer, error) {
+	if c.raft.State() == raft.Leader {
+		return c.serve(ctx, c.cfg.Self, req), nil
+	}
+	to, ok := c.Leader()
+	if !ok || to == c.cfg.Self {
+		return &answer{Retry: true}, nil
+	}
+	// A leader that has died silently must not hold the request for as long as
+	// the caller is patient: another may have been elected.
+	cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	b, err := c.cfg.Call(cctx, to, raw)
+	if err != nil {
+		return nil, err
+	}
+	var a answer
+	if err := json.Unmarshal(b, &a); err != nil {
+		return nil, fmt.Errorf("control: the leader's answer: %w", err)
+	}
+	return &a, nil
+}
+
+// noLeader says why nothing can be decided.
+func (c *Control) noLeader(last error) error {
+	m := c.Map()
+	if m.Pool.IsZero() {
+		return state.Refusal(state.CodeNoPool, "this machine belongs to no pool yet: start it as the first of a new one, or let it join one with \"mortar join\"")
+	}
+	voters := c.Status().Voters
+	names := ""
+	for i, id := range voters {
+		if i > 0 {
+			names += ", "
+		}
+		if p := m.Peer(id); p != nil {
+			names += p.Name
+		} else {
+			names += id.String()
+		}
+	}
+	text := fmt.Sprintf("Quorum not met. The pool cannot decide anything now: it needs %d of its %d voting peer(s) (%s), and they do not elect a leader. Start those that are down, or see to the network between them", len(voters)/2+1, len(voters), names)
+	if to, ok := c.Leader(); ok && last != nil {
+		name := to.String()
+		if p := m.Peer(to); p != nil {
+			name = p.Name
+		}
+		text = fmt.Sprintf("the pool's leader %s does not answer: %v", name, last)
+	}
+	return state.Refusal(state.CodeNoLeader, "%s", text)
+}
+
+// awaitApplied waits until this peer has applied the command at index.
+func (c *Control) awaitApplied(ctx context.Context, index uint64) error {
+	for {
+		c.mu.Lock()
+		applied, changed := c.applied, c.changed
+		c.mu.Unlock()
+		if applied >= index {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-c.failed:
+			return c.failErr
+		case <-ctx.Done():
+			return fmt.Errorf("the pool has decided, and this peer has not heard of it yet: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// Handle answers a request that another peer's Control made through Config.Call.
+// from is who asks, as its certificate says. The answer is meant for that peer;
+// an error means that the request was not one.
+func (c *Control) Handle(ctx context.Context, from cluster.PeerID, raw []byte) ([]byte, error) {
+	if len(raw) > maxRequest {
+		return nil, fmt.Errorf("control: a request of %d bytes", len(raw))
+	}
+	var req request
+	if err := json.Unmarshal(raw, &req); err != nil {
+		return nil, fmt.Errorf("control: not a request: %w", err)
+	}
+	a := c.refuseStranger(from)
+	if a == nil {
+		a = c.serve(ctx, from, &req)
+	}
+	return json.Marshal(a)
+}
+
+// refuseStranger refuses who is not in the pool.
+func (c *Control) refuseStranger(from cluster.PeerID) *answer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range c.st.Detached {
+		if id == from {
+			return &answer{Err: state.Refusal(state.CodeDetached, "peer %v was detached from pool %v", from, c.st.Map.Pool)}
+		}
+	}
+	if c.st.Map.Peer(from) == nil && !c.st.Map.Pool.IsZero() {
+		return &answer{Err: state.Refusal(state.CodeNoPeer, "%v is not part of cluster", from)}
+	}
+	return nil
+}
+
+// serve answers a request, on the leader or with Retry.
+func (c *Control) serve(ctx context.Context, from cluster.PeerID, req *request) *answer {
+	if req.Status {
+		return &answer{Status: c.ownStatus()}
+	}
+	if c.raft.State() != raft.Leader {
+		return &answer{Retry: true}
+	}
+	switch {
+	case req.Propose != nil:
+		return c.decide(ctx, from, req)
+	case req.Suspect != nil:
+		if l := c.leading(); l != nil {
+			l.suspect(req.Suspect)
+			return &answer{}
+		}
+	case req.Handover != nil:
+		if l := c.leading(); l != nil {
+			if err := l.handover(ctx, req.Handover); err != nil {
+				return &answer{Err: asRefusal(err)}
+			}
+			return &answer{}
+		}
+	default:
+		return &answer{Err: state.Refusal(state.CodeBadCommand, "a request that this version of mortar does not know")}
+	}
+	return &answer{Retry: true}
+}
+
+func (c *Control) ownStatus() *peerStatus {
+	leader, _ := c.Leader()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &peerStatus{Generation: c.st.Generation, Leader: leader, Applied: c.applied, Incarnation: c.incarnation, Boot: c.boot}
+}
+
+// asRefusal makes any error one that can be sent.
+func asRefusal(err error) *state.Error {
+	var e *state.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return state.Refusal(state.CodeBroken, "%v", err)
+}
+
+// decide has the group apply a command that arrived at the leader.
+func (c *Control) decide(ctx context.Context, from cluster.PeerID, req *request) *answer {
+	cmd, err := state.DecodeCommand(req.Propose)
+	if err != nil {
+		return &answer{Err: asRefusal(err)}
+	}
+	if cmd.Incarnate != nil {
+		if cmd.Incarnate.Peer != from {
+			return &answer{Err: state.Refusal(state.CodeBadCommand, "a peer can only announce its own start")}
+		}
+		if err := c.checkClone(ctx, from, req.Boot); err != nil {
+			return &answer{Err: asRefusal(err)}
+		}
+	}
+	index, err := c.apply(req.Propose)
+	if errors.Is(err, errAgain) {
+		return &answer{Retry: true}
+	}
+	if err != nil {
+		return &answer{Err: asRefusal(err)}
+	}
+	return &answer{Index: index}
+}
+
+var errAgain = errors.New("control: not the leader, or not any more")
+
+// apply appends a command to the group's log and waits for its outcome. errAgain
+// means that it may or may not be applied; commands have ids for that.
+func (c *Control) apply(raw []byte) (index uint64, err error) {
+	f := c.raft.Apply(raw, time.Second)
+	if err := f.Error(); err != nil {
+		c.log.Debug("control: a command was not committed", "error", err)
+		return 0, errAgain
+	}
+	if err, ok := f.Response().(error); ok {
+		return 0, err
+	}
+	return f.Index(), nil
+}

@@ -1,0 +1,552 @@
+package control
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"mortar/internal/cluster"
+)
+
+// The library's transport is meant for servers that are busy anyway: an idle
+// group of three exchanges some hundred messages a second. transport keeps its
+// wire format and changes when messages are sent:
+//
+//   - heartbeats to one peer are paced, one per beatEvery;
+//   - an append that says nothing new (no entries, the same commit index) is
+//     not sent at all; nothing is faked, the library simply gets no answer to
+//     a message whose answer it does not wait for;
+//   - in return the commit index is sent at once when it moves, so followers
+//     learn of a decision within a round trip and not with the next tick;
+//   - appends to a peer whose heartbeats fail wait until one succeeds. Left to
+//     itself, the library would back off up to ten seconds, and a peer that
+//     comes back would be without news for as long.
+//
+// A peer that was restarted has to be told the commit index again. Its broken
+// heartbeat connection tells: breaks counts those, and a pipeline from before
+// the last break sends nothing more, which makes the library begin anew.
+type transport struct {
+	*raft.NetworkTransport
+	stream *stream
+	done   chan struct{} // closed at shutdown
+
+	mu       sync.Mutex // guards all below, and the link fields marked so
+	links    map[raft.ServerID]*link
+	released chan struct{} // closed and replaced to let waiting appends go
+	leading  bool
+	commit   uint64
+	pipes    map[*pipe]struct{}
+}
+
+// link is what is known of the way to one peer, as its leader.
+type link struct {
+	lastBeat time.Time // last one sent; used by the heartbeat goroutine only
+
+	// guarded by transport.mu
+	known  bool // a heartbeat was answered or failed
+	alive  bool // the last one was answered
+	since  time.Time
+	breaks uint64
+	up     chan struct{} // closed and replaced when alive becomes true
+}
+
+const (
+	// beatEvery is the time between heartbeats. The leader's lease is 250 ms: one
+	// may be lost.
+	beatEvery = 100 * time.Millisecond
+	// rpcTimeout bounds one request. A peer that needs longer than that to flush
+	// an entry is asked again.
+	rpcTimeout = time.Second
+	// dialTimeout bounds one attempt to connect: a machine that answers at all
+	// does so in far less, and to one that does not the next attempt is soon.
+	dialTimeout = 500 * time.Millisecond
+)
+
+func newTransport(st *stream, log hclog.Logger) *transport {
+	t := &transport{
+		stream:   st,
+		done:     make(chan struct{}),
+		links:    map[raft.ServerID]*link{},
+		released: make(chan struct{}),
+		pipes:    map[*pipe]struct{}{},
+	}
+	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Logger:          log,
+		Stream:          st,
+		MaxPool:         3,
+		MaxRPCsInFlight: 2,
+		Timeout:         rpcTimeout,
+	})
+	return t
+}
+
+var (
+	_ raft.Transport   = (*transport)(nil)
+	_ raft.WithPreVote = (*transport)(nil)
+)
+
+// Close ends the transport and every connection, and waits for what serves them.
+func (t *transport) Close() error {
+	t.mu.Lock()
+	select {
+	case <-t.done:
+	default:
+		close(t.done)
+	}
+	t.mu.Unlock()
+	err := t.NetworkTransport.Close()
+	t.NetworkTransport.CloseStreams()
+	t.stream.wait()
+	return err
+}
+
+func (t *transport) linkLocked(id raft.ServerID) *link {
+	l := t.links[id]
+	if l == nil {
+		l = &link{up: make(chan struct{}), since: time.Now()}
+		t.links[id] = l
+	}
+	return l
+}
+
+// setLeading is told when this peer becomes or stops being leader. What is known
+// of the links is forgotten: only a leader's heartbeats find out.
+func (t *transport) setLeading(leading bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.leading = leading
+	clear(t.links)
+	t.releaseLocked()
+}
+
+// forget lets go what waits for a peer that was taken out of the group.
+func (t *transport) forget(id raft.ServerID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.links, id)
+	t.releaseLocked()
+}
+
+func (t *transport) releaseLocked() {
+	close(t.released)
+	t.released = make(chan struct{})
+}
+
+// reachable reports whether the peer answered the last heartbeat, and since
+// when that has been so or not.
+func (t *transport) reachable(id raft.ServerID) (alive bool, since time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if l := t.links[id]; l != nil {
+		return l.alive, l.since
+	}
+	return false, time.Now()
+}
+
+var errReleased = errors.New("the peer is unreachable and this peer no longer leads it")
+
+// AppendEntries implements raft.Transport.
+func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if len(args.Entries) == 0 && args.PrevLogEntry == 0 && args.PrevLogTerm == 0 && args.LeaderCommitIndex == 0 {
+		return t.heartbeat(id, target, args, resp)
+	}
+	if err := t.awaitAlive(id); err != nil {
+		return err
+	}
+	return t.NetworkTransport.AppendEntries(id, target, args, resp)
+}
+
+// heartbeat sends one heartbeat, not before it is due. The library calls it
+// from one goroutine per peer.
+func (t *transport) heartbeat(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	t.mu.Lock()
+	l := t.linkLocked(id)
+	due := time.Until(l.lastBeat.Add(beatEvery))
+	if !l.alive {
+		due = 0
+	}
+	released := t.released
+	t.mu.Unlock()
+	if due > 0 {
+		timer := time.NewTimer(due)
+		select {
+		case <-timer.C:
+		case <-released: // not leader any more: the library decides what now
+		case <-t.done:
+		}
+		timer.Stop()
+	}
+	t.mu.Lock()
+	l.lastBeat = time.Now()
+	t.mu.Unlock()
+	err := t.NetworkTransport.AppendEntries(id, target, args, resp)
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	alive := err == nil
+	if !l.known || l.alive != alive {
+		l.known, l.alive, l.since = true, alive, time.Now()
+		if alive {
+			close(l.up)
+			l.up = make(chan struct{})
+		}
+	}
+	if !alive {
+		l.breaks++
+	}
+	return err
+}
+
+// awaitAlive waits while the peer's heartbeats fail and this peer is its leader.
+func (t *transport) awaitAlive(id raft.ServerID) error {
+	t.mu.Lock()
+	for {
+		l := t.linkLocked(id)
+		if !l.known || l.alive {
+			t.mu.Unlock()
+			return nil
+		}
+		if !t.leading {
+			t.mu.Unlock()
+			return errReleased
+		}
+		up, released := l.up, t.released
+		t.mu.Unlock()
+		select {
+		case <-up:
+		case <-released:
+			return errReleased
+		case <-t.done:
+			return raft.ErrTransportShutdown
+		}
+		t.mu.Lock()
+	}
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	t.mu.Lock()
+	breaks := t.linkLocked(id).breaks
+	t.mu.Unlock()
+	inner, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	p := &pipe{AppendPipeline: inner, t: t, id: id, breaks: breaks, wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{})}
+	t.mu.Lock()
+	t.pipes[p] = struct{}{}
+	t.mu.Unlock()
+	go p.run()
+	return p, nil
+}
+
+// committed tells the followers that everything up to index is decided. It
+// never blocks.
+func (t *transport) committed(index uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.commit = max(t.commit, index)
+	for p := range t.pipes {
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// pipe is a pipeline of appends to one peer that leaves out what says nothing
+// and adds the commit index when it moves.
+type pipe struct {
+	raft.AppendPipeline
+	t             *transport
+	id            raft.ServerID
+	breaks        uint64
+	wake          chan struct{}
+	stop, stopped chan struct{}
+	once          sync.Once
+
+	mu   sync.Mutex                // serializes sends
+	last raft.AppendEntriesRequest // as sent, with PrevLog moved past its entries
+}
+
+var errPipeBroken = errors.New("the connection to the peer was broken since the pipeline began")
+
+func (p *pipe) broken() bool {
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	l := p.t.links[p.id]
+	return l == nil || l.breaks != p.breaks
+}
+
+// AppendEntries implements raft.AppendPipeline.
+func (p *pipe) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.broken() {
+		return nil, errPipeBroken
+	}
+	if len(args.Entries) == 0 && p.last.Term == args.Term && p.last.PrevLogEntry == args.PrevLogEntry && p.last.LeaderCommitIndex >= args.LeaderCommitIndex {
+		return nil, nil // the library drops the future
+	}
+	return p.sendLocked(args, resp)
+}
+
+func (p *pipe) sendLocked(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	f, err := p.AppendPipeline.AppendEntries(args, resp)
+	if err != nil {
+		return nil, err
+	}
+	commit := max(p.last.LeaderCommitIndex, args.LeaderCommitIndex)
+	p.last = *args
+	p.last.LeaderCommitIndex = commit
+	if n := len(args.Entries); n > 0 {
+		p.last.PrevLogEntry, p.last.PrevLogTerm = args.Entries[n-1].Index, args.Entries[n-1].Term
+		p.last.Entries = nil
+	}
+	return f, nil
+}
+
+// run sends the commit index when it has moved.
+func (p *pipe) run() {
+	defer close(p.stopped)
+	for {
+		select {
+		case <-p.wake:
+		case <-p.stop:
+			return
+		}
+		p.t.mu.Lock()
+		commit := p.t.commit
+		p.t.mu.Unlock()
+		p.mu.Lock()
+		// Before the library's first append nothing is known to be common.
+		if p.last.Term != 0 && commit > p.last.LeaderCommitIndex && !p.broken() {
+			req := p.last
+			req.LeaderCommitIndex = commit
+			// An error shows again at the library's own next append.
+			_, _ = p.sendLocked(&req, new(raft.AppendEntriesResponse))
+		}
+		p.mu.Unlock()
+	}
+}
+
+// Close implements raft.AppendPipeline.
+func (p *pipe) Close() error {
+	err := p.AppendPipeline.Close() // fails a send that blocks
+	p.once.Do(func() {
+		p.t.mu.Lock()
+		delete(p.t.pipes, p)
+		p.t.mu.Unlock()
+		close(p.stop)
+	})
+	<-p.stopped
+	return err
+}
+
+// hello is what the dialling side says first on a connection between the
+// consensus machines of two peers.
+type hello struct {
+	Pool        cluster.ID
+	Generation  uint64
+	From        cluster.PeerID
+	Incarnation uint64
+}
+
+const helloLen = 8 + 16 + 8 + 16 + 8
+
+var helloMagic = [8]byte{'m', 'o', 'r', 't', 'r', 'a', 'f', 1}
+
+func (h *hello) encode() []byte {
+	b := append(make([]byte, 0, helloLen), helloMagic[:]...)
+	b = append(b, h.Pool[:]...)
+	b = binary.LittleEndian.AppendUint64(b, h.Generation)
+	b = append(b, h.From[:]...)
+	return binary.LittleEndian.AppendUint64(b, h.Incarnation)
+}
+
+func decodeHello(b []byte) (h hello, err error) {
+	if len(b) != helloLen || [8]byte(b[:8]) != helloMagic {
+		return h, errors.New("it does not speak this version of the control protocol")
+	}
+	copy(h.Pool[:], b[8:])
+	h.Generation = binary.LittleEndian.Uint64(b[24:])
+	copy(h.From[:], b[32:])
+	h.Incarnation = binary.LittleEndian.Uint64(b[48:])
+	return h, nil
+}
+
+// Identified is implemented by connections whose other end was authenticated.
+// The control plane then believes no other name.
+type Identified interface{ PeerID() cluster.PeerID }
+
+// stream implements raft.StreamLayer on the daemon's dialer and listener.
+type stream struct {
+	net.Listener
+	self  cluster.PeerID
+	dial  func(context.Context, cluster.PeerID) (net.Conn, error)
+	hello func() hello      // what to say
+	check func(hello) error // whether to believe
+	log   *slog.Logger
+	ctx   context.Context // ends with the stream
+	end   context.CancelFunc
+
+	mu     sync.Mutex
+	conns  map[*conn]struct{}
+	served sync.WaitGroup // accepted connections that are still served
+	closed bool
+}
+
+func newStream(ln net.Listener, self cluster.PeerID, log *slog.Logger) *stream {
+	s := &stream{Listener: ln, self: self, log: log, conns: map[*conn]struct{}{}}
+	s.ctx, s.end = context.WithCancel(context.Background())
+	return s
+}
+
+type peerAddr string
+
+func (a peerAddr) Network() string { return "mortar" }
+func (a peerAddr) String() string  { return string(a) }
+
+// Addr implements net.Listener: peers are addressed by id.
+func (s *stream) Addr() net.Addr { return peerAddr(s.self.String()) }
+
+// Dial implements raft.StreamLayer.
+func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	to, err := cluster.ParseID(string(address))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, min(timeout, dialTimeout))
+	defer cancel()
+	nc, err := s.dial(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	h := s.hello()
+	nc.SetDeadline(time.Now().Add(dialTimeout))
+	if _, err := nc.Write(h.encode()); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	nc.SetDeadline(time.Time{})
+	c := &conn{Conn: nc, s: s}
+	if !s.track(c) {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+// Accept implements net.Listener. The other side's hello is read with its first
+// request, by the goroutine that serves the connection.
+func (s *stream) Accept() (net.Conn, error) {
+	for {
+		nc, err := s.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c := &conn{Conn: nc, s: s, accepted: true, expectHello: true}
+		if s.track(c) {
+			return c, nil
+		}
+	}
+}
+
+func (s *stream) track(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		c.Conn.Close()
+		return false
+	}
+	s.conns[c] = struct{}{}
+	if c.accepted {
+		s.served.Add(1)
+	}
+	return true
+}
+
+// Close implements net.Listener. It cuts every connection.
+func (s *stream) Close() error {
+	s.end()
+	err := s.Listener.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for c := range s.conns {
+		c.Conn.Close()
+	}
+	return err
+}
+
+// wait returns when no accepted connection is served any more.
+func (s *stream) wait() { s.served.Wait() }
+
+// cut closes the accepted connections: what was believed of them has changed.
+func (s *stream) cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if c.accepted {
+			c.Conn.Close()
+		}
+	}
+}
+
+// conn is a connection between two consensus machines.
+type conn struct {
+	net.Conn
+	s           *stream
+	accepted    bool
+	expectHello bool // used by the reading goroutine only
+	once        sync.Once
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	if c.expectHello {
+		if err := c.readHello(); err != nil {
+			c.s.log.Warn("control: refused a connection", "from", c.RemoteAddr(), "reason", err)
+			return 0, io.EOF
+		}
+		c.expectHello = false
+	}
+	return c.Conn.Read(b)
+}
+
+func (c *conn) readHello() error {
+	var b [helloLen]byte
+	c.Conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.ReadFull(c.Conn, b[:]); err != nil {
+		return fmt.Errorf("no greeting: %w", err)
+	}
+	c.Conn.SetReadDeadline(time.Time{})
+	h, err := decodeHello(b[:])
+	if err != nil {
+		return err
+	}
+	if id, ok := c.Conn.(Identified); ok && id.PeerID() != h.From {
+		return fmt.Errorf("it calls itself peer %v and has the key of peer %v", h.From, id.PeerID())
+	}
+	return c.s.check(h)
+}
+
+func (c *conn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() {
+		c.s.mu.Lock()
+		delete(c.s.conns, c)
+		c.s.mu.Unlock()
+		if c.accepted {
+			c.s.served.Done()
+		}
+	})
+	return err
+}
