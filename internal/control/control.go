@@ -27,6 +27,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -236,8 +237,9 @@ func (c *Control) fail(err error) {
 }
 
 // Run runs the control plane until ctx ends (then it returns nil) or it can go
-// on no more: the store failed, the identity is in use elsewhere, this peer's
-// copy belongs to a pool that was recovered without it. When it returns, all is
+// on no more: the store failed, the identity is in use elsewhere (CodeCloned),
+// this peer was taken out of the pool (CodeDetached), or its copy belongs to a
+// pool that was recovered without it (CodeRecovered). When it returns, all is
 // closed. A leader hands its office over before it goes.
 func (c *Control) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
@@ -390,6 +392,14 @@ func (c *Control) Incarnation() uint64 {
 	return c.incarnation
 }
 
+// WasDetached reports whether the peer was taken out of the pool and has not
+// come back.
+func (c *Control) WasDetached(peer cluster.PeerID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Contains(c.st.Detached, peer)
+}
+
 // Detached returns a refusal with CodeDetached if this peer was taken out of its
 // pool, else nil.
 func (c *Control) Detached() error {
@@ -467,10 +477,8 @@ func (c *Control) checkHello(h hello) error {
 	if h.Generation != c.st.Generation {
 		return fmt.Errorf("peer %v has generation %d of the pool and this one %d: one of them was left out of a recovery", h.From, h.Generation, c.st.Generation)
 	}
-	for _, id := range c.st.Detached {
-		if id == h.From {
-			return fmt.Errorf("peer %v was detached from the pool", h.From)
-		}
+	if slices.Contains(c.st.Detached, h.From) {
+		return fmt.Errorf("peer %v was detached from the pool", h.From)
 	}
 	if p := c.st.Map.Peer(h.From); p != nil && h.Incarnation != 0 && h.Incarnation < p.Incarnation {
 		return fmt.Errorf("peer %v was started again since (%d, now %d): two machines may have the same identity", h.From, h.Incarnation, p.Incarnation)

@@ -99,7 +99,7 @@ func (c *Control) checkClone(ctx context.Context, id cluster.PeerID, boot uint64
 }
 
 // findOut asks the other peers what has become of the pool when no leader is
-// heard of for long.
+// heard of for long, and notices when this peer is out of it.
 func (c *Control) findOut(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -110,6 +110,11 @@ func (c *Control) findOut(ctx context.Context) error {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
+		}
+		detached := c.Detached()
+		// A detached peer stays until the others can do without its vote.
+		if detached != nil && !c.inGroup() {
+			return detached
 		}
 		if _, ok := c.Leader(); ok || !c.Bootstrapped() {
 			heard = time.Now()
@@ -123,6 +128,16 @@ func (c *Control) findOut(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// inGroup reports whether this peer is a member of the consensus group.
+func (c *Control) inGroup() bool {
+	for _, s := range c.raft.GetConfiguration().Configuration().Servers {
+		if s.ID == serverID(c.cfg.Self) {
+			return true
+		}
+	}
+	return false
 }
 
 // askAround asks every other peer for its view. The error, if any, ends this
@@ -144,12 +159,11 @@ func (c *Control) askAround(ctx context.Context) error {
 			defer mu.Unlock()
 			switch {
 			case errors.Is(err, state.ErrDetached):
+				c.log.Warn("this peer was detached from the pool while it was away", "pool", m.Pool, "told_by", p.Name)
 				c.mu.Lock()
-				if !c.detached {
-					c.detached = true
-					c.log.Warn("this peer was detached from the pool while it was away", "pool", m.Pool, "told_by", p.Name)
-					c.wakeLocked()
-				}
+				c.detached = true
+				fatal = c.detachedLocked()
+				c.wakeLocked()
 				c.mu.Unlock()
 			case err != nil:
 			case st.Generation > c.generation():

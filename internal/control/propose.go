@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -256,10 +257,8 @@ func (c *Control) Handle(ctx context.Context, from cluster.PeerID, raw []byte) (
 func (c *Control) refuseStranger(from cluster.PeerID) *answer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, id := range c.st.Detached {
-		if id == from {
-			return &answer{Err: state.Refusal(state.CodeDetached, "peer %v was detached from pool %v", from, c.st.Map.Pool)}
-		}
+	if slices.Contains(c.st.Detached, from) {
+		return &answer{Err: state.Refusal(state.CodeDetached, "peer %v was detached from pool %v", from, c.st.Map.Pool)}
 	}
 	if c.st.Map.Peer(from) == nil && !c.st.Map.Pool.IsZero() {
 		return &answer{Err: state.Refusal(state.CodeNoPeer, "%v is not part of cluster", from)}
