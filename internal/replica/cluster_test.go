@@ -1,0 +1,593 @@
+package replica_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/codec"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+	"mortar/internal/replica"
+)
+
+// memStore is a Store in memory whose file system is the extended attributes
+// of the root directory. It survives the death of its replica.
+type memStore struct {
+	mu      sync.Mutex
+	entries []proto.Entry
+	applied int // entries applied; flushed ≤ applied
+	flushed int // what a rewind cannot go behind
+	xattr   map[string]string
+	replies map[string]*fsop.Reply
+	sess    map[cluster.SessionID]string
+	locks   map[fsop.Ino]lockHolder
+	whole   bool
+	base    cluster.Pos
+	failed  chan struct{}
+}
+
+type lockHolder struct {
+	session cluster.SessionID
+	owner   uint64
+}
+
+func newMemStore() *memStore {
+	s := &memStore{whole: true, failed: make(chan struct{})}
+	s.clear()
+	return s
+}
+
+func (s *memStore) clear() {
+	s.xattr, s.replies = map[string]string{}, map[string]*fsop.Reply{}
+	s.sess, s.locks, s.applied = map[cluster.SessionID]string{}, map[fsop.Ino]lockHolder{}, 0
+}
+
+func (s *memStore) Tail() cluster.Pos {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tail()
+}
+
+func (s *memStore) tail() cluster.Pos {
+	if len(s.entries) == 0 {
+		return s.base
+	}
+	return s.entries[len(s.entries)-1].Pos
+}
+
+func (s *memStore) History() []cluster.Pos {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var h []cluster.Pos
+	if s.base != (cluster.Pos{}) {
+		h = append(h, s.base)
+	}
+	for _, e := range s.entries {
+		if len(h) == 0 || h[len(h)-1].Epoch != e.Pos.Epoch {
+			h = append(h, e.Pos)
+		}
+	}
+	return h
+}
+func (s *memStore) Whole() bool             { return s.whole }
+func (s *memStore) Clean() bool             { return len(s.entries) == 0 && s.base == cluster.Pos{} }
+func (s *memStore) Flush() error            { return nil }
+func (s *memStore) Durable() uint64         { return s.Tail().Seq }
+func (s *memStore) Commit(uint64)           {}
+func (s *memStore) Admit(fsop.Op) error     { return nil }
+func (s *memStore) Free() uint64            { return 1 << 40 }
+func (s *memStore) Orphans(int) []fsop.Ino  { return nil }
+func (s *memStore) Failed() <-chan struct{} { return s.failed }
+func (s *memStore) Err() error              { return nil }
+func (s *memStore) LastTime() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.entries) == 0 {
+		return 0
+	}
+	return s.entries[len(s.entries)-1].Time
+}
+func (s *memStore) Sync(context.Context, uint64) error { return nil }
+func (s *memStore) Sessions() []replica.SessionInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var r []replica.SessionInfo
+	for id, c := range s.sess {
+		r = append(r, replica.SessionInfo{ID: id, Client: c})
+	}
+	return r
+}
+
+func (s *memStore) Rewind(pos cluster.Pos) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := int(pos.Seq - s.base.Seq)
+	if pos.Seq < s.base.Seq || n < s.flushed {
+		return replica.ErrTooFar
+	}
+	s.entries = s.entries[:n]
+	s.clear()
+	for i := range s.entries {
+		if _, err := s.do(&s.entries[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *memStore) Execute(e *proto.Entry, raw []byte) (*replica.Result, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.Number != 0 {
+		if r := s.replies[key(e)]; r != nil {
+			return &replica.Result{Reply: *r, Dup: true}, nil
+		}
+	}
+	if e.Pos.Seq != s.tail().Seq+1 {
+		return nil, fmt.Errorf("%v after %v", e.Pos, s.tail())
+	}
+	res, err := s.do(e)
+	if err != nil {
+		return nil, err
+	}
+	s.entries = append(s.entries, *e)
+	res.Raw = codec.Append(nil, e)
+	return res, nil
+}
+
+func key(e *proto.Entry) string { return fmt.Sprint(e.Session, e.Number) }
+
+func (s *memStore) do(e *proto.Entry) (*replica.Result, error) {
+	res := &replica.Result{Reply: fsop.Reply{Seq: e.Pos.Seq}}
+	switch op := e.Op.(type) {
+	case *fsop.Setxattr:
+		s.xattr[op.Name] = string(op.Value)
+		res.Effects = []proto.Effect{{Ino: op.Ino}}
+	case *fsop.OpenSession:
+		s.sess[e.Session] = op.Client
+	case *fsop.CloseSession:
+		delete(s.sess, cluster.SessionID(op.Session))
+		for ino, h := range s.locks {
+			if h.session == cluster.SessionID(op.Session) {
+				delete(s.locks, ino)
+				res.Released = append(res.Released, ino)
+			}
+		}
+	case *fsop.Setlk:
+		h, held := s.locks[op.Ino]
+		me := lockHolder{e.Session, op.Lock.Owner}
+		switch {
+		case op.Lock.Type == fsop.LockUnlock:
+			if held && h == me {
+				delete(s.locks, op.Ino)
+				res.Released = []fsop.Ino{op.Ino}
+			}
+		case held && h != me:
+			return nil, fsop.EAGAIN
+		default:
+			s.locks[op.Ino] = me
+		}
+	case *fsop.Noop:
+	default:
+		return nil, fsop.EOPNOTSUPP
+	}
+	if e.Number != 0 {
+		r := res.Reply
+		s.replies[key(e)] = &r
+	}
+	return res, nil
+}
+
+func (s *memStore) Read(_ context.Context, op fsop.Op) (*fsop.Reply, uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seq := s.tail().Seq
+	switch op := op.(type) {
+	case *fsop.Getxattr:
+		v, ok := s.xattr[op.Name]
+		if !ok {
+			return &fsop.Reply{Seq: seq}, seq, fsop.ENODATA
+		}
+		return &fsop.Reply{Seq: seq, Data: []byte(v)}, seq, nil
+	case *fsop.Getattr:
+		return &fsop.Reply{Seq: seq, Attr: fsop.Attr{Ino: op.Ino, Change: seq}}, seq, nil
+	}
+	return nil, 0, fsop.EOPNOTSUPP
+}
+
+func (s *memStore) Entries(after uint64, _ int) ([][]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if after < s.base.Seq {
+		return nil, replica.ErrTrimmed
+	}
+	var r [][]byte
+	for i := range s.entries[after-s.base.Seq:] {
+		r = append(r, codec.Append(nil, &s.entries[after-s.base.Seq:][i]))
+		if len(r) == 10 {
+			break
+		}
+	}
+	return r, nil
+}
+
+type memSource struct {
+	pos   cluster.Pos
+	xattr map[string]string
+	sess  map[cluster.SessionID]string
+	reply map[string]*fsop.Reply
+	locks map[fsop.Ino]lockHolder
+}
+
+func (m *memSource) Pos() cluster.Pos                                    { return m.pos }
+func (m *memSource) Close()                                              {}
+func (m *memSource) Serve(_ context.Context, req []byte) ([]byte, error) { return req, nil }
+
+// sources stands for the bytes that a comparison would move.
+var _ replica.Source = (*memSource)(nil)
+
+func (s *memStore) Source() (replica.Source, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &memSource{s.tail(), maps.Clone(s.xattr), maps.Clone(s.sess), maps.Clone(s.replies), maps.Clone(s.locks)}, nil
+}
+
+func (s *memStore) Digest(context.Context) (replica.Digest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := replica.Digest{Pos: s.tail()}
+	copy(d.Sum[:], s.text())
+	return d, nil
+}
+
+func (s *memStore) text() string {
+	var b bytes.Buffer
+	for _, k := range slices.Sorted(maps.Keys(s.xattr)) {
+		fmt.Fprintf(&b, "%s=%s;", k, s.xattr[k])
+	}
+	return b.String()
+}
+
+func (s *memStore) Heal(ctx context.Context, pos cluster.Pos, call func(context.Context, []byte) ([]byte, error), _ func(replica.HealProgress)) error {
+	s.mu.Lock()
+	s.whole = false
+	s.mu.Unlock()
+	if _, err := call(ctx, []byte("all")); err != nil {
+		return err
+	}
+	src := ctx.Value(peerKey{}).(*world).store(pos)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clear()
+	s.xattr, s.sess, s.replies, s.locks = maps.Clone(src.xattr), maps.Clone(src.sess), maps.Clone(src.reply), maps.Clone(src.locks)
+	s.base, s.entries, s.flushed, s.whole = pos, nil, 0, true
+	return nil
+}
+
+type peerKey struct{}
+
+// world is a set of bricks with a network and a control plane between them.
+type world struct {
+	t     *testing.T
+	set   cluster.SetID
+	mu    sync.Mutex
+	cfg   cluster.SetConfig
+	nodes map[cluster.BrickID]*node
+	order []cluster.BrickID
+	cut   map[[2]cluster.BrickID]bool // frames that vanish, from → to
+	away  map[cluster.BrickID]bool    // no way to the control plane
+	wg    sync.WaitGroup
+}
+
+type node struct {
+	w     *world
+	id    cluster.BrickID
+	store *memStore
+	mu    sync.Mutex
+	r     *replica.Replica // nil while dead
+	stop  func()
+	in    map[cluster.BrickID]chan func(*replica.Replica) // one ordered link per sender
+}
+
+func newWorld(t *testing.T, n, min int) *world {
+	w := &world{t: t, set: cluster.SetID{Volume: cluster.NewID()}, nodes: map[cluster.BrickID]*node{},
+		cut: map[[2]cluster.BrickID]bool{}, away: map[cluster.BrickID]bool{}}
+	for range n {
+		id := cluster.NewID()
+		w.order = append(w.order, id)
+		w.nodes[id] = &node{w: w, id: id, store: newMemStore()}
+	}
+	w.cfg = cluster.SetConfig{Set: w.set, Epoch: 1, Primary: w.order[0], Members: w.order, InSync: w.order, MinInSync: min}
+	for _, id := range w.order {
+		w.startNode(id)
+	}
+	t.Cleanup(func() {
+		for _, id := range w.order {
+			w.kill(id)
+		}
+		w.wg.Wait()
+	})
+	return w
+}
+
+func (w *world) store(pos cluster.Pos) *memSource {
+	for _, n := range w.nodes {
+		n.store.mu.Lock()
+		ok := n.store.whole && int(pos.Seq)-int(n.store.base.Seq) <= len(n.store.entries) && pos.Seq > n.store.base.Seq &&
+			n.store.entries[pos.Seq-n.store.base.Seq-1].Pos == pos
+		if ok {
+			tmp := newMemStore()
+			base := n.store
+			// replay a copy up to pos
+			tmp.xattr, tmp.sess, tmp.replies, tmp.locks = map[string]string{}, map[cluster.SessionID]string{}, map[string]*fsop.Reply{}, map[fsop.Ino]lockHolder{}
+			if base.base == (cluster.Pos{}) {
+				for i := range base.entries[:pos.Seq] {
+					if _, err := tmp.do(&base.entries[i]); err != nil {
+						panic(err)
+					}
+				}
+				base.mu.Unlock()
+				return &memSource{pos, tmp.xattr, tmp.sess, tmp.replies, tmp.locks}
+			}
+		}
+		n.store.mu.Unlock()
+	}
+	panic("no store has " + pos.String())
+}
+
+func (w *world) startNode(id cluster.BrickID) {
+	n := w.nodes[id]
+	ctx, cancel := context.WithCancel(context.WithValue(context.Background(), peerKey{}, w))
+	r, err := replica.New(replica.Config{Set: w.set, Brick: id, Store: n.store, Transport: n, Control: n, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	n.mu.Lock()
+	n.r = r
+	n.in = map[cluster.BrickID]chan func(*replica.Replica){}
+	done := make(chan struct{})
+	n.stop = func() { cancel(); <-done }
+	n.mu.Unlock()
+	w.wg.Go(func() {
+		defer close(done)
+		if err := r.Run(ctx); err != nil {
+			w.t.Errorf("brick %v: %v", id, err)
+		}
+	})
+	w.mu.Lock()
+	cfg := w.cfg.Clone()
+	w.mu.Unlock()
+	r.Configure(cfg)
+	for _, other := range w.order {
+		if other != id {
+			w.connect(id, other)
+			w.connect(other, id)
+		}
+	}
+}
+
+func (w *world) connect(from, to cluster.BrickID) {
+	f, t := w.nodes[from].live(), w.nodes[to].live()
+	if f != nil && t != nil {
+		f.Lost(to)
+		f.Connected(to)
+	}
+}
+
+func (n *node) live() *replica.Replica {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.r
+}
+
+// kill ends the replica as kill -9 would; its store stays.
+func (w *world) kill(id cluster.BrickID) {
+	n := w.nodes[id]
+	n.mu.Lock()
+	stop := n.stop
+	for _, c := range n.in {
+		close(c)
+	}
+	n.r, n.stop, n.in = nil, nil, nil
+	n.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
+	for _, other := range w.order {
+		if r := w.nodes[other].live(); r != nil && other != id {
+			r.Lost(id)
+		}
+	}
+}
+
+func (w *world) severed(from, to cluster.BrickID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cut[[2]cluster.BrickID{from, to}]
+}
+
+// isolate cuts a node off from everything, or connects it again.
+func (w *world) isolate(id cluster.BrickID, off bool) {
+	w.mu.Lock()
+	w.away[id] = off
+	for _, o := range w.order {
+		w.cut[[2]cluster.BrickID{o, id}], w.cut[[2]cluster.BrickID{id, o}] = off, off
+	}
+	w.mu.Unlock()
+	if !off {
+		for _, o := range w.order {
+			if o != id {
+				w.connect(id, o)
+				w.connect(o, id)
+			}
+		}
+		if r := w.nodes[id].live(); r != nil {
+			w.mu.Lock()
+			cfg := w.cfg.Clone()
+			w.mu.Unlock()
+			r.Configure(cfg)
+		}
+	}
+}
+
+const hop = 200 * time.Microsecond
+
+func (n *node) Send(to cluster.BrickID, kind uint8, parts ...[]byte) error {
+	body := bytes.Join(parts, nil)
+	t := n.w.nodes[to]
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.r == nil {
+		return fmt.Errorf("%v is not connected", to)
+	}
+	c := t.in[n.id]
+	if c == nil {
+		c = make(chan func(*replica.Replica), 100000)
+		t.in[n.id] = c
+		r := t.r
+		n.w.wg.Go(func() {
+			for f := range c {
+				time.Sleep(hop)
+				f(r)
+			}
+		})
+	}
+	if n.w.severed(n.id, to) {
+		return nil
+	}
+	c <- func(r *replica.Replica) {
+		var env proto.Envelope
+		rest, err := codec.DecodePrefix(body, &env)
+		if err != nil {
+			panic(err)
+		}
+		if !n.w.severed(n.id, to) {
+			r.Message(env, kind, rest)
+		}
+	}
+	return nil
+}
+
+func (n *node) Call(ctx context.Context, to cluster.BrickID, kind uint8, parts ...[]byte) ([]byte, error) {
+	var env proto.Envelope
+	rest, err := codec.DecodePrefix(bytes.Join(parts, nil), &env)
+	if err != nil {
+		return nil, err
+	}
+	time.Sleep(hop)
+	r := n.w.nodes[to].live()
+	if r == nil {
+		return nil, fmt.Errorf("%v is not connected", to)
+	}
+	if n.w.severed(n.id, to) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	reply, err := r.Call(ctx, env, kind, rest)
+	time.Sleep(hop)
+	if n.w.severed(to, n.id) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return reply, err
+}
+
+func (n *node) Propose(ctx context.Context, next cluster.SetConfig) error {
+	w := n.w
+	w.mu.Lock()
+	if w.away[n.id] {
+		w.mu.Unlock()
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	defer w.mu.Unlock()
+	return w.commitLocked(next)
+}
+
+func (w *world) commitLocked(next cluster.SetConfig) error {
+	if next.Epoch != w.cfg.Epoch+1 {
+		return fmt.Errorf("%w: epoch %d after %d", replica.ErrRefused, next.Epoch, w.cfg.Epoch)
+	}
+	if !w.cfg.IsInSync(next.Primary) {
+		w.t.Errorf("primary %v of epoch %d was not in sync", next.Primary, next.Epoch)
+	}
+	w.cfg = next.Clone()
+	for _, id := range w.order {
+		if !w.away[id] {
+			w.wg.Go(func() {
+				time.Sleep(3 * hop)
+				if r := w.nodes[id].live(); r != nil {
+					r.Configure(next)
+				}
+			})
+		}
+	}
+	return nil
+}
+
+// Suspect is the fail-over of the control plane, without its finer points.
+func (n *node) Suspect(ctx context.Context, set cluster.SetID, epoch cluster.Epoch, from cluster.BrickID) error {
+	w := n.w
+	w.mu.Lock()
+	cfg, away := w.cfg.Clone(), w.away[n.id]
+	w.mu.Unlock()
+	if away {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if epoch != cfg.Epoch {
+		return nil
+	}
+	next := cfg.Clone()
+	next.Epoch++
+	next.InSync, next.Primary = nil, cluster.BrickID{}
+	var best cluster.Pos
+	trusted := false
+	for _, id := range cfg.InSync {
+		w.mu.Lock()
+		away := w.away[id]
+		w.mu.Unlock()
+		r := w.nodes[id].live()
+		if away || r == nil {
+			continue
+		}
+		body, err := r.Call(ctx, proto.Envelope{Set: set, To: id}, proto.KindSeal, codec.Append(nil, &proto.Seal{Epoch: epoch}))
+		if err != nil {
+			continue
+		}
+		var s proto.SealReply
+		if err := codec.Decode(body, &s); err != nil {
+			return err
+		}
+		if !s.Sealed {
+			return fmt.Errorf("%v: %s", id, s.Text)
+		}
+		switch {
+		case s.Trusted && !trusted:
+			trusted, best, next.Primary = true, s.Tail, id
+			next.InSync = nil
+		case s.Trusted == trusted && (next.Primary.IsZero() || s.Tail.Compare(best) > 0):
+			best, next.Primary = s.Tail, id
+		}
+		if s.Trusted == trusted {
+			next.InSync = append(next.InSync, id)
+		}
+	}
+	if next.Primary.IsZero() {
+		return fmt.Errorf("nobody can lead")
+	}
+	if !trusted {
+		next.InSync = []cluster.BrickID{next.Primary}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.commitLocked(next)
+}

@@ -1,0 +1,441 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/codec"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+	"mortar/internal/replica/core"
+)
+
+// loop is the state of the goroutine that owns the machine. Nothing in it is
+// touched by anybody else.
+type loop struct {
+	*Replica
+	ctx context.Context
+	m   *core.Machine
+	now core.Instant // as of the event in hand
+
+	endEpoch context.CancelFunc // of the view's context
+
+	dirty   bool // executed entries wait for Flush
+	stopped bool
+
+	// Replies that wait for their position to be acknowledged, in order of seq.
+	replies fifo[waiting]
+	// Entries whose effects are still in somebody's caches, in order of seq.
+	clearing fifo[*clearing]
+
+	draining bool       // a successor takes over: requests are sent elsewhere
+	frozen   bool       // requests wait in iced
+	iced     []*request // in the order in which they came
+
+	outbox   map[cluster.BrickID]*outbox
+	recent   ring
+	lockWait map[fsop.Ino][]*request
+	fsync    syncer
+	reap     reaper
+	seen     map[cluster.SessionID]core.Instant // as primary: when a session was last known alive
+	free     map[cluster.BrickID]uint64         // what the backups can still take
+
+	sources  map[uint64]*openSource
+	nextSrc  uint64
+	healing  context.CancelFunc // of the comparison under way
+	kept     core.Ready         // messages and streams that wait for act
+	lastTime int64
+}
+
+// waiting is a reply that waits for seq to be acknowledged.
+type waiting struct {
+	seq   uint64
+	req   *request
+	reply proto.DoReply
+}
+
+func newLoop(r *Replica) *loop {
+	return &loop{
+		Replica: r,
+		m: core.New(r.now(), r.self, core.Brick{
+			Tail: r.store.Tail(), History: r.store.History(), Whole: r.store.Whole(), Trusted: r.store.Clean(),
+		}),
+		outbox:   map[cluster.BrickID]*outbox{},
+		lockWait: map[fsop.Ino][]*request{},
+		seen:     map[cluster.SessionID]core.Instant{},
+		free:     map[cluster.BrickID]uint64{},
+		sources:  map[uint64]*openSource{},
+		fsync:    syncer{durable: map[cluster.BrickID]uint64{}},
+	}
+}
+
+// run is the loop.
+func (l *loop) run(ctx context.Context) error {
+	l.ctx = ctx
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	var batch []event
+	for {
+		select {
+		case <-ctx.Done():
+			return l.stop(context.Cause(ctx))
+		case <-l.store.Failed():
+			return l.stop(l.store.Err())
+		case <-ticker.C:
+			l.now = l.Replica.now()
+			l.tick()
+		case <-l.mail.wake:
+			batch = l.mail.take(batch)
+			for i, e := range batch {
+				batch[i] = nil
+				l.now = l.Replica.now()
+				e(l)
+				// What an event makes the machine want is done before the next is heard:
+				// the machine relies on it.
+				if err := l.applyReady(); err != nil {
+					return l.stop(err)
+				}
+			}
+		}
+		if err := l.act(); err != nil {
+			return l.stop(err)
+		}
+	}
+}
+
+// stop answers everybody who still waits.
+func (l *loop) stop(err error) error {
+	l.stopped = true
+	if l.healing != nil {
+		l.healing()
+	}
+	for _, e := range l.mail.close() {
+		e(l) // asks are answered, requests refused: Next says no after retire
+	}
+	l.refuseAll("the brick stopped")
+	for id := range l.sources {
+		l.closeSource(id)
+	}
+	return err
+}
+
+// close is called after every goroutine of the replica has ended.
+func (l *loop) close() { l.endEpoch() }
+
+func (l *loop) tick() {
+	l.m.Tick(l.now)
+	l.tickSessions()
+	l.tickLocks()
+	l.tickReap()
+	l.tickSync()
+}
+
+// applyReady carries out the part of Ready that changes the store, which the
+// machine must hear of before anything else. The rest is kept for act.
+func (l *loop) applyReady() error {
+	r := l.m.Ready()
+	l.kept.Messages = append(l.kept.Messages, r.Messages...)
+	l.kept.Streams = append(l.kept.Streams, r.Streams...)
+	if r.Propose != nil {
+		l.propose(*r.Propose)
+	}
+	if r.Suspect != 0 {
+		l.suspect(r.Suspect)
+	}
+	for _, a := range r.Apply {
+		if err := l.apply(a); err != nil {
+			return err
+		}
+	}
+	if r.Heal {
+		l.heal()
+	}
+	if r.Lead {
+		return l.lead()
+	}
+	return nil
+}
+
+// act does everything that the events so far made necessary, in the order that
+// keeps promises: flush, then send; then answer.
+func (l *loop) act() error {
+	for range 64 { // every round reacts to what the one before made the machine want
+		if err := l.applyReady(); err != nil {
+			return err
+		}
+		kept := l.kept
+		l.kept = core.Ready{}
+		if len(kept.Messages) == 0 && len(kept.Streams) == 0 {
+			break
+		}
+		if err := l.flush(); err != nil {
+			return err
+		}
+		for _, msg := range kept.Messages {
+			if err := l.transport.Send(msg.To, msg.Kind, l.envelope(msg.To), codec.Append(nil, msg.Body)); err != nil {
+				l.m.Backlogged(msg.To)
+			}
+		}
+		for _, s := range kept.Streams {
+			l.stream(s)
+		}
+	}
+	if err := l.flush(); err != nil {
+		return err
+	}
+	l.publish()
+	l.answer()
+	return nil
+}
+
+func (l *loop) flush() error {
+	if !l.dirty {
+		return nil
+	}
+	l.dirty = false
+	return l.store.Flush()
+}
+
+// publish makes what readers must know visible to them.
+func (l *loop) publish() {
+	old := l.view.Load()
+	until, _ := l.m.Serving(l.now)
+	cfg := l.m.Config()
+	v := &view{
+		cfg: old.cfg, role: l.m.Role(), until: until, serving: until != 0, commit: l.m.Commit(),
+		changed: old.changed, epoch: old.epoch,
+	}
+	if v.role == old.role && v.until == old.until && v.commit == old.commit && cfg.Epoch == old.cfg.Epoch {
+		return
+	}
+	if cfg.Epoch != old.cfg.Epoch {
+		v.cfg = cfg.Clone()
+	}
+	turn := v.role != old.role || cfg.Epoch != old.cfg.Epoch
+	v.changed = make(chan struct{})
+	if turn {
+		v.epoch = l.nextEpoch()
+	}
+	l.view.Store(v)
+	close(old.changed)
+	if v.commit != old.commit {
+		l.store.Commit(v.commit)
+	}
+	if turn {
+		l.roleChanged(old.role, v.role)
+	}
+}
+
+// nextEpoch ends the context of the last view's epoch and returns one for the next.
+func (l *loop) nextEpoch() context.Context {
+	if l.endEpoch != nil {
+		l.endEpoch()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l.endEpoch = cancel
+	return ctx
+}
+
+// roleChanged does what a new role or epoch makes necessary.
+func (l *loop) roleChanged(from, to core.Role) {
+	cfg := l.m.Config()
+	l.log.Info("configuration", "epoch", cfg.Epoch, "role", to, "was", from,
+		"primary", cfg.Primary, "in_sync", cfg.InSync, "tail", l.m.Tail())
+	if to != core.Primary {
+		l.refuseAll("this brick is no longer the primary")
+	}
+	l.draining = false
+	l.fsync.reset(l)
+	if to == core.Primary && from != core.Primary {
+		clear(l.seen)
+		for _, s := range l.store.Sessions() {
+			l.seen[s.ID] = l.now
+		}
+	}
+	if !cfg.IsInSync(l.self) {
+		l.detachAll("the brick is not in sync")
+	}
+}
+
+// execute runs one entry against the store and takes its effects back from the
+// caches of this replica's sessions.
+func (l *loop) execute(e *proto.Entry, raw []byte) (*Result, error) {
+	l.gate.Lock()
+	res, err := l.store.Execute(e, raw)
+	if err != nil || res.Dup || res.Raw == nil {
+		l.gate.Unlock()
+		return res, err
+	}
+	l.dirty = true
+	c := l.takeBack(e, res.Effects)
+	l.gate.Unlock()
+	l.lastTime = e.Time
+	if c != nil {
+		l.clearing.push(c)
+	}
+	l.m.Appended(l.now, e.Pos)
+	l.clearUp()
+	if len(res.Released) > 0 {
+		l.retryLocks(res.Released)
+	}
+	return res, nil
+}
+
+// clearUp tells the machine how far no cache is stale.
+func (l *loop) clearUp() {
+	for l.clearing.len() > 0 && l.clearing.front().waits.Load() == 0 {
+		l.clearing.pop()
+	}
+	seq := l.m.Tail().Seq
+	if l.clearing.len() > 0 {
+		seq = l.clearing.front().seq - 1
+	}
+	l.m.Cleared(l.now, seq)
+}
+
+// lead makes the store ready for this brick to order changes, and begins the epoch.
+func (l *loop) lead() error {
+	if err := l.load(l.m.Tail()); err != nil {
+		return fmt.Errorf("replaying the log to lead epoch %d: %w", l.m.Config().Epoch, err)
+	}
+	l.lastTime = l.store.LastTime()
+	l.recent.reset()
+	pos, ok := l.m.Next()
+	if !ok {
+		return nil
+	}
+	_, err := l.execute(&proto.Entry{Pos: pos, Time: l.time(), Op: &fsop.Noop{}}, nil)
+	return err
+}
+
+// load makes the log end at pos and the state agree with it.
+func (l *loop) load(pos cluster.Pos) error {
+	if err := l.store.Rewind(pos); err != nil {
+		return err
+	}
+	l.clearing = fifo[*clearing]{}
+	l.m.Rewound(pos, l.store.History())
+	l.dropCaches()
+	l.m.Cleared(l.now, pos.Seq)
+	return nil
+}
+
+// time is the time of the next entry: the clock's, but always later than the last.
+func (l *loop) time() int64 { return max(time.Now().UnixNano(), l.lastTime+1) }
+
+// apply executes what the primary sent.
+func (l *loop) apply(a core.Apply) error {
+	if a.Rewind != nil {
+		err := l.load(*a.Rewind)
+		if errors.Is(err, ErrTooFar) {
+			l.log.Info("the log cannot be continued; comparing instead", "to", *a.Rewind, "err", err)
+			l.m.RewindFailed()
+			l.m.SayWhere()
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("going back to %v: %w", *a.Rewind, err)
+		}
+	}
+	for i := range a.Entries {
+		e, raw, ok := l.entry(&a.Entries[i])
+		if !ok {
+			l.m.SayWhere() // a stub that cannot be filled: the primary sends it again, whole
+			return nil
+		}
+		if e.Pos.Seq != l.m.Tail().Seq+1 {
+			return fmt.Errorf("the primary sent %v after %v", e.Pos, l.m.Tail())
+		}
+		res, err := l.execute(e, raw)
+		var errno fsop.Errno
+		switch {
+		case errors.As(err, &errno):
+			return fmt.Errorf("this brick refuses %v with %q, which the primary accepted: the two have diverged; compare them with 'mortar volume heal VOLUME full'", e, errno)
+		case err != nil:
+			return err
+		case res.Raw == nil:
+			return fmt.Errorf("this brick took %v for a repetition, which the primary did not: the two have diverged; compare them with 'mortar volume heal VOLUME full'", e)
+		}
+	}
+	l.m.Applied(0)
+	return nil
+}
+
+// entry decodes an entry as it was streamed, or makes it of its stub and the
+// request that this brick forwarded.
+func (l *loop) entry(a *proto.AppendEntry) (e *proto.Entry, raw []byte, ok bool) {
+	e = new(proto.Entry)
+	if a.Raw != nil {
+		if err := codec.Decode(a.Raw, e); err != nil {
+			l.log.Error("the primary sent an entry that cannot be read", "err", err)
+			return nil, nil, false
+		}
+		return e, a.Raw, true
+	}
+	s := &a.Stub
+	l.pendingMu.Lock()
+	w := l.pending[requestKey{s.Session, s.Number}]
+	l.pendingMu.Unlock()
+	if w == nil {
+		return nil, nil, false
+	}
+	*e = proto.Entry{Pos: s.Pos, Time: s.Time, Session: s.Session, Number: s.Number, Acked: s.Acked, Op: w}
+	return e, nil, true
+}
+
+// propose asks the control plane for a configuration.
+func (l *loop) propose(next cluster.SetConfig) {
+	l.log.Info("proposing a configuration", "epoch", next.Epoch, "in_sync", next.InSync)
+	l.bg.Go(func() error {
+		ctx, cancel := context.WithTimeout(l.ctx, 2*time.Second)
+		defer cancel()
+		err := l.control.Propose(ctx, next)
+		if err != nil && l.ctx.Err() == nil {
+			l.log.Info("configuration not accepted", "epoch", next.Epoch, "err", err)
+		}
+		if err == nil {
+			l.Configure(next) // the control plane's own copy may take longer
+		}
+		l.mail.post(func(l *loop) { l.m.ProposeDone(l.now, next.Epoch, errors.Is(err, ErrRefused)) })
+		return nil
+	})
+}
+
+// suspect tells the control plane that the epoch has no primary.
+func (l *loop) suspect(e cluster.Epoch) {
+	l.bg.Go(func() error {
+		ctx, cancel := context.WithTimeout(l.ctx, time.Second)
+		defer cancel()
+		if err := l.control.Suspect(ctx, l.set, e, l.self); err != nil && l.ctx.Err() == nil {
+			l.log.Debug("suspicion not taken", "epoch", e, "err", err)
+		}
+		return nil
+	})
+}
+
+// fifo is a queue.
+type fifo[T any] struct {
+	items []T
+	head  int
+}
+
+func (q *fifo[T]) len() int { return len(q.items) - q.head }
+func (q *fifo[T]) push(v T) {
+	if q.head > 64 && q.head*2 > len(q.items) {
+		n := copy(q.items, q.items[q.head:])
+		clear(q.items[n:])
+		q.items, q.head = q.items[:n], 0
+	}
+	q.items = append(q.items, v)
+}
+func (q *fifo[T]) front() T { return q.items[q.head] }
+func (q *fifo[T]) pop() T {
+	v := q.items[q.head]
+	var zero T
+	q.items[q.head] = zero
+	q.head++
+	return v
+}

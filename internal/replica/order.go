@@ -1,0 +1,295 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/codec"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+	"mortar/internal/replica/core"
+)
+
+type requestKey struct {
+	session cluster.SessionID
+	number  uint64
+}
+
+// request is a client's wish to change something (or to fsync) on its way
+// through the primary.
+type request struct {
+	from    cluster.BrickID // the home that forwarded it; zero if it is this brick
+	session cluster.SessionID
+	do      proto.Do
+
+	since core.Instant // when it began to wait for a lock
+	done  chan proto.DoReply
+}
+
+// finish answers the request. It is called once.
+func (q *request) finish(r proto.DoReply) { q.done <- r }
+
+// order has this brick, as primary, carry out a request and waits for the
+// answer. Status NotServing means that it may or may not be carried out, and
+// is to be asked again.
+func (r *Replica) order(ctx context.Context, q *request) proto.DoReply {
+	q.done = make(chan proto.DoReply, 1)
+	if !r.mail.post(func(l *loop) { l.order(q) }) {
+		return proto.DoReply{Status: proto.NotServing}
+	}
+	select {
+	case d := <-q.done:
+		return d
+	case <-ctx.Done():
+	case <-r.done:
+	}
+	return proto.DoReply{Status: proto.NotServing}
+}
+
+// order carries out a request as far as can be done at once.
+func (l *loop) order(q *request) {
+	pos, ok := l.m.Next()
+	if !ok || l.stopped || l.draining {
+		q.finish(proto.DoReply{Status: proto.NotServing})
+		return
+	}
+	if l.frozen {
+		l.iced = append(l.iced, q)
+		return
+	}
+	if q.do.Op.Kind() == fsop.KindFsync {
+		l.orderFsync(q)
+		return
+	}
+	cfg := l.m.Config()
+	if !cfg.Writable() {
+		q.finish(proto.DoReply{Errno: fsop.EROFS})
+		return
+	}
+	if err := l.admit(q.do.Op); err != nil {
+		q.finish(failure(err))
+		return
+	}
+	e := &proto.Entry{
+		Pos: pos, Time: l.time(), Session: q.session, Number: q.do.Number, Acked: q.do.Acked, Op: q.do.Op,
+	}
+	res, err := l.execute(e, nil)
+	var errno fsop.Errno
+	switch {
+	case errors.As(err, &errno):
+		if errno == fsop.EAGAIN && l.parkLock(q) {
+			return
+		}
+		l.reply(q, l.m.Tail().Seq, proto.DoReply{Errno: errno, Reply: fsop.Reply{Seq: l.m.Tail().Seq}})
+	case err != nil:
+		l.log.Error("the brick failed", "err", err)
+		q.finish(proto.DoReply{Status: proto.NotServing})
+	default:
+		if res.Raw != nil {
+			l.recent.put(recentOf(q, e, res.Raw))
+			if o, ok := q.do.Op.(*fsop.CloseSession); ok {
+				delete(l.seen, cluster.SessionID(o.Session))
+			} else if q.session != 0 {
+				l.seen[q.session] = l.now
+			}
+		}
+		l.reply(q, l.m.Tail().Seq, proto.DoReply{Reply: res.Reply})
+	}
+}
+
+// recentOf keeps an executed entry for streaming. The home that forwarded a
+// large write has its payload already.
+func recentOf(q *request, e *proto.Entry, raw []byte) recentEntry {
+	r := recentEntry{pos: e.Pos, raw: raw}
+	if w, ok := e.Op.(*fsop.Write); ok && len(w.Data) >= stubMin && !q.from.IsZero() {
+		r.origin = q.from
+		r.stub = proto.Stub{Pos: e.Pos, Time: e.Time, Session: e.Session, Number: e.Number, Acked: e.Acked}
+	}
+	return r
+}
+
+// admit refuses what some in-sync brick has no room for, before it has a position.
+func (l *loop) admit(op fsop.Op) error {
+	if err := l.store.Admit(op); err != nil {
+		return err
+	}
+	var need uint64
+	switch op := op.(type) {
+	case *fsop.Write:
+		need = uint64(len(op.Data)) + perOp
+	case *fsop.Create, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link, *fsop.Setxattr:
+		need = perOp
+	case *fsop.Fallocate:
+		if op.Mode&fsop.FallocPunchHole == 0 {
+			need = op.Len
+		}
+	default:
+		return nil
+	}
+	cfg := l.m.Config()
+	for _, b := range cfg.InSync {
+		if free, known := l.free[b]; known && free < need {
+			return fsop.ENOSPC
+		}
+	}
+	return nil
+}
+
+// perOp is what an operation without payload may take on a brick, generously.
+const perOp = 4096
+
+// reply answers q as soon as seq is acknowledged.
+func (l *loop) reply(q *request, seq uint64, r proto.DoReply) {
+	l.replies.push(waiting{seq, q, r})
+}
+
+// answer gives the replies whose time has come.
+func (l *loop) answer() {
+	acked := l.m.Acked()
+	for l.replies.len() > 0 && l.replies.front().seq <= acked {
+		w := l.replies.pop()
+		w.req.finish(w.reply)
+	}
+	l.answerFsync()
+}
+
+// refuseAll sends everybody who waits for this primary elsewhere.
+func (l *loop) refuseAll(why string) {
+	n := l.replies.len()
+	for l.replies.len() > 0 {
+		l.replies.pop().req.finish(proto.DoReply{Status: proto.NotServing})
+	}
+	for ino, qs := range l.lockWait {
+		for _, q := range qs {
+			q.finish(proto.DoReply{Status: proto.NotServing})
+		}
+		n += len(qs)
+		delete(l.lockWait, ino)
+	}
+	for _, q := range l.iced {
+		q.finish(proto.DoReply{Status: proto.NotServing})
+	}
+	n += len(l.iced) + l.fsync.refuse()
+	l.iced, l.frozen = nil, false
+	if n > 0 {
+		l.log.Info("requests sent elsewhere", "count", n, "why", why)
+	}
+}
+
+// parkLock keeps a request whose lock is taken, if it wishes to wait.
+func (l *loop) parkLock(q *request) bool {
+	op, ok := q.do.Op.(*fsop.Setlk)
+	if !ok || !op.Wait {
+		return false
+	}
+	if q.since == 0 {
+		q.since = l.now
+	} else if l.now >= q.since+fsop.LockWait {
+		return false
+	}
+	l.lockWait[op.Ino] = append(l.lockWait[op.Ino], q)
+	return true
+}
+
+// retryLocks lets those who wait for locks on these files try again, in the
+// order in which they came.
+func (l *loop) retryLocks(inos []fsop.Ino) {
+	for _, ino := range inos {
+		if qs := l.lockWait[ino]; len(qs) > 0 {
+			delete(l.lockWait, ino)
+			l.mail.post(func(l *loop) {
+				for _, q := range qs {
+					l.order(q)
+				}
+			})
+		}
+	}
+}
+
+// tickLocks answers those who have waited long enough; they may ask again.
+func (l *loop) tickLocks() {
+	for ino, qs := range l.lockWait {
+		keep := qs[:0]
+		for _, q := range qs {
+			if l.now < q.since+fsop.LockWait {
+				keep = append(keep, q)
+				continue
+			}
+			l.reply(q, l.m.Tail().Seq, proto.DoReply{Errno: fsop.EAGAIN})
+		}
+		if l.lockWait[ino] = keep; len(keep) == 0 {
+			delete(l.lockWait, ino)
+		}
+	}
+}
+
+// failure is the reply for an error of the file system or of anything else.
+func failure(err error) proto.DoReply {
+	var errno fsop.Errno
+	if errors.As(err, &errno) {
+		return proto.DoReply{Errno: errno}
+	}
+	return proto.DoReply{Status: proto.NotServing}
+}
+
+// forward has the primary, wherever it is, carry out a request of one of this
+// replica's sessions, through fail-overs, until ctx is done or this replica is
+// no longer in sync.
+func (r *Replica) forward(ctx context.Context, session cluster.SessionID, do proto.Do) proto.DoReply {
+	if w, ok := do.Op.(*fsop.Write); ok && len(w.Data) >= stubMin {
+		key := requestKey{session, do.Number}
+		r.pendingMu.Lock()
+		r.pending[key] = w
+		r.pendingMu.Unlock()
+		defer func() {
+			r.pendingMu.Lock()
+			delete(r.pending, key)
+			r.pendingMu.Unlock()
+		}()
+	}
+	pause := 5 * time.Millisecond
+	for {
+		v := r.view.Load()
+		if !v.cfg.IsInSync(r.self) {
+			return proto.DoReply{Status: proto.NotServing}
+		}
+		reply := proto.DoReply{Status: proto.NotServing}
+		switch {
+		case v.cfg.Primary.IsZero():
+		case v.cfg.Primary == r.self:
+			reply = r.order(ctx, &request{session: session, do: do})
+		default:
+			msg := &proto.Forward{Epoch: v.cfg.Epoch, Session: session, Do: do}
+			body, err := r.callPrimary(ctx, v, codec.Append(nil, msg))
+			if err == nil {
+				if err = codec.Decode(body, &reply); err != nil {
+					r.log.Error("the primary's answer cannot be read", "err", err)
+					reply = proto.DoReply{Status: proto.NotServing}
+				}
+			}
+		}
+		if reply.Status != proto.NotServing {
+			return reply
+		}
+		select {
+		case <-v.epoch.Done():
+			pause = 5 * time.Millisecond
+		case <-time.After(pause):
+			pause = min(2*pause, 100*time.Millisecond)
+		case <-ctx.Done():
+			return reply
+		case <-r.done:
+			return reply
+		}
+	}
+}
+
+// callPrimary calls the primary of a view, and gives up when the view's epoch ends.
+func (r *Replica) callPrimary(ctx context.Context, v *view, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(v.epoch, cancel)()
+	return r.transport.Call(ctx, v.cfg.Primary, proto.KindForward, r.envelope(v.cfg.Primary), body)
+}

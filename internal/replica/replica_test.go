@@ -1,0 +1,408 @@
+package replica_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+	"mortar/internal/replica"
+)
+
+// client is a session that finds a home as package client does: it moves on
+// when told NotServing, and asks again under the same number.
+type client struct {
+	w       *world
+	id      cluster.SessionID
+	home    int // index in w.order where it begins
+	number  uint64
+	s       *replica.Session
+	invals  atomic.Int64
+	ignores atomic.Bool // never acknowledges an Inval
+}
+
+func (c *client) Invalidate(m *proto.Inval) error {
+	c.invals.Add(1)
+	if s := c.s; s != nil && !c.ignores.Load() {
+		go s.InvalAck(m.Seq)
+	}
+	return nil
+}
+func (c *client) Detached(string) {}
+
+func (c *client) attach(ctx context.Context) bool {
+	for i := range c.w.order {
+		r := c.w.nodes[c.w.order[(c.home+i)%len(c.w.order)]].live()
+		if r == nil {
+			continue
+		}
+		s, reply := r.Attach(ctx, &proto.Attach{Version: proto.Version, Set: c.w.set, Session: c.id, Client: "test"}, c)
+		if reply.Status == proto.OK {
+			c.s = s
+			s.Ping(&proto.Ping{})
+			return true
+		}
+	}
+	return false
+}
+
+func (c *client) do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+	var n uint64
+	if op.Kind().Mutates() {
+		c.number++
+		n = c.number
+	}
+	for ctx.Err() == nil {
+		if c.s == nil && !c.attach(ctx) {
+			time.Sleep(20 * time.Millisecond)
+			continue
+		}
+		d := c.s.Do(ctx, &proto.Do{Number: n, Acked: n, Op: op})
+		switch {
+		case d.Status != proto.OK:
+			c.s.Detach()
+			c.s = nil
+		case d.Errno != 0:
+			return nil, d.Errno
+		default:
+			return &d.Reply, nil
+		}
+	}
+	return nil, ctx.Err()
+}
+
+func (c *client) set(ctx context.Context, k, v string) error {
+	_, err := c.do(ctx, &fsop.Setxattr{Ino: 1, Name: k, Value: []byte(v)})
+	return err
+}
+
+func (c *client) get(ctx context.Context, k string) (string, error) {
+	r, err := c.do(ctx, &fsop.Getxattr{Ino: 1, Name: k})
+	if err != nil {
+		return "", err
+	}
+	return string(r.Data), nil
+}
+
+// settled waits until all live bricks are in sync and equal.
+func (w *world) settled(limit time.Duration) {
+	w.t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		w.mu.Lock()
+		n, primary := len(w.cfg.InSync), w.cfg.Primary
+		w.mu.Unlock()
+		if r := w.nodes[primary].live(); n == len(w.order) && r != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			all, err := r.Verify(ctx)
+			cancel()
+			same := err == nil && len(all) == n
+			for _, d := range all {
+				same = same && d.Status == proto.OK && d.Sum == all[primary].Sum
+			}
+			if same {
+				return
+			}
+			if time.Now().After(deadline) {
+				w.t.Fatalf("bricks differ: %v %v", all, err)
+			}
+		} else if time.Now().After(deadline) {
+			for _, id := range w.order {
+				if r := w.nodes[id].live(); r != nil {
+					s, err := r.Status(context.Background())
+					w.t.Logf("%v: %+v %v", id, s, err)
+				}
+			}
+			w.t.Fatalf("in sync: %d of %d, epoch %d", n, len(w.order), w.cfg.Epoch)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func TestWriteIsSeenEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		ctx := t.Context()
+		for i := range 30 {
+			a, b := &client{w: w, id: 1, home: i % 3}, &client{w: w, id: 2, home: (i + 1) % 3}
+			a.number = uint64(i * 10)
+			v := strconv.Itoa(i)
+			if err := a.set(ctx, "k", v); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := b.get(ctx, "k"); err != nil || got != v {
+				t.Fatalf("got %q, %v; want %q", got, err, v)
+			}
+		}
+		w.settled(time.Second)
+	})
+}
+
+// stall runs one writer on the brick that survives and returns the longest time
+// that a single write took while fault was in force.
+func stall(t *testing.T, w *world, home int, fault func()) time.Duration {
+	ctx, cancel := context.WithCancel(t.Context())
+	var worst time.Duration
+	var wg sync.WaitGroup
+	c := &client{w: w, id: 7, home: home}
+	if err := c.set(ctx, "w", "0"); err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			began := time.Now()
+			if err := c.set(ctx, "w", strconv.Itoa(i)); err != nil {
+				if ctx.Err() == nil {
+					t.Error(err)
+				}
+				return
+			}
+			worst = max(worst, time.Since(began))
+		}
+	})
+	time.Sleep(2 * time.Second)
+	fault()
+	time.Sleep(8 * time.Second)
+	cancel()
+	wg.Wait()
+	return worst
+}
+
+func TestStallOfSilentBackup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		d := stall(t, w, 0, func() { w.isolate(w.order[1], true) })
+		if d > 2*time.Second || d < time.Second {
+			t.Errorf("stall %v; want the lease, about 1.5 s", d)
+		}
+		w.isolate(w.order[1], false)
+		w.settled(10 * time.Second)
+	})
+}
+
+func TestStallOfSilentPrimary(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		d := stall(t, w, 1, func() { w.isolate(w.order[0], true) })
+		if d > 2*time.Second || d < time.Second {
+			t.Errorf("stall %v; want the lease, about 1.5 s", d)
+		}
+		w.isolate(w.order[0], false)
+		w.settled(10 * time.Second)
+	})
+}
+
+func TestStallOfDrain(t *testing.T) {
+	for _, who := range []int{0, 1} {
+		t.Run(fmt.Sprint(who), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 3, 2)
+				d := stall(t, w, 2, func() {
+					if err := w.nodes[w.order[who]].live().Drain(t.Context()); err != nil {
+						t.Error(err)
+					}
+					w.kill(w.order[who])
+				})
+				if d > 200*time.Millisecond {
+					t.Errorf("stall %v", d)
+				}
+				w.startNode(w.order[who])
+				w.settled(10 * time.Second)
+			})
+		})
+	}
+}
+
+func TestTooFewInSyncRefusesWritesAndServesReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		c := &client{w: w, id: 1, home: 0}
+		if err := c.set(t.Context(), "k", "v"); err != nil {
+			t.Fatal(err)
+		}
+		w.isolate(w.order[1], true)
+		w.isolate(w.order[2], true)
+		time.Sleep(3 * time.Second)
+		if err := c.set(t.Context(), "k", "w"); err != fsop.EROFS {
+			t.Errorf("write with one of three: %v; want EROFS", err)
+		}
+		if v, err := c.get(t.Context(), "k"); v != "v" || err != nil {
+			t.Errorf("read with one of three: %q, %v", v, err)
+		}
+		w.isolate(w.order[1], false)
+		w.isolate(w.order[2], false)
+		w.settled(10 * time.Second)
+		if err := c.set(t.Context(), "k", "w"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A client that does not acknowledge delays others no longer than its lease.
+func TestDeafClientCostsItsLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 1)
+		a, b := &client{w: w, id: 1, home: 0}, &client{w: w, id: 2, home: 1}
+		if err := a.set(t.Context(), "k", "1"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.do(t.Context(), &fsop.Getattr{Ino: 1}); err != nil {
+			t.Fatal(err)
+		}
+		b.ignores.Store(true)
+		began := time.Now()
+		if err := a.set(t.Context(), "k", "2"); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(began); d < time.Second || d > 2*time.Second {
+			t.Errorf("write took %v; want the lease of the deaf client", d)
+		}
+		if b.invals.Load() == 0 {
+			t.Error("the deaf client was not told")
+		}
+		began = time.Now()
+		if err := a.set(t.Context(), "k", "3"); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(began); d > 100*time.Millisecond {
+			t.Errorf("the next write took %v; the client has lapsed", d)
+		}
+	})
+}
+
+func TestLockWaiterIsWoken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		lock := func(ty fsop.LockType, wait bool) *fsop.Setlk {
+			return &fsop.Setlk{Ino: 5, Wait: wait, Lock: fsop.Lock{Type: ty, End: 1<<63 - 1}}
+		}
+		a, b := &client{w: w, id: 1, home: 1}, &client{w: w, id: 2, home: 2}
+		if _, err := a.do(t.Context(), lock(fsop.LockWrite, false)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.do(t.Context(), lock(fsop.LockWrite, false)); err != fsop.EAGAIN {
+			t.Fatalf("second lock: %v", err)
+		}
+		began := time.Now()
+		if _, err := b.do(t.Context(), lock(fsop.LockWrite, true)); err != fsop.EAGAIN || time.Since(began) < fsop.LockWait {
+			t.Fatalf("waiting lock: %v after %v", err, time.Since(began))
+		}
+		var at time.Duration
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			began := time.Now()
+			if _, err := b.do(t.Context(), lock(fsop.LockWrite, true)); err != nil {
+				t.Error(err)
+			}
+			at = time.Since(began)
+		})
+		time.Sleep(time.Second)
+		if _, err := a.do(t.Context(), lock(fsop.LockUnlock, false)); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		if at < time.Second || at > time.Second+50*time.Millisecond {
+			t.Errorf("granted after %v; want about 1 s", at)
+		}
+	})
+}
+
+// TestRandomFaults lets clients write and read one register each while bricks
+// die, return, and are cut off, and checks that no read is older than the last
+// write acknowledged before it began, on any brick.
+func TestRandomFaults(t *testing.T) {
+	for seed := range uint64(24) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { randomFaults(t, seed) })
+		})
+	}
+}
+
+func randomFaults(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	w := newWorld(t, 3, 1+int(seed%2))
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	const keys = 3
+	var acked [keys]atomic.Int64
+	for k := range keys {
+		name := fmt.Sprint("k", k)
+		wg.Go(func() { // the only writer of its key
+			c := &client{w: w, id: cluster.SessionID(100 + k), home: k}
+			for i := int64(1); ctx.Err() == nil; i++ {
+				err := c.set(ctx, name, strconv.FormatInt(i, 10))
+				if err == fsop.EROFS {
+					time.Sleep(50 * time.Millisecond)
+					continue
+				}
+				if err == nil {
+					acked[k].Store(i)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+		for h := range 3 {
+			wg.Go(func() {
+				c := &client{w: w, id: cluster.SessionID(200 + 10*k + h), home: h}
+				var last int64
+				for ctx.Err() == nil {
+					floor := max(acked[k].Load(), last)
+					v, err := c.get(ctx, name)
+					if err == nil {
+						got, _ := strconv.ParseInt(v, 10, 64)
+						if got < floor {
+							t.Errorf("read %d of %s, although %d was acknowledged or read before", got, name, floor)
+						}
+						last = got
+					} else if err == fsop.ENODATA && floor > 0 {
+						t.Errorf("%s is gone, although %d was acknowledged", name, floor)
+					}
+					time.Sleep(time.Millisecond)
+				}
+			})
+		}
+	}
+	time.Sleep(time.Second)
+	for range 8 {
+		id := w.order[rng.IntN(3)]
+		pause := time.Duration(rng.IntN(4000)) * time.Millisecond
+		switch rng.IntN(3) {
+		case 0:
+			w.isolate(id, true)
+			time.Sleep(pause)
+			w.isolate(id, false)
+		case 1:
+			w.kill(id)
+			time.Sleep(pause)
+			w.startNode(id)
+		case 2:
+			a, b := id, w.order[rng.IntN(3)]
+			w.mu.Lock()
+			w.cut[[2]cluster.BrickID{a, b}] = true // one way
+			w.mu.Unlock()
+			time.Sleep(pause)
+			w.isolate(a, false)
+		}
+		time.Sleep(time.Duration(rng.IntN(3000)) * time.Millisecond)
+	}
+	time.Sleep(5 * time.Second)
+	cancel()
+	wg.Wait()
+	w.settled(20 * time.Second)
+	c := &client{w: w, id: 999}
+	for k := range keys {
+		v, err := c.get(t.Context(), fmt.Sprint("k", k))
+		got, _ := strconv.ParseInt(v, 10, 64)
+		if err != nil || got < acked[k].Load() {
+			t.Errorf("k%d is %d, %v; %d was acknowledged", k, got, err, acked[k].Load())
+		}
+	}
+}

@@ -1,0 +1,547 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+	"mortar/internal/replica/core"
+)
+
+// Sink is the way to a session's client. Its methods queue and never block.
+type Sink interface {
+	Invalidate(m *proto.Inval) error
+	Detached(text string)
+}
+
+// Session is one client session whose home is this replica.
+//
+// The replica remembers what the session's client may have cached, and before
+// it acknowledges a change it takes that back and waits for the client's
+// word, no longer than the client's cache lease.
+type Session struct {
+	r      *Replica
+	id     cluster.SessionID
+	client string
+	sink   Sink
+
+	mu sync.Mutex
+	// known says of each inode how often the client was given it (proto.Hold)
+	// and what it may have cached of it.
+	known map[fsop.Ino]interest
+	// leaseEnd is when the client's caches are certainly dropped: LeaseGuard after
+	// the last Pong was sent.
+	leaseEnd core.Instant
+	waits    map[uint64]*clearing // by the Seq of the Inval that was sent
+	gone     bool                 // detached: no more requests; kept until leaseEnd
+	lapsed   bool                 // the lease ran out: nothing is cached, nothing is given to cache before a new Ping
+}
+
+// interest packs the count of proto.Hold above two bits.
+type interest uint64
+
+const (
+	cachesAttr  interest = 1 << iota // attributes and contents
+	cachesNames                      // names in the directory, also that they do not exist
+	oneHold
+)
+
+// clearing is an entry whose effects some sessions have not yet confirmed.
+type clearing struct {
+	seq   uint64
+	waits atomic.Int32
+}
+
+// Attach makes this replica the home of a session. What the session had here
+// before is replaced: its client has dropped its caches before it asked.
+func (r *Replica) Attach(ctx context.Context, a *proto.Attach, sink Sink) (*Session, proto.AttachReply) {
+	refuse := func(s proto.Status, text string) (*Session, proto.AttachReply) {
+		return nil, proto.AttachReply{Status: s, Text: text}
+	}
+	if a.Session == 0 {
+		return refuse(proto.Refused, "session 0 is the system's own")
+	}
+	v, ok := r.serving(ctx)
+	if !ok {
+		return refuse(proto.NotServing, "this brick is not in sync, or out of touch with its primary")
+	}
+	s := &Session{
+		r: r, id: a.Session, client: a.Client, sink: sink,
+		known: make(map[fsop.Ino]interest, len(a.Holds)), waits: map[uint64]*clearing{}, lapsed: true,
+	}
+	for _, h := range a.Holds {
+		s.known[h.Ino] = interest(h.N) * oneHold
+	}
+	r.sessionsMu.Lock()
+	old := r.sessions[a.Session]
+	r.sessions[a.Session] = s
+	r.sessionsMu.Unlock()
+	if old != nil {
+		old.lapse()
+	}
+	if !slices.ContainsFunc(r.store.Sessions(), func(i SessionInfo) bool { return i.ID == a.Session }) {
+		d := r.forward(ctx, a.Session, proto.Do{Op: &fsop.OpenSession{Client: a.Client}})
+		if d.Status != proto.OK || d.Errno != 0 && d.Errno != fsop.EROFS {
+			r.drop(s)
+			return refuse(proto.NotServing, "the set has no primary that could open the session")
+		}
+	}
+	// Everything that was acknowledged to anybody is applied here: this brick is in sync.
+	return s, proto.AttachReply{Seq: max(v.commit, 1)}
+}
+
+// drop forgets a session that never was.
+func (r *Replica) drop(s *Session) {
+	r.sessionsMu.Lock()
+	if r.sessions[s.id] == s {
+		delete(r.sessions, s.id)
+	}
+	r.sessionsMu.Unlock()
+}
+
+// Detach tells that the client is out of reach. What it has cached counts until its lease is over.
+func (s *Session) Detach() {
+	s.mu.Lock()
+	s.gone = true
+	s.mu.Unlock()
+}
+
+// detachAll sends all clients elsewhere.
+func (r *Replica) detachAll(why string) {
+	r.sessionsMu.Lock()
+	all := slices.Collect(maps.Values(r.sessions))
+	r.sessionsMu.Unlock()
+	for _, s := range all {
+		s.mu.Lock()
+		was := s.gone
+		s.gone = true
+		s.mu.Unlock()
+		if !was {
+			s.sink.Detached(why)
+		}
+	}
+}
+
+// dropCaches is called when the store went back to an earlier state: what the
+// clients have seen of the later one, they must see again.
+func (r *Replica) dropCaches() {
+	if len(r.sessions) > 0 {
+		r.detachAll("the brick went back to its primary's state")
+	}
+}
+
+// attached lists the sessions whose home this is and that are alive.
+func (r *Replica) attached() []cluster.SessionID {
+	r.sessionsMu.Lock()
+	defer r.sessionsMu.Unlock()
+	var ids []cluster.SessionID
+	for id, s := range r.sessions {
+		s.mu.Lock()
+		if !s.gone {
+			ids = append(ids, id)
+		}
+		s.mu.Unlock()
+	}
+	return ids
+}
+
+// Ping renews the client's cache lease.
+func (s *Session) Ping(p *proto.Ping) *proto.Pong {
+	_, ok := s.r.servingNow()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone || !ok {
+		return &proto.Pong{Stamp: p.Stamp}
+	}
+	s.lapsed = false
+	s.leaseEnd = s.r.now() + cluster.LeaseGuard
+	return &proto.Pong{Stamp: p.Stamp, Serving: true}
+}
+
+// Forget takes away from what the client was given.
+func (s *Session) Forget(holds []proto.Hold) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range holds {
+		k := s.known[h.Ino]
+		if uint64(k/oneHold) <= h.N {
+			delete(s.known, h.Ino)
+			continue
+		}
+		s.known[h.Ino] = k - interest(h.N)*oneHold
+	}
+}
+
+// InvalAck takes the client's word that it carried out the Inval of seq.
+func (s *Session) InvalAck(seq uint64) {
+	s.mu.Lock()
+	c := s.waits[seq]
+	delete(s.waits, seq)
+	s.mu.Unlock()
+	if c != nil {
+		s.r.cleared(c)
+	}
+}
+
+// cleared counts one session less that an entry waits for.
+func (r *Replica) cleared(c *clearing) {
+	if c.waits.Add(-1) == 0 {
+		r.mail.post(func(l *loop) { l.clearUp() })
+	}
+}
+
+// lapse is called when the client certainly has nothing cached any more.
+func (s *Session) lapse() {
+	s.mu.Lock()
+	s.lapsed = true
+	waits := s.waits
+	s.waits = map[uint64]*clearing{}
+	for ino, k := range s.known {
+		if k &= ^(cachesAttr | cachesNames); k == 0 {
+			delete(s.known, ino)
+		} else {
+			s.known[ino] = k
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range waits {
+		s.r.cleared(c)
+	}
+}
+
+// tickSessions lets sessions lapse whose lease is over, and as primary ends
+// those that nobody has seen for long.
+func (l *loop) tickSessions() {
+	l.sessionsMu.Lock()
+	var over []*Session
+	for id, s := range l.sessions {
+		s.mu.Lock()
+		if l.now >= s.leaseEnd && (!s.lapsed || len(s.waits) > 0) {
+			over = append(over, s)
+		} else if s.gone && s.lapsed {
+			delete(l.sessions, id)
+		}
+		s.mu.Unlock()
+	}
+	l.sessionsMu.Unlock()
+	for _, s := range over {
+		s.lapse()
+	}
+	if l.m.Role() != core.Primary || len(l.seen) == 0 {
+		return
+	}
+	for _, id := range l.attached() {
+		l.seen[id] = l.now
+	}
+	for id, at := range l.seen {
+		if l.now < at+cluster.SessionTimeout {
+			continue
+		}
+		delete(l.seen, id)
+		l.log.Info("session ended: nobody has heard of it", "session", id, "for", cluster.SessionTimeout)
+		l.order(&request{do: proto.Do{Op: &fsop.CloseSession{Session: uint64(id)}}, done: make(chan proto.DoReply, 1)})
+	}
+}
+
+// takeBack tells the sessions that have cached what an entry made untrue, but
+// not the one that asked for it: its kernel knows. It is called with gate held,
+// and returns nil if nobody must be waited for.
+func (r *Replica) takeBack(e *proto.Entry, effects []proto.Effect) *clearing {
+	r.sessionsMu.Lock()
+	defer r.sessionsMu.Unlock()
+	var c *clearing
+	for id, s := range r.sessions {
+		if id == e.Session {
+			continue
+		}
+		if inval := s.affected(e.Pos.Seq, effects); inval != nil {
+			if c == nil {
+				c = &clearing{seq: e.Pos.Seq}
+				c.waits.Store(1) // until all have been told
+			}
+			c.waits.Add(1)
+			s.mu.Lock()
+			s.waits[e.Pos.Seq] = c
+			s.mu.Unlock()
+			// If it cannot be sent, the session's lease decides.
+			_ = s.sink.Invalidate(inval)
+		}
+	}
+	if c == nil || c.waits.Add(-1) == 0 {
+		return nil
+	}
+	return c
+}
+
+// affected returns what the session must drop of its caches, or nil.
+func (s *Session) affected(seq uint64, effects []proto.Effect) *proto.Inval {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lapsed {
+		return nil
+	}
+	var inval *proto.Inval
+	for _, e := range effects {
+		k := s.known[e.Ino]
+		switch {
+		case e.Name == "" && k&cachesAttr != 0:
+			s.known[e.Ino] = k &^ cachesAttr
+		case e.Name != "" && k&cachesNames != 0:
+		default:
+			continue
+		}
+		if inval == nil {
+			inval = &proto.Inval{Seq: seq}
+		}
+		inval.Effects = append(inval.Effects, e)
+	}
+	return inval
+}
+
+// Do carries out one operation for the session.
+func (s *Session) Do(ctx context.Context, do *proto.Do) proto.DoReply {
+	s.mu.Lock()
+	gone := s.gone
+	s.mu.Unlock()
+	if gone {
+		return proto.DoReply{Status: proto.NotServing}
+	}
+	switch k := do.Op.Kind(); {
+	case k == fsop.KindCloseSession && do.Op.(*fsop.CloseSession).Session == uint64(s.id):
+		s.Detach()
+		s.lapse()
+		return s.r.forward(ctx, s.id, *do)
+	case k >= fsop.KindOpenSession:
+		return proto.DoReply{Errno: fsop.EPERM}
+	case k.Mutates():
+		return s.mutate(ctx, do)
+	case k == fsop.KindFsync:
+		return s.r.forward(ctx, s.id, *do)
+	}
+	return s.read(ctx, do.Op)
+}
+
+// mutate has the primary carry out a mutation, and notes what the client may
+// keep of the answer.
+func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
+	for _, dir := range directories(do.Op) {
+		s.note(dir, cachesNames, 0)
+	}
+	reply := s.r.forward(ctx, s.id, *do)
+	if reply.Status != proto.OK || reply.Errno != 0 || reply.Reply.Attr.Ino == 0 {
+		return reply
+	}
+	// The answer is as old as its position. Only if nothing has happened to the
+	// inode since may the client keep it.
+	var hold uint64
+	if names(do.Op) {
+		hold = 1
+	}
+	ino := reply.Reply.Attr.Ino
+	s.r.gate.RLock()
+	s.note(ino, cachesAttr, hold)
+	now, _, err := s.r.store.Read(ctx, &fsop.Getattr{Ino: ino})
+	s.r.gate.RUnlock()
+	if err != nil || now.Attr.Change != reply.Reply.Attr.Change {
+		reply.Reply.Seq = 0
+	}
+	return reply
+}
+
+// names reports whether the reply to op gives the client an inode (proto.Hold).
+func names(op fsop.Op) bool {
+	switch op.Kind() {
+	case fsop.KindLookup, fsop.KindCreate, fsop.KindMkdir, fsop.KindMknod, fsop.KindSymlink, fsop.KindLink:
+		return true
+	}
+	return false
+}
+
+// directories lists those whose names the client may have cached after op.
+func directories(op fsop.Op) []fsop.Ino {
+	switch op := op.(type) {
+	case *fsop.Lookup:
+		return []fsop.Ino{op.Parent}
+	case *fsop.Create:
+		return []fsop.Ino{op.Parent}
+	case *fsop.Mkdir:
+		return []fsop.Ino{op.Parent}
+	case *fsop.Mknod:
+		return []fsop.Ino{op.Parent}
+	case *fsop.Symlink:
+		return []fsop.Ino{op.Parent}
+	case *fsop.Link:
+		return []fsop.Ino{op.Parent}
+	case *fsop.Unlink:
+		return []fsop.Ino{op.Parent}
+	case *fsop.Rmdir:
+		return []fsop.Ino{op.Parent}
+	case *fsop.Rename:
+		return []fsop.Ino{op.Parent, op.NewParent}
+	}
+	return nil
+}
+
+// note adds to what the client may have cached, and to its holds.
+func (s *Session) note(ino fsop.Ino, what interest, holds uint64) {
+	s.mu.Lock()
+	s.known[ino] = (s.known[ino] | what) + interest(holds)*oneHold
+	s.mu.Unlock()
+}
+
+// read answers an operation that changes nothing from this replica's store.
+func (s *Session) read(ctx context.Context, op fsop.Op) proto.DoReply {
+	for {
+		if _, ok := s.r.serving(ctx); !ok {
+			return proto.DoReply{Status: proto.NotServing}
+		}
+		reply, dep, given, err := s.readStore(ctx, op)
+		// What was read may not be committed yet. A reader that saw it and a
+		// fail-over that loses it would be two truths.
+		committed := s.r.waitCommit(ctx, dep)
+		// The lease must still hold, now that the answer is known.
+		if until, ok := s.r.servingNow(); !committed || !ok || s.r.now() >= until {
+			s.Forget(given)
+			if ctx.Err() != nil {
+				return proto.DoReply{Status: proto.NotServing}
+			}
+			continue
+		}
+		var errno fsop.Errno
+		switch {
+		case err == nil:
+			return proto.DoReply{Reply: *reply}
+		case errors.As(err, &errno):
+			d := proto.DoReply{Errno: errno}
+			if reply != nil {
+				d.Reply.Seq = reply.Seq
+			}
+			return d
+		default:
+			s.r.log.Error("read", "op", fsop.String(op), "err", err)
+			return proto.DoReply{Errno: fsop.EIO}
+		}
+	}
+}
+
+// readStore reads and notes what the client may cache, as one step with respect
+// to changes.
+func (s *Session) readStore(ctx context.Context, op fsop.Op) (reply *fsop.Reply, dep uint64, given []proto.Hold, err error) {
+	var ino fsop.Ino
+	switch op := op.(type) {
+	case *fsop.Getattr:
+		ino = op.Ino
+	case *fsop.Readdir:
+		ino = op.Ino
+	case *fsop.Readlink:
+		ino = op.Ino
+	case *fsop.Read:
+		// Contents are known by the attributes: noted before, they need no gate.
+		s.note(op.Ino, cachesAttr, 0)
+		reply, dep, err = s.r.store.Read(ctx, op)
+		return reply, dep, nil, err
+	}
+	s.r.gate.RLock()
+	defer s.r.gate.RUnlock()
+	reply, dep, err = s.r.store.Read(ctx, op)
+	if ino != 0 {
+		s.note(ino, cachesAttr, 0)
+	}
+	for _, dir := range directories(op) {
+		s.note(dir, cachesNames, 0)
+	}
+	if err != nil {
+		return reply, dep, nil, err
+	}
+	if names(op) {
+		s.note(reply.Attr.Ino, cachesAttr, 1)
+		given = append(given, proto.Hold{Ino: reply.Attr.Ino, N: 1})
+	}
+	if d, ok := op.(*fsop.Readdir); ok && d.Plus {
+		s.note(d.Ino, cachesNames, 0)
+		for i := range reply.Entries {
+			s.note(reply.Entries[i].Ino, cachesAttr, 1)
+			given = append(given, proto.Hold{Ino: reply.Entries[i].Ino, N: 1})
+		}
+	}
+	return reply, dep, given, nil
+}
+
+// servingNow returns the lease under which reads may be answered at this moment.
+func (r *Replica) servingNow() (until core.Instant, ok bool) {
+	v := r.view.Load()
+	return v.until, v.serving && r.now() < v.until
+}
+
+// serveWait is how long a read waits for its replica to hold a lease again
+// before the client is told to look elsewhere.
+const serveWait = time.Second
+
+// serving waits until reads may be answered.
+func (r *Replica) serving(ctx context.Context) (*view, bool) {
+	var deadline <-chan time.Time
+	for {
+		v := r.view.Load()
+		if v.serving && r.now() < v.until {
+			return v, true
+		}
+		if deadline == nil {
+			deadline = time.After(serveWait)
+		}
+		if v.cfg.Epoch != 0 && !v.cfg.IsInSync(r.self) {
+			return v, false
+		}
+		select {
+		case <-v.changed:
+		case <-deadline:
+			return v, false
+		case <-ctx.Done():
+			return v, false
+		case <-r.done:
+			return v, false
+		}
+	}
+}
+
+// waitCommit waits until seq is committed; false if it may never be.
+func (r *Replica) waitCommit(ctx context.Context, seq uint64) bool {
+	v := r.view.Load()
+	if seq <= v.commit {
+		return true
+	}
+	r.mail.post(func(l *loop) { l.askCommit(seq) })
+	again := time.NewTicker(cluster.Heartbeat)
+	defer again.Stop()
+	for epoch := v.cfg.Epoch; seq > v.commit; v = r.view.Load() {
+		if v.cfg.Epoch != epoch {
+			return false
+		}
+		select {
+		case <-v.changed:
+		case <-again.C:
+			r.mail.post(func(l *loop) { l.askCommit(seq) })
+		case <-ctx.Done():
+			return false
+		case <-r.done:
+			return false
+		}
+	}
+	return true
+}
+
+// askCommit has the primary tell this backup when seq is committed.
+func (l *loop) askCommit(seq uint64) {
+	if l.m.Role() == core.Backup && l.m.Commit() < seq {
+		cfg := l.m.Config()
+		l.kept.Messages = append(l.kept.Messages, core.Message{
+			To: cfg.Primary, Kind: proto.KindCommitAsk, Body: &proto.CommitAsk{Epoch: cfg.Epoch, Seq: seq},
+		})
+	}
+}
