@@ -409,7 +409,7 @@ func (s *Session) read(ctx context.Context, op fsop.Op) proto.DoReply {
 		// The lease must still hold, now that the answer is known.
 		if until, ok := s.r.servingNow(); !committed || !ok || s.r.now() >= until {
 			s.Forget(given)
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || s.r.ended() {
 				return proto.DoReply{Status: proto.NotServing}
 			}
 			continue
@@ -477,7 +477,17 @@ func (s *Session) readStore(ctx context.Context, op fsop.Op) (reply *fsop.Reply,
 // servingNow returns the lease under which reads may be answered at this moment.
 func (r *Replica) servingNow() (until core.Instant, ok bool) {
 	v := r.view.Load()
-	return v.until, v.serving && r.now() < v.until
+	return v.until, v.serving && r.now() < v.until && !r.ended()
+}
+
+// ended reports whether Run has returned: nothing published is true any more.
+func (r *Replica) ended() bool {
+	select {
+	case <-r.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // serveWait is how long a read waits for its replica to hold a lease again
@@ -489,7 +499,7 @@ func (r *Replica) serving(ctx context.Context) (*view, bool) {
 	var deadline <-chan time.Time
 	for {
 		v := r.view.Load()
-		if v.serving && r.now() < v.until {
+		if v.serving && r.now() < v.until && !r.ended() {
 			return v, true
 		}
 		if deadline == nil {
