@@ -243,3 +243,9 @@ type Proc struct {
 	CPU  time.Duration // user and system so far
 	RSS  int64         // bytes
 }
+
+// Outside is a path in the host as the machine itself reaches it, mounts of the
+// host included. What hangs there hangs the caller.
+func (h *Host) Outside(path string) string {
+	return fmt.Sprintf("/proc/%d/root%s", h.init.cmd.Process.Pid, path)
+}

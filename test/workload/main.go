@@ -9,6 +9,8 @@
 //	workload counter   increment a number in a file under a lock
 //	workload append    append records to a shared file; with -check, judge it
 //	workload race      create, rename and remove in a shared directory
+//	workload ring      create at once what every other mount has cached as absent
+//	workload files     make many small files
 //	workload fill      write until the disk is full
 //
 // Each prints one JSON object on standard output (manifest: lines) and exits
@@ -42,13 +44,15 @@ var commands = map[string]func(fs *flag.FlagSet, args []string) (verdict, error)
 	"counter":   counter,
 	"append":    appendRecords,
 	"race":      race,
+	"ring":      ring,
+	"files":     files,
 	"fill":      fill,
 }
 
 func main() {
 	runtime.GOMAXPROCS(8) // threads block in the kernel, and must not keep each other waiting
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|fill [flags]")
+		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill [flags]")
 		os.Exit(2)
 	}
 	v, err := commands[os.Args[1]](flag.NewFlagSet("workload "+os.Args[1], flag.ExitOnError), os.Args[2:])

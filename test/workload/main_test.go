@@ -188,6 +188,20 @@ func TestSharedFiles(t *testing.T) {
 			t.Errorf("records %s: not seen", name)
 		}
 	}
+	var ring Ringing
+	if code, text := workload(t, &ring, "ring", "-rounds", "60", dir, dir, dir); code != 0 || ring.Rounds != 60 {
+		t.Errorf("ring: %d %s %+v", code, text, ring)
+	}
+	if code, _ := workload(t, &ring, "ring", "-rounds", "6", dir, t.TempDir()); code != 1 {
+		t.Error("ring took two directories for one")
+	}
+	many := filepath.Join(dir, "many")
+	if code, text := workload(t, nil, "files", "-dir", many, "-n", "250", "-size", "10"); code != 0 {
+		t.Errorf("files: %d %s", code, text)
+	}
+	if l, _ := filepath.Glob(many + "/*/*"); len(l) != 250 {
+		t.Errorf("%d files made, want 250", len(l))
+	}
 	race := filepath.Join(dir, "race")
 	os.Mkdir(race, 0o755)
 	together(func(i int) []string {

@@ -1,0 +1,249 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// mountsOf are the paths by which one process sees a directory through all mounts.
+func (p *pool) mountsOf(path string) []string {
+	var out []string
+	for i := range p.Hosts() {
+		out = append(out, p.outside(i+1, path))
+	}
+	return out
+}
+
+// A change acknowledged on one mount is seen on the others by the very next
+// system call: names, absences, sizes, modes, contents, in every direction.
+func TestCoherence(t *testing.T) {
+	for _, opts := range []string{"", "locks=node"} {
+		t.Run("mounted with "+opts, func(t *testing.T) {
+			p := start(t, setup{mountOpts: opts})
+			p.run(1, "mkdir", "/mnt/wp/coherence")
+			var c struct {
+				Rounds int
+				Kinds  map[string]int
+				Worst  float64 `json:"worst_ms"`
+			}
+			rounds := pick(2000, 10000)
+			p.workload(0, 10*time.Minute, &c, append([]string{"coherence", "-rounds", fmt.Sprint(rounds)}, p.mountsOf("/mnt/wp/coherence")...)...)
+			t.Logf("%d rounds, longest %.0f ms: %v", c.Rounds, c.Worst, c.Kinds)
+			if c.Rounds != rounds {
+				t.Errorf("%d rounds, want %d", c.Rounds, rounds)
+			}
+			p.identical(1)
+		})
+	}
+}
+
+// The same while the primary and a home replica die and return.
+func TestCoherenceAcrossFailOver(t *testing.T) {
+	p := start(t, setup{})
+	p.run(1, "mkdir", "/mnt/wp/coherence")
+	wait := p.startWorkload(0, 5*time.Minute, append([]string{"coherence", "-rounds", fmt.Sprint(pick(3000, 20000))}, p.mountsOf("/mnt/wp/coherence")...)...)
+	for range pick(2, 10) {
+		i := p.primary(1)
+		p.killDaemon(i)
+		p.within(10*time.Second, "another brick leads", func() error {
+			st, err := p.status(p.other(i))
+			if err == nil && (st.Sets[0].Primary == "" || st.Sets[0].Primary == fmt.Sprintf("n%d:%s", i, brickDir)) {
+				err = fmt.Errorf("primary is %q", st.Sets[0].Primary)
+			}
+			return err
+		})
+		p.startDaemon(i)
+		p.waitDaemon(i)
+		p.healed(p.other(i), 30*time.Second)
+	}
+	var c struct{ Rounds int }
+	if err := wait(&c); err != nil {
+		t.Error(err)
+	}
+	p.identical(1)
+}
+
+// Two mounts that have each other's new name cached as absent create at once.
+func TestCreateRing(t *testing.T) {
+	p := start(t, setup{})
+	p.run(1, "mkdir", "/mnt/wp/ring")
+	var r struct {
+		Rounds int
+		Worst  float64 `json:"worst_ms"`
+	}
+	p.workload(0, 5*time.Minute, &r, append([]string{"ring", "-rounds", fmt.Sprint(pick(300, 3000))}, p.mountsOf("/mnt/wp/ring")...)...)
+	t.Logf("%d rounds, longest %.0f ms", r.Rounds, r.Worst)
+}
+
+// A counter incremented under a lock from three mounts loses nothing.
+func TestCounters(t *testing.T) {
+	p := start(t, setup{})
+	each := pick(300, 1000)
+	for _, lock := range []string{"flock", "fcntl", "ofd"} {
+		begin := time.Now()
+		var waits []func(any) error
+		for i := 1; i <= 3; i++ {
+			waits = append(waits, p.startWorkload(i, 5*time.Minute, "counter", "-file", "/mnt/wp/"+lock, "-lock", lock, "-rounds", fmt.Sprint(each)))
+		}
+		for _, wait := range waits {
+			if err := wait(nil); err != nil {
+				t.Error(err)
+			}
+		}
+		t.Logf("%s: %d increments in %v", lock, 3*each, time.Since(begin))
+		for i := 1; i <= 3; i++ {
+			if got := strings.TrimSpace(p.run(i, "cat", "/mnt/wp/"+lock)); got != fmt.Sprint(3*each) {
+				t.Errorf("%s: counted to %s on n%d, want %d", lock, got, i, 3*each)
+			}
+		}
+	}
+}
+
+// A lock outlives its holder's machine by its lease, and not by more.
+func TestLockOfADeadMachine(t *testing.T) {
+	p := start(t, setup{})
+	p.leadElsewhereThan(2)
+	p.run(1, "touch", "/mnt/wp/lock")
+	if _, err := p.Host(2).Spawn("holder", "flock", "/mnt/wp/lock", "sh", "-c", "echo held; sleep 1000"); err != nil {
+		t.Fatal(err)
+	}
+	p.within(5*time.Second, "n2 holds the lock", func() error {
+		if log := p.Host(2).Log("holder"); log != "held\n" {
+			return fmt.Errorf("%q", log)
+		}
+		return nil
+	})
+	if _, err := p.Host(1).Run(p.ctx(patience), "flock", "-n", "/mnt/wp/lock", "true"); err == nil {
+		t.Error("n1 got a lock that n2 holds")
+	}
+	// Fail-over keeps the lock.
+	at := p.primary(1)
+	p.killDaemon(at)
+	p.startDaemon(at)
+	p.waitDaemon(at)
+	p.healed(1, 30*time.Second)
+	if _, err := p.Host(1).Run(p.ctx(patience), "flock", "-n", "/mnt/wp/lock", "true"); err == nil {
+		t.Error("n1 got, after a fail-over, a lock that n2 holds")
+	}
+	if err := p.Host(2).KillAll(); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	p.run(1, "flock", "-w", "40", "/mnt/wp/lock", "true")
+	took := time.Since(begin)
+	t.Logf("the lock was free %v after its holder's machine died", took)
+	if took < time.Second || took > 20*time.Second {
+		t.Errorf("the lock was free after %v, want after the session's time of 10 s or so", took)
+	}
+	p.run(2, "umount", "/mnt/wp")
+	p.startDaemon(2)
+	p.waitDaemon(2)
+	p.healed(1, 30*time.Second)
+	// A holder that just dies lets go at once.
+	holder, err := p.Host(3).Spawn("holder", "flock", "-o", "/mnt/wp/lock", "sleep", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.within(5*time.Second, "n3 holds the lock", func() error {
+		if _, err := p.Host(1).Run(p.ctx(patience), "flock", "-n", "/mnt/wp/lock", "true"); err == nil {
+			return fmt.Errorf("it is free")
+		}
+		return nil
+	})
+	for _, proc := range p.Host(3).Processes() {
+		if proc.Name == "sleep" || proc.Name == "flock" {
+			syscall.Kill(proc.Pid, syscall.SIGKILL)
+		}
+	}
+	<-holder.Done()
+	p.run(1, "flock", "-w", "5", "/mnt/wp/lock", "true")
+}
+
+// Records appended from three mounts are all there, whole and in order.
+func TestAppend(t *testing.T) {
+	p := start(t, setup{})
+	each := fmt.Sprint(pick(1000, 10000))
+	var waits []func(any) error
+	for i := range 3 {
+		waits = append(waits, p.startWorkload(i+1, 5*time.Minute, "append", "-file", "/mnt/wp/records", "-id", fmt.Sprint(i), "-n", each))
+	}
+	for _, wait := range waits {
+		if err := wait(nil); err != nil {
+			t.Error(err)
+		}
+	}
+	for i := 1; i <= 3; i++ {
+		p.workload(i, time.Minute, nil, "append", "-file", "/mnt/wp/records", "-check", "3", "-n", each)
+	}
+}
+
+// Mounts create, rename and remove in one directory at full speed: no deadlock,
+// no stall over the lease, the same listing on all.
+func TestRace(t *testing.T) {
+	p := start(t, setup{})
+	p.run(1, "mkdir", "/mnt/wp/race")
+	duration := pick(8*time.Second, time.Minute)
+	var waits []func(any) error
+	for i := 1; i <= 3; i++ {
+		waits = append(waits, p.startWorkload(i, duration+30*time.Second, "race", "-dir", "/mnt/wp/race",
+			"-duration", duration.String(), "-seed", fmt.Sprint(i), "-limit", "1500ms"))
+	}
+	for i, wait := range waits {
+		var r struct {
+			Ops, Lost map[string]int
+			Worst     float64 `json:"worst_ms"`
+		}
+		if err := wait(&r); err != nil {
+			t.Error(err)
+		}
+		total := 0
+		for _, n := range r.Ops {
+			total += n
+		}
+		t.Logf("n%d: %d operations, longest %.0f ms; lost races %v", i+1, total, r.Worst, r.Lost)
+		if total < 100 {
+			t.Errorf("n%d did %d operations only", i+1, total)
+		}
+	}
+	want := strings.Join(p.manifest(1, "/mnt/wp/race"), "\n")
+	for i := 2; i <= 3; i++ {
+		if got := strings.Join(p.manifest(i, "/mnt/wp/race"), "\n"); got != want {
+			t.Errorf("n%d has\n%s\nn1 has\n%s", i, got, want)
+		}
+	}
+	p.identical(1)
+}
+
+// What programs may expect of files that are open while others remove them.
+func TestOpenAndRemoved(t *testing.T) {
+	p := start(t, setup{})
+	p.run(1, "sh", "-c", "echo contents > /mnt/wp/file")
+	reader, err := p.Host(2).Spawn("reader", "sh", "-c", "exec 3</mnt/wp/file; echo open; until [ -e /run/go ]; do sleep 0.05; done; cat <&3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.within(5*time.Second, "the file is open on n2", func() error {
+		if log := p.Host(2).Log("reader"); log != "open\n" {
+			return fmt.Errorf("%q", log)
+		}
+		return nil
+	})
+	p.run(1, "rm", "/mnt/wp/file")
+	p.run(3, "sh", "-c", "! test -e /mnt/wp/file")
+	at := p.primary(1) // and it lives through a fail-over
+	p.killDaemon(at)
+	p.startDaemon(at)
+	p.waitDaemon(at)
+	p.healed(1, 30*time.Second)
+	p.run(2, "touch", "/run/go")
+	if err := reader.Wait(p.ctx(20 * time.Second)); err != nil {
+		t.Error(err)
+	}
+	if log := p.Host(2).Log("reader"); log != "open\ncontents\n" {
+		t.Errorf("the removed file reads %q", log)
+	}
+	p.identical(1)
+}

@@ -1,0 +1,497 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"mortar/test/cluster"
+)
+
+// A writer and a reader work on machine 1 while the others suffer. Nothing of
+// that may reach them but a pause.
+
+// stall is the longest pause that an application may see; the goal is 2 s.
+const stall = 3 * time.Second
+
+// recording is what the workload "record" reports.
+type recording struct {
+	Seconds float64
+	Kinds   map[string]struct {
+		Count   int
+		P99     float64 `json:"p99_ms"`
+		Max     float64 `json:"max_ms"`
+		MaxFrom string  `json:"max_from"`
+	}
+	Errors  []string
+	NErrors int     `json:"n_errors"`
+	Worst   float64 `json:"worst_ms"`
+}
+
+// load is a recording in progress.
+type load struct {
+	p    *pool
+	name string
+	proc *cluster.Process
+}
+
+// startLoad begins to record on machine 1, in a directory of that name.
+func (p *pool) startLoad(name string, limit time.Duration, flags ...string) *load {
+	p.t.Helper()
+	argv := append([]string{workload, "record", "-dir", "/mnt/wp/" + name, "-log", filepath.Join(p.Dir, name+".log"), "-limit", limit.String()}, flags...)
+	proc, err := p.Host(1).Spawn("record-"+name, argv...)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	l := &load{p, name, proc}
+	p.within(15*time.Second, "the writer works", func() error {
+		select {
+		case <-proc.Done():
+			p.t.Fatalf("the writer ended:\n%s", l.output())
+		default:
+		}
+		if n := strings.Count(readFile(filepath.Join(p.Dir, name+".log")), `"ack":true`); n < 50 {
+			return fmt.Errorf("%d steps acknowledged", n)
+		}
+		return nil
+	})
+	return l
+}
+
+func (l *load) output() string { return l.p.Host(1).Log("record-" + l.name) }
+
+// acked is how many steps were acknowledged so far.
+func (l *load) acked() int {
+	return strings.Count(readFile(filepath.Join(l.p.Dir, l.name+".log")), `"ack":true`)
+}
+
+// goesOn waits until more steps are acknowledged.
+func (l *load) goesOn(limit time.Duration) time.Duration {
+	l.p.t.Helper()
+	before := l.acked()
+	return l.p.within(limit, "the writer goes on", func() error {
+		if n := l.acked(); n < before+20 {
+			return fmt.Errorf("%d steps acknowledged, %d before", n, before)
+		}
+		return nil
+	})
+}
+
+// end stops the recording; no operation may have failed or taken too long.
+func (l *load) end() recording {
+	l.p.t.Helper()
+	l.proc.Signal(syscall.SIGTERM)
+	err := l.proc.Wait(l.p.ctx(30 * time.Second))
+	out := l.output()
+	var r recording
+	if i := strings.Index(out, "{"); i < 0 || json.NewDecoder(strings.NewReader(out[i:])).Decode(&r) != nil {
+		l.p.t.Fatalf("the writer said nothing (%v):\n%s", err, out)
+	}
+	worst, kind := 0.0, ""
+	for k, h := range r.Kinds {
+		if h.Max > worst {
+			worst, kind = h.Max, k+" at "+h.MaxFrom
+		}
+	}
+	l.p.t.Logf("%s: %d steps in %.1f s, longest %.0f ms (%s), %d errors", l.name, l.acked(), r.Seconds, worst, kind, r.NErrors)
+	if err != nil {
+		l.p.t.Errorf("the application on machine 1 saw trouble: %v\n%s", err, out[strings.LastIndex(out, "}")+1:])
+	}
+	return r
+}
+
+// check demands that nothing acknowledged is missing or different on any of the
+// mounts, and that the bricks are equal.
+func (l *load) check(mounts ...int) {
+	l.p.t.Helper()
+	for _, i := range mounts {
+		var v struct{ Steps, Files int }
+		l.p.workload(i, 2*time.Minute, &v, "verify", "-dir", "/mnt/wp/"+l.name, "-log", filepath.Join(l.p.Dir, l.name+".log"))
+		if v.Steps < 50 {
+			l.p.t.Errorf("verified %d steps only", v.Steps)
+		}
+	}
+	l.p.identical(1)
+}
+
+// killDaemon ends a daemon as kill -9 does.
+func (p *pool) killDaemon(i int) {
+	p.daemons[i-1].Kill()
+}
+
+// other is a host that is none of these.
+func (p *pool) other(not ...int) int {
+	for i := 1; ; i++ {
+		if !slices.Contains(not, i) {
+			return i
+		}
+	}
+}
+
+// leadElsewhereThan sees to it that none of these hosts leads, and returns who does.
+func (p *pool) leadElsewhereThan(hosts ...int) int {
+	p.t.Helper()
+	for {
+		at := p.primary(1)
+		if !slices.Contains(hosts, at) {
+			return at
+		}
+		p.killDaemon(at)
+		p.within(10*time.Second, "another brick leads", func() error {
+			st, err := p.status(p.other(at))
+			if err == nil && (st.Sets[0].Primary == "" || st.Sets[0].Primary == fmt.Sprintf("n%d:%s", at, brickDir)) {
+				err = fmt.Errorf("primary is %q", st.Sets[0].Primary)
+			}
+			return err
+		})
+		p.startDaemon(at)
+		p.waitDaemon(at)
+		p.healed(1, 30*time.Second)
+	}
+}
+
+// Kill -9 of one daemon after the other: the primary's on the writer's own
+// machine or elsewhere, a backup's on the writer's own machine or elsewhere.
+func TestDaemonsKilled(t *testing.T) {
+	p := start(t, setup{})
+	for _, c := range []struct {
+		name string
+		whom func() int
+	}{
+		{"the primary's at home", func() int { return p.leadElsewhereThan(2, 3) }},
+		{"the primary's elsewhere", func() int { return p.leadElsewhereThan(1) }},
+		{"a backup's elsewhere", func() int { return p.other(1, p.primary(1)) }},
+		{"a backup's at home", func() int { p.leadElsewhereThan(1); return 1 }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p.as(t)
+			i := c.whom()
+			l := p.startLoad(strings.ReplaceAll(c.name, " ", "-"), stall)
+			p.killDaemon(i)
+			l.goesOn(10 * time.Second)
+			p.startDaemon(i)
+			p.waitDaemon(i)
+			p.healed(p.other(i), 30*time.Second)
+			l.goesOn(10 * time.Second)
+			l.end()
+			l.check(1, 2, 3)
+		})
+	}
+}
+
+// Every process of a machine dies at once, its mount too.
+func TestMachineKilled(t *testing.T) {
+	p := start(t, setup{})
+	for _, role := range []string{"backup", "primary"} {
+		t.Run(role, func(t *testing.T) {
+			p.as(t)
+			i := p.leadElsewhereThan(1)
+			if role == "backup" {
+				i = p.other(1, i)
+			}
+			l := p.startLoad("machine-"+role, stall)
+			if err := p.Host(i).KillAll(); err != nil {
+				t.Fatal(err)
+			}
+			l.goesOn(10 * time.Second)
+			p.run(i, "umount", "/mnt/wp")
+			p.startDaemon(i)
+			p.waitDaemon(i)
+			p.mount(i)
+			p.healed(1, 30*time.Second)
+			l.goesOn(10 * time.Second)
+			l.end()
+			l.check(1, 2, 3)
+		})
+	}
+}
+
+// A machine that is silent, and one that comes back after it was silent and
+// does not know.
+func TestSilence(t *testing.T) {
+	p := start(t, setup{})
+	must := func(err error) {
+		p.t.Helper()
+		if err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	silence := pick(6*time.Second, time.Minute)
+	for _, c := range []struct {
+		name string
+		off  func(*cluster.Host, *cluster.Process)
+		on   func(*cluster.Host, *cluster.Process)
+	}{
+		{"cable pulled",
+			func(h *cluster.Host, _ *cluster.Process) { must(h.Unplug()) },
+			func(h *cluster.Host, _ *cluster.Process) { must(h.Plug()) }},
+		{"packets dropped",
+			func(h *cluster.Host, _ *cluster.Process) { must(h.Isolate()) },
+			func(*cluster.Host, *cluster.Process) { must(p.MendNetwork()) }},
+		{"daemon stopped",
+			func(_ *cluster.Host, d *cluster.Process) { d.Signal(syscall.SIGSTOP) },
+			func(_ *cluster.Host, d *cluster.Process) { d.Signal(syscall.SIGCONT) }},
+		{"deaf",
+			func(h *cluster.Host, _ *cluster.Process) { must(h.Deafen()) },
+			func(*cluster.Host, *cluster.Process) { must(p.MendNetwork()) }},
+		{"mute",
+			func(h *cluster.Host, _ *cluster.Process) { must(h.Mute()) },
+			func(*cluster.Host, *cluster.Process) { must(p.MendNetwork()) }},
+	} {
+		for _, role := range []string{"backup", "primary"} {
+			t.Run(c.name+", "+role, func(t *testing.T) {
+				p.as(t)
+				i := p.leadElsewhereThan(1)
+				if role == "backup" {
+					i = p.other(1, i)
+				}
+				l := p.startLoad(strings.NewReplacer(" ", "-", ",", "").Replace(c.name+"-"+role), stall)
+				c.off(p.Host(i), p.daemons[i-1])
+				begin := time.Now()
+				l.goesOn(10 * time.Second)
+				if at := p.primary(1); role == "primary" && at == i {
+					t.Errorf("the silent machine still leads")
+				}
+				time.Sleep(silence - time.Since(begin)) // the fault's length is the test's subject
+				if n, err := p.pending(1); n == 0 && err == nil {
+					t.Error("heal info says that nothing is pending while a brick is away")
+				}
+				c.on(p.Host(i), p.daemons[i-1])
+				p.healed(1, 30*time.Second)
+				l.goesOn(10 * time.Second)
+				l.end()
+				l.check(1, 2, 3)
+			})
+		}
+	}
+}
+
+// The writer's own machine is cut off: it waits, without an error, and goes on.
+func TestWriterCutOff(t *testing.T) {
+	p := start(t, setup{})
+	cut := pick(5*time.Second, time.Minute)
+	for _, at := range []string{"home is a backup", "home leads"} {
+		t.Run(at, func(t *testing.T) {
+			p.as(t)
+			if at == "home leads" {
+				p.leadElsewhereThan(2, 3)
+			} else {
+				p.leadElsewhereThan(1)
+			}
+			l := p.startLoad(strings.ReplaceAll("cut off "+at, " ", "-"), cut+stall+time.Second)
+			if err := p.Host(1).Unplug(); err != nil {
+				t.Fatal(err)
+			}
+			p.within(10*time.Second, "the other two go on", func() error {
+				st, err := p.status(2)
+				if err == nil && (st.Sets[0].Primary == "n1:"+brickDir || st.Sets[0].InSync != 2 || !st.Sets[0].Writable) {
+					err = fmt.Errorf("%+v", st.Sets[0])
+				}
+				return err
+			})
+			p.run(2, "sh", "-c", "echo meanwhile > /mnt/wp/meanwhile")
+			time.Sleep(cut) // the fault's length is the test's subject
+			if err := p.Host(1).Plug(); err != nil {
+				t.Fatal(err)
+			}
+			l.goesOn(stall + 5*time.Second)
+			if got := p.run(1, "cat", "/mnt/wp/meanwhile"); got != "meanwhile\n" {
+				t.Errorf("what was written meanwhile reads %q on the machine that was cut off", got)
+			}
+			p.healed(1, 30*time.Second)
+			l.end()
+			l.check(1, 2, 3)
+		})
+	}
+}
+
+// All daemons die at once and are started again.
+func TestAllDaemonsKilled(t *testing.T) {
+	p := start(t, setup{})
+	const back = 10 * time.Second
+	for round := range pick(1, 5) {
+		l := p.startLoad(fmt.Sprintf("all-%d", round), back+stall, "-fsync")
+		for _, d := range p.daemons {
+			d.Signal(syscall.SIGKILL)
+		}
+		for _, d := range p.daemons {
+			<-d.Done()
+		}
+		begin := time.Now()
+		for i := 1; i <= 3; i++ {
+			p.startDaemon(i)
+		}
+		l.goesOn(back)
+		t.Logf("back after %v", time.Since(begin))
+		p.healed(1, 30*time.Second)
+		l.end()
+		l.check(1, 2, 3)
+	}
+}
+
+// The rack's power goes: every machine loses what its disk had not written out,
+// and nothing that was fsynced is lost.
+func TestPowerCut(t *testing.T) {
+	p := start(t, setup{disk: cluster.XFS, diskBytes: 2 << 30, stateDir: "/bricks/state"})
+	for round := range pick(2, 10) {
+		l := p.startLoad(fmt.Sprintf("power-%d", round), stall, "-fsync", "-pace", "100us", "-writers", "4")
+		l.goesOn(10 * time.Second)
+		var wg sync.WaitGroup
+		errs := make([]error, 3)
+		for i, h := range p.Hosts() {
+			wg.Go(func() { errs[i] = h.CutPower() })
+		}
+		wg.Wait()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+		for i, h := range p.Hosts() {
+			p.run(i+1, "umount", "/mnt/wp")
+			if err := h.MountDisk(); err != nil {
+				t.Fatal(err)
+			}
+			p.startDaemon(i + 1)
+		}
+		for i := range p.Hosts() {
+			p.waitDaemon(i + 1)
+			p.mount(i + 1)
+		}
+		p.healed(1, 30*time.Second)
+		l.check(1, 2, 3)
+	}
+}
+
+// Daemons that end as asked (SIGTERM), one after the other, cost next to nothing.
+func TestRollingRestart(t *testing.T) {
+	p := start(t, setup{})
+	l := p.startLoad("rolling", time.Second)
+	for i := 1; i <= 3; i++ {
+		p.daemons[i-1].Signal(syscall.SIGTERM)
+		if err := p.daemons[i-1].Wait(p.ctx(10 * time.Second)); err != nil {
+			t.Errorf("n%d's daemon: %v", i, err)
+		}
+		l.goesOn(10 * time.Second)
+		p.startDaemon(i)
+		p.waitDaemon(i)
+		p.healed(p.other(i), 30*time.Second)
+	}
+	l.end()
+	l.check(1, 2, 3)
+}
+
+// What a machine missed comes back to it quickly, and heal info tells the truth
+// all the while.
+func TestHeal(t *testing.T) {
+	p := start(t, setup{})
+	for _, c := range []struct {
+		name  string
+		write []string
+		limit time.Duration
+	}{
+		{"10,000 files of 4 KiB", []string{workload, "files", "-dir", "/mnt/wp/many", "-n", "10000"}, 15 * time.Second},
+		{"one large file", []string{"dd", "if=/dev/urandom", "of=/mnt/wp/large", "bs=1M", "count=" + pick("256", "1024"), "conv=fsync"}, 10 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p.as(t)
+			p.leadElsewhereThan(3)
+			p.killDaemon(3)
+			if _, err := p.Host(1).Run(p.ctx(5*time.Minute), c.write...); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := p.pending(1); n == 0 && err == nil {
+				t.Error("heal info says that nothing is pending while a brick is away")
+			}
+			p.startDaemon(3)
+			p.waitDaemon(3)
+			begin := time.Now()
+			var last int64 = -1
+			for done := false; !done; {
+				var info struct {
+					Pending int64
+					Bricks  []struct {
+						Name    string
+						InSync  bool `json:"in_sync"`
+						Entries int64
+						Heal    *struct {
+							Percent, Rate float64
+							ETASeconds    float64 `json:"eta_seconds"`
+						}
+					}
+				}
+				p.json(&info, 1, "volume", "heal", "wp", "info", "--json")
+				done = true
+				for _, b := range info.Bricks {
+					done = done && b.InSync
+					if h := b.Heal; h != nil && (h.Percent < 0 || h.Percent > 100 || h.Rate < 0 || h.ETASeconds < -1) {
+						t.Errorf("heal info of %s: %+v", b.Name, *h)
+					}
+				}
+				if done != (info.Pending == 0) {
+					t.Errorf("heal info says %d pending, and of the bricks %+v", info.Pending, info.Bricks)
+				}
+				last = info.Pending
+				if time.Since(begin) > 2*c.limit+30*time.Second {
+					t.Fatalf("not healed after %v: %d pending", time.Since(begin), last)
+				}
+			}
+			took := time.Since(begin)
+			t.Logf("healed in %v", took)
+			if took > c.limit {
+				t.Errorf("the heal took %v, want less than %v", took, c.limit)
+			}
+			p.identical(2)
+		})
+	}
+}
+
+// A brick that lost everything is made anew from the others.
+func TestHealOfAnEmptyBrick(t *testing.T) {
+	p := start(t, setup{})
+	p.leadElsewhereThan(3)
+	p.run(1, workload, "files", "-dir", "/mnt/wp/many", "-n", "2000")
+	p.run(1, "sh", "-c", "head -c 50000000 /dev/urandom > /mnt/wp/large; truncate -s 1G /mnt/wp/sparse")
+	want := p.manifest(1, "/mnt/wp")
+	p.run(3, "umount", "/mnt/wp")
+	p.killDaemon(3)
+	// An in-sync set of two goes on; n3's log is too old in the end.
+	p.run(1, "sh", "-c", "rm -r /mnt/wp/many/1*; echo more > /mnt/wp/more")
+	p.run(3, "sh", "-c", "rm -rf "+brickDir+"/.mortar/log "+brickDir+"/.mortar/meta "+brickDir+"/.mortar/data")
+	p.startDaemon(3)
+	p.waitDaemon(3)
+	p.healed(1, time.Minute)
+	p.identical(1)
+	p.mount(3)
+	if got := p.manifest(3, "/mnt/wp"); len(got) >= len(want) || strings.Join(got, "\n") != strings.Join(p.manifest(1, "/mnt/wp"), "\n") {
+		t.Error("the tree on n3 is not that of n1")
+	}
+}
+
+// Two of three machines are away: nothing is written, nothing is lost, and
+// whoever waits goes on when one returns.
+func TestTwoOfThreeAway(t *testing.T) {
+	p := start(t, setup{})
+	l := p.startLoad("alone", pick(20*time.Second, time.Minute))
+	for _, i := range []int{2, 3} {
+		if err := p.Host(i).Unplug(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(5 * time.Second) // the fault's length is the test's subject
+	if err := p.Host(3).Plug(); err != nil {
+		t.Fatal(err)
+	}
+	l.goesOn(15 * time.Second)
+	if err := p.Host(2).Plug(); err != nil {
+		t.Fatal(err)
+	}
+	p.healed(1, 30*time.Second)
+	l.end()
+	l.check(1, 2, 3)
+}
