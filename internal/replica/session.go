@@ -339,18 +339,23 @@ func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
 		return reply
 	}
 	// The answer is as old as its position. Only if nothing has happened to the
-	// inode since may the client keep it.
+	// inode since may the client keep it; likewise what is said of the directory.
 	var hold uint64
 	if names(do.Op) {
 		hold = 1
 	}
-	ino := reply.Reply.Attr.Ino
+	r := &reply.Reply
 	s.r.gate.RLock()
-	s.note(ino, cachesAttr, hold)
-	now, _, err := s.r.store.Read(ctx, &fsop.Getattr{Ino: ino})
-	s.r.gate.RUnlock()
-	if err != nil || now.Attr.Change != reply.Reply.Attr.Change {
-		reply.Reply.Seq = 0
+	defer s.r.gate.RUnlock()
+	if dirs := directories(do.Op); len(dirs) > 0 && dirs[0] == dirs[len(dirs)-1] {
+		s.note(dirs[0], cachesAttr, 0)
+		if now, _, err := s.r.store.Read(ctx, &fsop.Getattr{Ino: dirs[0]}); err == nil && now.Attr.Change == r.Seq {
+			r.Dir = now.Attr
+		}
+	}
+	s.note(r.Attr.Ino, cachesAttr, hold)
+	if now, _, err := s.r.store.Read(ctx, &fsop.Getattr{Ino: r.Attr.Ino}); err != nil || now.Attr.Change != r.Attr.Change {
+		r.Seq = 0
 	}
 	return reply
 }
