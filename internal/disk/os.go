@@ -213,6 +213,10 @@ func (f *osFile) CloneRange(src File, srcOff, dstOff, n int64) error {
 	return copyRange(f, s, srcOff, dstOff, n)
 }
 
+func (f *osFile) Evict() error {
+	return f.control("fadvise", func(fd int) error { return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) })
+}
+
 // wrapper is implemented by files that stand in front of another one.
 type wrapper interface{ unwrap() File }
 

@@ -1,0 +1,265 @@
+package oplog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+
+	"mortar/internal/cluster"
+	"mortar/internal/disk"
+)
+
+// Open opens the log in o.Dir, or makes an empty one there that begins after
+// the zero position.
+//
+// It syncs what a process that was killed left unsynced, and reads the last
+// segment from the disk, not from memory: after a failed sync these differ. A
+// torn tail, which is what a power cut leaves of records that were not synced,
+// is cut off. Bytes that are wrong although they once were durable are an
+// *ErrCorrupt. Of the other segments only the headers are read now, their
+// records when somebody wants them.
+func Open(o Options) (*Log, error) {
+	switch {
+	case o.SegmentSize == 0:
+		o.SegmentSize = DefaultSegmentSize
+	case o.SegmentSize < 2*disk.BlockSize || o.SegmentSize > maxSegmentSize:
+		return nil, fmt.Errorf("op log segments of %d bytes: %d to %d are possible", o.SegmentSize, 2*disk.BlockSize, maxSegmentSize)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	l := &Log{
+		fs: o.FS, dir: o.Dir, size: o.SegmentSize, ro: o.ReadOnly, logger: o.Log,
+		failed: make(chan struct{}), round: make(chan struct{}), kick: make(chan struct{}, 1),
+		next: 1,
+	}
+	if err := l.load(); err != nil {
+		for _, seg := range l.segments {
+			seg.file.Close()
+		}
+		return nil, err
+	}
+	if !l.ro {
+		l.keeping.Go(l.keeper)
+	}
+	return l, nil
+}
+
+func (l *Log) load() error {
+	nums, err := l.list()
+	if err != nil {
+		return err
+	}
+	if len(nums) == 0 {
+		if l.ro {
+			return fmt.Errorf("%s: no op log here: %w", l.dir, os.ErrNotExist)
+		}
+		return l.begin(0, cluster.Pos{})
+	}
+	for _, num := range nums {
+		seg, err := l.openSegment(num)
+		if err != nil {
+			return err
+		}
+		l.segments = append(l.segments, seg)
+		l.tracked += seg.alloc
+	}
+	l.next = l.active().num + 1
+	if err := l.dropForgotten(); err != nil {
+		return err
+	}
+	for i, seg := range l.segments[1:] {
+		before := l.segments[i]
+		if seg.prev != before.num {
+			return &ErrCorrupt{seg.name, 0, fmt.Sprintf("it continues segment %s, which is missing", segmentName(seg.prev))}
+		}
+		if seg.base.Seq < before.base.Seq || seg.base.Epoch < before.base.Epoch {
+			return &ErrCorrupt{seg.name, 0, fmt.Sprintf("it begins after %v, segment %s before it after %v", seg.base, segmentName(before.num), before.base)}
+		}
+	}
+	return l.loadTail()
+}
+
+// list returns the numbers of the segments in the directory, in order. It makes
+// the directory, and removes what a crash left of a segment being prepared.
+func (l *Log) list() ([]uint64, error) {
+	if !l.ro {
+		if err := l.fs.MkdirAll(l.dir, 0o700); err != nil {
+			return nil, fmt.Errorf("op log: %w", err)
+		}
+		if err := l.fs.SyncDir(l.fs.PathDir(l.dir)); err != nil {
+			return nil, fmt.Errorf("op log: %w", err)
+		}
+	}
+	names, err := l.fs.List(l.dir)
+	if err != nil {
+		return nil, fmt.Errorf("op log: %w", err)
+	}
+	var nums []uint64
+	for _, name := range names {
+		if num := parseSegmentName(name); num != 0 {
+			nums = append(nums, num)
+		} else if name == nextName && !l.ro {
+			if err := l.fs.Remove(l.fs.PathJoin(l.dir, name)); err != nil {
+				return nil, fmt.Errorf("op log: %w", err)
+			}
+		}
+	}
+	slices.Sort(nums)
+	return nums, nil
+}
+
+// openSegment opens a segment and reads its header.
+func (l *Log) openSegment(num uint64) (*segment, error) {
+	seg := &segment{name: l.fs.PathJoin(l.dir, segmentName(num)), refs: 1}
+	flag := os.O_RDWR
+	if l.ro {
+		flag = os.O_RDONLY
+	}
+	f, err := l.fs.OpenFile(seg.name, flag)
+	if err != nil {
+		return nil, fmt.Errorf("op log: %w", err)
+	}
+	seg.file = f
+	if err := seg.readHeader(num); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return seg, nil
+}
+
+func (s *segment) readHeader(num uint64) error {
+	st, err := s.file.Stat()
+	if err != nil {
+		return fmt.Errorf("op log: %w", err)
+	}
+	block := make([]byte, disk.BlockSize)
+	n, err := s.file.ReadAt(block, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("op log: %w", err)
+	}
+	size, reason := headerSize(block[:n])
+	if reason == "" && size > st.Size() {
+		reason = "the file is shorter than its header"
+	}
+	if reason != "" {
+		return &ErrCorrupt{s.name, 0, reason}
+	}
+	b := make([]byte, size)
+	if _, err := s.file.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("op log: %w", err)
+	}
+	if reason := s.decode(b); reason != "" {
+		return &ErrCorrupt{s.name, 0, reason}
+	}
+	if s.num != num {
+		return &ErrCorrupt{s.name, 0, fmt.Sprintf("the header is that of %s: the file was renamed or copied", segmentName(s.num))}
+	}
+	// How far the records of a sealed segment reach is found out when it is
+	// read; until then all of the file may be.
+	s.alloc, s.end, s.flushed = st.Size(), st.Size(), st.Size()
+	return nil
+}
+
+// dropForgotten removes the segments before the last one that started the log:
+// Reset was about to.
+func (l *Log) dropForgotten() error {
+	start := 0
+	for i, seg := range l.segments {
+		if seg.prev == 0 {
+			start = i
+		}
+	}
+	if l.ro {
+		for _, seg := range l.segments[:start] {
+			seg.file.Close()
+		}
+		l.segments = l.segments[start:]
+		return nil
+	}
+	for _, seg := range slices.Clone(l.segments[:start]) {
+		if err := l.remove(seg); err != nil {
+			return fmt.Errorf("op log: %w", err)
+		}
+	}
+	return nil
+}
+
+// loadTail reads the last segment: it finds the tail, and cuts off what a crash
+// left behind it.
+func (l *Log) loadTail() error {
+	seg := l.active()
+	if !l.ro {
+		if err := seg.file.SyncData(); err != nil {
+			return fmt.Errorf("op log: %w", err)
+		}
+		if err := seg.file.Evict(); err != nil {
+			return fmt.Errorf("op log: %w", err)
+		}
+	}
+	sc := &scanner{
+		read: (&Segment{l: l, seg: seg}).readAt, h: &seg.segmentHeader, name: seg.name,
+		chunk: maxChunk, reuse: true, off: seg.size(), pos: seg.base,
+	}
+	l.history = slices.Clone(seg.history)
+	for {
+		if _, ok := sc.next(); !ok {
+			break
+		}
+		seg.mark(sc.rec.pos.Seq, sc.at)
+		if n := len(l.history); n == 0 || l.history[n-1].Epoch != sc.rec.pos.Epoch {
+			l.history = append(l.history, sc.rec.pos)
+		}
+	}
+	stop := sc.stop
+	found, durable := 0, uint64(0)
+	if stop != "" {
+		found, durable = sc.after()
+	}
+	switch {
+	case sc.err != nil:
+		return sc.end()
+	case durable > sc.pos.Seq:
+		return &ErrCorrupt{seg.name, sc.off, fmt.Sprintf("%s, but a later record says that %d was durable", stop, durable)}
+	}
+	l.tail = sc.pos
+	l.durable, l.written = l.tail.Seq, l.tail.Seq
+	l.setBase(l.segments[0].base)
+	seg.flushed, seg.end, seg.zeroed = sc.off, sc.off, sc.off
+	if found > 0 {
+		l.logger.Warn("op log: cutting a torn tail", "file", seg.name, "offset", sc.off, "tail", l.tail, "records", found, "reason", stop)
+	}
+	if l.ro || found == 0 && seg.alloc >= l.size {
+		return nil
+	}
+	if err := l.cut(seg, sc.off); err != nil {
+		return fmt.Errorf("op log: cutting a torn tail: %w", err)
+	}
+	return nil
+}
+
+// Verify reads every record and compares it with its checksum. It returns the
+// first *ErrCorrupt, or ctx's cause when that ends first.
+func (l *Log) Verify(ctx context.Context) error {
+	after := l.Base().Seq
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		_, poss, _, err := l.Read(after, maxChunk)
+		switch {
+		case errors.Is(err, ErrTrimmed):
+			after = l.Base().Seq
+		case err != nil:
+			return err
+		case len(poss) == 0:
+			return nil
+		default:
+			after = poss[len(poss)-1].Seq
+		}
+	}
+}

@@ -1,0 +1,427 @@
+package oplog
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"mortar/internal/cluster"
+	"mortar/internal/disk"
+)
+
+// nextName is the segment being prepared. It has no header yet, and no record.
+const nextName = "next.tmp"
+
+// aheadStep is how far beyond its records a write to fresh blocks goes on with
+// zeros. The first write to a preallocated block changes file system metadata,
+// which the next fdatasync must write to the file system's journal; so one sync
+// per aheadStep pays for that instead of every one
+// (doc/decisions/0010-log-preallocation.md).
+const aheadStep = 256 << 10
+
+// ahead appends zeros to b, which is about to be written at off, if it reaches
+// blocks that were never written. l.write is held.
+func (s *segment) ahead(b []byte, off, size int64) []byte {
+	end := off + int64(len(b))
+	if end <= s.zeroed {
+		return b
+	}
+	s.zeroed = max(end, min(roundUp(end, aheadStep), size))
+	n := len(b)
+	b = slices.Grow(b, int(s.zeroed-end))[:n+int(s.zeroed-end)]
+	clear(b[n:])
+	return b
+}
+
+// writebackStep is after how many bytes the kernel is asked to start writing
+// them to the disk, so that the sync of a full segment finds little to do.
+const writebackStep = 1 << 20
+
+// wake has the keeper look, if the write of the active segment's bytes from off
+// to end made work for it. l.mu is held.
+func (l *Log) wake(off, end int64) {
+	if off/writebackStep == end/writebackStep && (off >= l.size/2 || end < l.size/2) {
+		return
+	}
+	select {
+	case l.kick <- struct{}{}:
+	default: // it has not even begun with the last one
+	}
+}
+
+// keeper does in the background what would otherwise hold up an append: it
+// prepares the next segment's file when the active one is half full, and has
+// the kernel start writing.
+func (l *Log) keeper() {
+	done := int64(0)
+	var last *segment
+	for range l.kick {
+		l.mu.Lock()
+		seg, flushed := l.active(), l.active().flushed
+		seg.refs++
+		prepare := l.usable() == nil && l.prepared == nil && l.nextBusy == nil && flushed >= l.size/2
+		if prepare {
+			l.nextBusy = make(chan struct{})
+		}
+		l.mu.Unlock()
+
+		if seg != last {
+			last, done = seg, 0
+		}
+		if flushed/writebackStep > done/writebackStep {
+			done = flushed
+			// An error here is one that a later sync might not be told again.
+			if _, err := seg.file.SyncTo(flushed); err != nil {
+				l.poisonLock("writing back", err)
+			}
+		}
+		if prepare {
+			if err := l.prepare(); err != nil {
+				// roll tries again, and has somebody to tell.
+				l.logger.Warn("op log: preparing the next segment failed", "dir", l.dir, "err", err)
+			}
+		}
+		l.mu.Lock()
+		l.unref(seg)
+		l.mu.Unlock()
+	}
+}
+
+// prepare makes l.prepared. The caller has set l.nextBusy. Appends go on
+// meanwhile; begin waits for it.
+func (l *Log) prepare() error {
+	f, err := l.allocate()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.prepared = f
+	l.nextDone()
+	return err
+}
+
+// nextDone lets others use nextName. l.mu is held.
+func (l *Log) nextDone() {
+	close(l.nextBusy)
+	l.nextBusy = nil
+}
+
+// allocate makes the file of a new segment under nextName. An existing one is
+// the rest of a crash and is replaced.
+func (l *Log) allocate() (disk.File, error) {
+	name := l.fs.PathJoin(l.dir, nextName)
+	f, err := l.fs.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
+	if err != nil {
+		return nil, fmt.Errorf("making an op log segment: %w", err)
+	}
+	if err = f.Allocate(0, l.size); err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		f.Close()
+		l.fs.Remove(name) // gives the space back if there was too little of it
+		return nil, fmt.Errorf("making an op log segment of %d bytes: %w", l.size, err)
+	}
+	return f, nil
+}
+
+// roll ends the active segment and begins the next one. l.write is held.
+func (l *Log) roll() error {
+	if err := l.flushLocked(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	old, tail := l.active(), l.tail
+	dirty := l.durable < tail.Seq
+	l.mu.Unlock()
+	// Only the last segment may end in records that were not synced: what a
+	// crash leaves in the middle of the log would look like corruption.
+	if dirty {
+		if err := old.file.SyncData(); err != nil {
+			return l.poisonLock("syncing", err)
+		}
+		l.mu.Lock()
+		l.durable = max(l.durable, tail.Seq)
+		l.mu.Unlock()
+	}
+	return l.begin(old.num, tail)
+}
+
+// begin makes a new active segment that continues segment prev after base; with
+// prev 0 it starts the log anew, and a crash from then on finds only what comes
+// after base. l.write is held.
+func (l *Log) begin(prev uint64, base cluster.Pos) error {
+	l.mu.Lock()
+	for l.nextBusy != nil {
+		done := l.nextBusy
+		l.mu.Unlock()
+		<-done
+		l.mu.Lock()
+	}
+	l.nextBusy = make(chan struct{})
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.nextDone()
+	}()
+	f := l.prepared
+	l.prepared = nil
+	seg := &segment{
+		segmentHeader: segmentHeader{num: l.next, prev: prev, base: base, history: slices.Clone(l.history)},
+		file:          f,
+		refs:          1,
+	}
+	l.mu.Unlock()
+	var salt [8]byte
+	rand.Read(salt[:]) // never fails, crypto/rand
+	seg.salt = le.Uint64(salt[:])
+	seg.setSeed()
+	seg.name = l.fs.PathJoin(l.dir, segmentName(seg.num))
+	if f == nil {
+		var err error
+		if f, err = l.allocate(); err != nil {
+			return err
+		}
+		seg.file = f
+	}
+	// Up to the rename a failure costs a file that means nothing.
+	head := seg.encode()
+	_, err := f.WriteAt(head, 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = l.fs.Rename(l.fs.PathJoin(l.dir, nextName), seg.name)
+	}
+	if err != nil {
+		f.Close()
+		return fmt.Errorf("making op log segment %s: %w", seg.name, err)
+	}
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		f.Close()
+		return l.poisonLock("naming a segment", err)
+	}
+	seg.flushed, seg.end, seg.alloc = seg.size(), seg.size(), max(l.size, seg.size())
+	seg.zeroed = seg.size()
+	l.mu.Lock()
+	defer l.mu.Unlock() // runs before the deferred call above, which locks again
+	l.next++
+	l.segments = append(slices.Clip(l.segments), seg)
+	l.tracked += seg.alloc
+	return nil
+}
+
+// remove deletes a segment's file. Whoever has it open can go on reading.
+func (l *Log) remove(seg *segment) error {
+	if err := l.fs.Remove(seg.name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.segments = slices.DeleteFunc(slices.Clone(l.segments), func(s *segment) bool { return s == seg })
+	l.tracked -= seg.alloc
+	l.unref(seg)
+	return nil
+}
+
+// TrimBefore drops the segments of which every record is older than seq. The
+// active segment stays.
+func (l *Log) TrimBefore(seq uint64) error {
+	l.write.Lock()
+	defer l.write.Unlock()
+	trimmed := false
+	for {
+		l.mu.Lock()
+		if err := l.writable(); err != nil {
+			l.mu.Unlock()
+			return err
+		}
+		if len(l.segments) < 2 || l.segments[1].base.Seq >= seq {
+			l.mu.Unlock()
+			break
+		}
+		oldest := l.segments[0]
+		// From here on nobody reads there, whether the file goes or not.
+		l.setBase(l.segments[1].base)
+		l.mu.Unlock()
+		if err := l.remove(oldest); err != nil {
+			return l.poisonLock("trimming", err)
+		}
+		trimmed = true
+	}
+	if !trimmed {
+		return nil
+	}
+	// A trimmed segment that comes back after a crash harms nobody, but the
+	// ones after it must not be lost before it.
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		return l.poisonLock("trimming", err)
+	}
+	return nil
+}
+
+// setBase moves the log's start forward. l.mu is held.
+func (l *Log) setBase(base cluster.Pos) {
+	l.base = base
+	h := l.history
+	for len(h) > 1 && h[1].Seq <= base.Seq {
+		h = h[1:]
+	}
+	l.history = slices.Clone(h)
+}
+
+// writable is usable for those who change files. l.mu is held.
+func (l *Log) writable() error {
+	if l.ro {
+		return ErrReadOnly
+	}
+	return l.usable()
+}
+
+// TruncateAfter removes every record after seq, durably: they were never
+// committed. It fails with ErrTrimmed if seq is before the base.
+func (l *Log) TruncateAfter(seq uint64) error {
+	l.write.Lock()
+	defer l.write.Unlock()
+	l.mu.Lock()
+	err, base, tail := l.writable(), l.base, l.tail
+	l.mu.Unlock()
+	switch {
+	case err != nil:
+		return err
+	case seq >= tail.Seq:
+		return nil
+	case seq < base.Seq:
+		return fmt.Errorf("undoing the changes after %d, the op log begins after %v: %w", seq, base, ErrTrimmed)
+	}
+	if err := l.flushLocked(); err != nil {
+		return err
+	}
+	// Find the cut before anything is changed.
+	seg := l.find(seq)
+	at, pos, err := l.locate(seg, seq+1)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.cuts++ // readers of the tail notice that it is gone, running syncs prove nothing
+	l.mu.Unlock()
+	// Newest first: what is left after a crash is a log that ends later.
+	for l.active() != seg {
+		if err := l.remove(l.active()); err != nil {
+			return l.poisonLock("undoing changes", err)
+		}
+		if err := l.fs.SyncDir(l.dir); err != nil {
+			return l.poisonLock("undoing changes", err)
+		}
+	}
+	if err := l.cut(seg, at); err != nil {
+		return l.poisonLock("undoing changes", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cuts++
+	l.tail = pos
+	l.durable, l.written = pos.Seq, pos.Seq // the cut synced the segment
+	l.history = slices.DeleteFunc(l.history, func(p cluster.Pos) bool { return p.Seq > pos.Seq })
+	return nil
+}
+
+// cut ends segment seg at offset at, durably. What was behind it is gone from
+// the disk, so it can never be taken for records. l.write is held.
+func (l *Log) cut(seg *segment, at int64) error {
+	size := max(l.size, at)
+	err := seg.file.Truncate(at)
+	if err == nil && size > at {
+		err = seg.file.Allocate(at, size-at)
+	}
+	if err == nil {
+		err = seg.file.Sync()
+	}
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tracked += size - seg.alloc
+	seg.flushed, seg.end, seg.alloc, seg.zeroed = at, at, size, at
+	for n := len(seg.index); n > 0 && seg.index[n-1].off >= at; n-- {
+		seg.index = seg.index[:n-1]
+	}
+	return nil
+}
+
+// Reset empties the log, durably and at once; it goes on after base. history is
+// what History shall return: the first position of each epoch up to base's, of
+// which it may have as many or as few as are known, base's at least.
+func (l *Log) Reset(base cluster.Pos, history []cluster.Pos) error {
+	if err := checkHistory(base, history); err != nil {
+		return fmt.Errorf("reset of the op log: %w", err)
+	}
+	l.write.Lock()
+	defer l.write.Unlock()
+	l.mu.Lock()
+	if err := l.writable(); err != nil {
+		l.mu.Unlock()
+		return err
+	}
+	l.mu.Unlock()
+	if err := l.flushLocked(); err != nil { // nobody needs it, but the buffer must be empty
+		return err
+	}
+	l.mu.Lock()
+	before := l.history
+	l.history = slices.Clone(history)
+	l.mu.Unlock()
+	if err := l.begin(0, base); err != nil {
+		l.mu.Lock()
+		l.history = before
+		l.mu.Unlock()
+		return err
+	}
+	l.mu.Lock()
+	old := l.segments[:len(l.segments)-1]
+	l.cuts++
+	l.base, l.tail = base, base
+	l.durable, l.written = base.Seq, base.Seq
+	l.mu.Unlock()
+	for _, seg := range old {
+		if err := l.remove(seg); err != nil {
+			return l.poisonLock("emptying the log", err)
+		}
+	}
+	return nil
+}
+
+// Close writes and syncs what was appended and closes the files. Open Segments
+// stay usable. A log that failed is only closed, and the failure returned.
+func (l *Log) Close() error {
+	err := error(nil)
+	if !l.ro {
+		err = l.SyncAll()
+	}
+	l.write.Lock()
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		l.write.Unlock()
+		return nil
+	}
+	l.closed = true
+	if !l.ro {
+		close(l.kick) // whoever sends holds l.write and has seen the log open
+	}
+	l.mu.Unlock()
+	l.write.Unlock()
+	l.keeping.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, seg := range l.segments {
+		l.unref(seg)
+	}
+	if l.prepared != nil {
+		l.prepared.Close()
+		l.prepared = nil
+	}
+	return err
+}
