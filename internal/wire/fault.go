@@ -72,7 +72,8 @@ func (n *Network) changedLocked() {
 }
 
 // Set makes f the state of the direction between two hosts. A host can be any
-// name, "*" for all that are not set by name.
+// name, or "*" for all of them. A cut cuts whoever it matches; delay and loss are
+// those of the closest match.
 func (n *Network) Set(from, to string, f Fault) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -91,16 +92,19 @@ func (n *Network) Isolate(host string, cut bool) {
 	n.SetBoth(host, "*", Fault{Cut: cut})
 }
 
-func (n *Network) faultLocked(from, to string) Fault {
+func (n *Network) faultLocked(from, to string) (f Fault) {
 	if from == to {
 		return Fault{}
 	}
+	found := false
 	for _, k := range [][2]string{{from, to}, {from, "*"}, {"*", to}, {"*", "*"}} {
-		if f, ok := n.links[k]; ok {
-			return f
+		g, ok := n.links[k]
+		if ok && !found {
+			f.Delay, f.Loss, found = g.Delay, g.Loss, true
 		}
+		f.Cut = f.Cut || g.Cut
 	}
-	return Fault{}
+	return f
 }
 
 // Kill ends all listeners and connections of a host, as the kernel does when

@@ -246,10 +246,14 @@ func (m *Mux) closeAll() {
 
 // sourceOf is the address that a connection comes from, without its port.
 func sourceOf(nc net.Conn) string {
-	if ap, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
+	addr := nc.RemoteAddr().String()
+	if ap, err := netip.ParseAddrPort(addr); err == nil {
 		return ap.Addr().Unmap().String()
 	}
-	return nc.RemoteAddr().String()
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
+	}
+	return addr
 }
 
 // muxListener is the net.Listener of one protocol.

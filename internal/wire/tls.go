@@ -118,35 +118,55 @@ const (
 // authenticated the sides; from then on the network itself is trusted.
 // Both sides have to call it, with client true on the one that dialed.
 //
-// The server answers last and then keeps silent until it hears something in
-// the clear, and the client says nothing between its question and that answer. So neither
-// side's TLS can have read bytes that were meant to be clear. It needs TLS 1.3
-// without session tickets, else TLS has words of its own to say.
+// TLS reads ahead, and must not read what is meant to be clear. So the client
+// asks and keeps silent, the server answers and keeps silent, and the client's first clear
+// byte tells the server that TLS is over on both sides. It needs TLS 1.3 without
+// session tickets, else TLS has words of its own to say.
 func Plain(ctx context.Context, tc *tls.Conn, client, want bool) (net.Conn, error) {
 	if v := tc.ConnectionState().Version; v != tls.VersionTLS13 {
 		return nil, fmt.Errorf("%w: %s, where TLS 1.3 is needed", ErrVersion, tls.VersionName(v))
 	}
 	tc.SetDeadline(time.Now().Add(HandshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { tc.SetDeadline(time.Unix(1, 0)) })
+	raw := rawConn(tc)
+	if c, ok := raw.(*cork); ok {
+		raw = c.Conn
+	}
 	theirs, err := plainExchange(tc, client, want)
+	clear := want && theirs
+	if err == nil && clear {
+		err = plainBegin(raw, client)
+	}
 	if !stop() {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		rawConn(tc).Close()
+		raw.Close()
 		return nil, fmt.Errorf("agreeing on encryption with %v: %w", tc.RemoteAddr(), explain(err))
 	}
 	if err := tc.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
-	if !want || !theirs {
+	if !clear {
 		return tc, nil
 	}
-	raw := rawConn(tc)
-	if c, ok := raw.(*cork); ok {
-		raw = c.Conn
-	}
 	return &plainConn{raw}, nil
+}
+
+// plainBegin sends or receives the first clear byte.
+func plainBegin(raw net.Conn, client bool) error {
+	b := []byte{plainYes}
+	if client {
+		_, err := raw.Write(b)
+		return err
+	}
+	if _, err := raw.Read(b); err != nil {
+		return err
+	}
+	if b[0] != plainYes {
+		return fmt.Errorf("%w: %q for the first clear byte", ErrFrame, b)
+	}
+	return nil
 }
 
 // plainExchange says want and returns what the other side wants.
