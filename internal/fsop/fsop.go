@@ -124,7 +124,11 @@ type Lock struct {
 
 // Reply is the answer to any operation; which fields mean something is said at each Op.
 type Reply struct {
-	Attr    Attr
+	Attr Attr
+	// Dir has the parent directory's attributes after an operation that changed
+	// its entries, if whoever answers has them at hand (of a Rename, only if both
+	// names are in one directory): they save the asker a Getattr.
+	Dir     Attr
 	Data    []byte
 	Off     uint64
 	Entries []Dirent

@@ -492,6 +492,7 @@ const (
 	hasPlus
 	hasStatfs
 	hasLock
+	hasDir
 )
 
 // Code implements codec.Coded. Parts that are zero take no bytes; Data is last.
@@ -513,12 +514,18 @@ func (r *Reply) Code(c *codec.Coder) {
 		if r.Lock != (Lock{}) {
 			has |= hasLock
 		}
+		if r.Dir.Ino != 0 {
+			has |= hasDir
+		}
 	}
 	c.U8(&has)
 	c.U64(&r.Seq)
 	c.U64(&r.Off)
 	if has&hasAttr != 0 {
 		r.Attr.Code(c)
+	}
+	if has&hasDir != 0 {
+		r.Dir.Code(c)
 	}
 	if has&hasEntries != 0 {
 		codec.Slice(c, &r.Entries, MaxEntries, func(c *codec.Coder, d *Dirent) {

@@ -1,0 +1,262 @@
+package mount
+
+import (
+	"math"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"mortar/internal/fsop"
+)
+
+// Open implements fuse.RawFileSystem. Permission was checked by the kernel, and
+// an open file needs nothing of the cluster: its inode lives while the kernel
+// knows it. So OPEN is answered here.
+func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if f.o.LocksNode {
+		return fuse.ENOSYS
+	}
+	if in.Flags&syscall.O_TRUNC != 0 {
+		r := f.begin(cancel, &in.InHeader)
+		defer f.inflight.remove(r)
+		if st := f.truncate(r, fsop.Ino(in.NodeId), in.Mode&fuse.OPEN_KILL_SUIDGID != 0); st != fuse.OK {
+			return st
+		}
+	}
+	f.opened(in.Flags, out)
+	return fuse.OK
+}
+
+// opened fills the answer to OPEN and CREATE.
+func (f *fileSystem) opened(flags uint32, out *fuse.OpenOut) {
+	out.Fh = f.lastFh.Add(1)
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	switch flags & syscall.O_ACCMODE {
+	case syscall.O_RDONLY:
+		// Locks taken through it go with RELEASE, see locks.go.
+		out.OpenFlags |= fuse.FOPEN_NOFLUSH
+	case syscall.O_WRONLY:
+		// Through the page cache, an append would put the data where the kernel
+		// believes the file's end to be, which another mount may have moved.
+		if flags&syscall.O_APPEND != 0 {
+			out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+		}
+	}
+}
+
+func (f *fileSystem) truncate(r *request, ino fsop.Ino, killPriv bool) fuse.Status {
+	op := &fsop.Setattr{Ino: ino, Valid: fsop.SetSize}
+	if killPriv {
+		op.Valid |= fsop.SetKillPriv
+	}
+	reply, err := f.handler.Do(r, op)
+	if err != nil {
+		return f.status(r, err)
+	}
+	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	return fuse.OK
+}
+
+// Create implements fuse.RawFileSystem.
+//
+// It always asks for a new file. Should there be one by now although the kernel
+// believed that there is none, and O_EXCL was not given, then this caller may
+// not be allowed to open it, and it is too late for the kernel to check. The
+// owner and root are let in; for others, ESTALE makes the kernel start over.
+func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	if f.o.LocksNode {
+		return fuse.ENOSYS // the kernel goes on with MKNOD, and needs no RELEASE
+	}
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	dir := fsop.Ino(in.NodeId)
+	f.inflight.changing(dir)
+	defer f.inflight.doneChanging(dir)
+	op := &fsop.Create{Node: newNode(&in.InHeader, name, in.Mode), Excl: true}
+	for range 3 {
+		reply, err := f.handler.Do(r, op)
+		if err == nil {
+			f.opened(in.Flags, &out.OpenOut)
+			return f.made(r, reply, dir, name, &out.EntryOut)
+		}
+		if err != fsop.EEXIST || in.Flags&syscall.O_EXCL != 0 {
+			return f.status(r, err)
+		}
+		reply, err = f.handler.Do(r, &fsop.Lookup{Parent: dir, Name: name})
+		if err == fsop.ENOENT {
+			continue // and gone again
+		}
+		if err != nil {
+			return f.status(r, err)
+		}
+		if !reply.Attr.IsRegular() || !mayOpen(&reply.Attr, &in.Caller, in.Flags) {
+			f.nodes.unused(reply.Attr.Ino)
+			break
+		}
+		if in.Flags&syscall.O_TRUNC != 0 {
+			if st := f.truncate(r, reply.Attr.Ino, in.OpenFlags&fuse.OPEN_KILL_SUIDGID != 0); st != fuse.OK {
+				f.nodes.unused(reply.Attr.Ino)
+				return st
+			}
+		}
+		f.opened(in.Flags, &out.OpenOut)
+		st := f.found(r, &reply.Attr, reply.Seq, dir, name, &out.EntryOut)
+		out.SetAttrTimeout(0)
+		return st
+	}
+	return fuse.Status(syscall.ESTALE)
+}
+
+// mayOpen says whether the caller certainly may open a file: it does not know
+// of groups and capabilities.
+func mayOpen(a *fsop.Attr, c *fuse.Caller, flags uint32) bool {
+	if c.Uid == 0 {
+		return true
+	}
+	if c.Uid != a.UID {
+		return false
+	}
+	need := map[uint32]uint32{syscall.O_RDONLY: 0o400, syscall.O_WRONLY: 0o200, syscall.O_RDWR: 0o600}[flags&syscall.O_ACCMODE]
+	return need != 0 && a.Mode&need == need
+}
+
+// Read implements fuse.RawFileSystem.
+func (f *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	reply, err := f.handler.Do(r, &fsop.Read{
+		Ino: fsop.Ino(in.NodeId), Off: in.Offset, Len: min(in.Size, fsop.MaxData),
+	})
+	if err != nil {
+		return nil, f.status(r, err)
+	}
+	return fuse.ReadResultData(reply.Data[:min(len(reply.Data), int(in.Size))]), fuse.OK
+}
+
+// Write implements fuse.RawFileSystem.
+func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	ino := fsop.Ino(in.NodeId)
+	op := &fsop.Write{
+		Ino:      ino,
+		Off:      in.Offset,
+		Append:   in.Flags&syscall.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0,
+		KillPriv: in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0,
+		Data:     data,
+	}
+	reply, err := f.handler.Do(r, op)
+	if err != nil {
+		return 0, f.status(r, err)
+	}
+	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	if op.Append && reply.Off != in.Offset {
+		// The kernel put the data in its page cache at in.Offset. It has to ask
+		// for the size before it reads, which drops the page; mapped pages and
+		// a reader who is past that question are for the queue, which waits for
+		// the page that the kernel keeps locked until it has this answer.
+		f.pages.add(f.dev, ino)
+	}
+	return uint32(len(data)), fuse.OK
+}
+
+// Writev implements fuse.RawFileSystem.
+func (f *fileSystem) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
+	if len(data) == 1 {
+		return f.Write(cancel, in, data[0])
+	}
+	var joined []byte
+	for _, d := range data {
+		joined = append(joined, d...)
+	}
+	return f.Write(cancel, in, joined)
+}
+
+// Fsync implements fuse.RawFileSystem.
+func (f *fileSystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	_, err := f.handler.Do(r, &fsop.Fsync{Ino: fsop.Ino(in.NodeId)})
+	return f.status(r, err)
+}
+
+// FsyncDir implements fuse.RawFileSystem.
+func (f *fileSystem) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	f.inflight.changing(fsop.Ino(in.NodeId)) // the kernel holds the directory's lock
+	defer f.inflight.doneChanging(fsop.Ino(in.NodeId))
+	return f.Fsync(cancel, in)
+}
+
+// Fallocate implements fuse.RawFileSystem.
+func (f *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	switch in.Mode {
+	case 0, fsop.FallocKeepSize, fsop.FallocKeepSize | fsop.FallocPunchHole,
+		fsop.FallocZeroRange, fsop.FallocZeroRange | fsop.FallocKeepSize:
+	default:
+		return fuse.Status(syscall.EOPNOTSUPP)
+	}
+	if in.Length == 0 || in.Offset > math.MaxInt64-in.Length {
+		return fuse.EINVAL
+	}
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	reply, err := f.handler.Do(r, &fsop.Fallocate{
+		Ino: fsop.Ino(in.NodeId), Mode: in.Mode, Off: in.Offset, Len: in.Length,
+	})
+	if err != nil {
+		return f.status(r, err)
+	}
+	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	return fuse.OK
+}
+
+// copyChunk is the most that one COPY_FILE_RANGE copies: it cannot be
+// interrupted, and whoever copies a file asks again for the rest anyway.
+const copyChunk = 8 << 20
+
+// CopyFileRange implements fuse.RawFileSystem.
+func (f *fileSystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	if in.Flags != 0 {
+		return 0, fuse.EINVAL
+	}
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	var done uint64
+	for want := min(in.Len, copyChunk); done < want; {
+		n, err := f.copyOnce(r, in, done, uint32(min(want-done, fsop.MaxData)))
+		if err != nil && done == 0 {
+			return 0, f.status(r, err)
+		}
+		if err != nil || n == 0 {
+			break
+		}
+		done += n
+	}
+	return uint32(done), fuse.OK
+}
+
+func (f *fileSystem) copyOnce(r *request, in *fuse.CopyFileRangeIn, done uint64, n uint32) (uint64, error) {
+	read, err := f.handler.Do(r, &fsop.Read{Ino: fsop.Ino(in.NodeId), Off: in.OffIn + done, Len: n})
+	if err != nil || len(read.Data) == 0 {
+		return 0, err
+	}
+	out := fsop.Ino(in.NodeIdOut)
+	wrote, err := f.handler.Do(r, &fsop.Write{Ino: out, Off: in.OffOut + done, Data: read.Data})
+	if err != nil {
+		return 0, err
+	}
+	f.nodes.changed(&wrote.Attr, wrote.Seq, r.began)
+	return uint64(len(read.Data)), nil
+}
+
+// Lseek implements fuse.RawFileSystem, for SEEK_DATA and SEEK_HOLE.
+func (f *fileSystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	reply, err := f.handler.Do(r, &fsop.Seek{Ino: fsop.Ino(in.NodeId), Off: in.Offset, Whence: in.Whence})
+	if err != nil {
+		return f.status(r, err)
+	}
+	out.Offset = reply.Off
+	return fuse.OK
+}

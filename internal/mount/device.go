@@ -1,0 +1,192 @@
+package mount
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"mortar/internal/fsop"
+)
+
+// Notification codes of linux/fuse.h. In a notification the header's error
+// field holds the code and its unique field is 0.
+const (
+	notifyInvalInode = 2
+	notifyInvalEntry = 3
+	notifyIncEpoch   = 8 // Linux 6.16; header only
+)
+
+const outHeaderSize = 16 // struct fuse_out_header
+
+// device is the /dev/fuse descriptor of one mounted file system.
+//
+// The descriptor is opened and mounted here rather than by go-fuse, because
+// notifications that go-fuse has no call for are written to it directly.
+// go-fuse gets its own descriptor of the same open file.
+type device struct {
+	dir string
+
+	// mu is held for reading while fd is used, and for writing to close it.
+	mu sync.RWMutex
+	fd int // -1 when closed
+}
+
+// openDevice opens /dev/fuse and mounts it on dir. serve is a second descriptor,
+// for go-fuse, which owns it from then on.
+func openDevice(dir string, o *Options) (d *device, serve int, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return nil, -1, fmt.Errorf("mount point %s: %w", dir, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil, -1, fmt.Errorf("mount point %s: %w", dir, unix.ENOTDIR)
+	}
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, -1, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded, and does a container get the device?)", err)
+	}
+	flags := o.Flags
+	if o.ReadOnly {
+		flags |= unix.MS_RDONLY
+	}
+	data := []string{
+		fmt.Sprintf("fd=%d", fd),
+		"rootmode=40000",
+		fmt.Sprintf("user_id=%d", os.Geteuid()),
+		fmt.Sprintf("group_id=%d", os.Getegid()),
+		fmt.Sprintf("max_read=%d", fsop.MaxData),
+		"default_permissions",
+	}
+	if o.AllowOther {
+		data = append(data, "allow_other")
+	}
+	if err := unix.Mount(o.FsName, dir, "fuse.mortar", flags, strings.Join(data, ",")); err != nil {
+		unix.Close(fd)
+		return nil, -1, fmt.Errorf("mount fuse.mortar on %s: %w", dir, err)
+	}
+	serve, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		unix.Unmount(dir, unix.MNT_DETACH)
+		unix.Close(fd)
+		return nil, -1, fmt.Errorf("duplicate /dev/fuse: %w", err)
+	}
+	return &device{dir: dir, fd: fd}, serve, nil
+}
+
+// notify writes one notification. EINVAL means that the kernel does not know
+// the code; ENOENT that it does not know the object, which is what the caller
+// wants of it; ENOTCONN that the file system is unmounted or was aborted.
+func (d *device) notify(code int32, payload []byte) error {
+	var buf [outHeaderSize + 16 + fsop.MaxName + 1]byte
+	msg := append(buf[:outHeaderSize], payload...)
+	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
+	binary.NativeEndian.PutUint32(msg[4:], uint32(code))
+
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd < 0 {
+		return unix.ENOTCONN
+	}
+	for {
+		_, err := unix.Write(d.fd, msg)
+		switch err {
+		case nil:
+			return nil
+		case unix.EINTR:
+		case unix.ENODEV, unix.EPERM:
+			return unix.ENOTCONN
+		default:
+			return err
+		}
+	}
+}
+
+// invalAttr makes the kernel forget an inode's attributes. It takes no lock
+// that a request in flight could hold.
+func (d *device) invalAttr(ino fsop.Ino) error { return d.invalInode(ino, -1, 0) }
+
+// invalPages makes the kernel forget an inode's attributes and pages. It waits
+// for pages that are being read or written, so for requests in flight.
+func (d *device) invalPages(ino fsop.Ino) error { return d.invalInode(ino, 0, 0) }
+
+func (d *device) invalInode(ino fsop.Ino, off, n int64) error {
+	var p [24]byte
+	binary.NativeEndian.PutUint64(p[0:], uint64(ino))
+	binary.NativeEndian.PutUint64(p[8:], uint64(off))
+	binary.NativeEndian.PutUint64(p[16:], uint64(n))
+	return d.notify(notifyInvalInode, p[:])
+}
+
+// invalEntry makes the kernel forget a name, existing or not. It waits for the
+// directory's lock, so for requests in flight in that directory.
+func (d *device) invalEntry(dir fsop.Ino, name string) error {
+	var buf [16 + fsop.MaxName + 1]byte
+	p := buf[:16]
+	binary.NativeEndian.PutUint64(p[0:], uint64(dir))
+	binary.NativeEndian.PutUint32(p[8:], uint32(len(name)))
+	p = append(p, name...)
+	return d.notify(notifyInvalEntry, append(p, 0))
+}
+
+// incEpoch makes the kernel ask again for every name it knows before it uses
+// it. It takes no lock. EINVAL before Linux 6.16.
+func (d *device) incEpoch() error { return d.notify(notifyIncEpoch, nil) }
+
+// remount makes the kernel drop every directory entry that is not in use, which
+// is a side effect of MS_REMOUNT; the options given with it are ignored.
+func (d *device) remount(o *Options) error {
+	flags := o.Flags | unix.MS_REMOUNT
+	if o.ReadOnly {
+		flags |= unix.MS_RDONLY
+	}
+	return unix.Mount("", d.dir, "", flags, "")
+}
+
+// dead reports whether the kernel has ended the connection.
+func (d *device) dead() bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd < 0 {
+		return true
+	}
+	p := []unix.PollFd{{Fd: int32(d.fd)}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0 && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
+}
+
+// unmount takes the file system out of the tree. While it is in use elsewhere
+// the connection is ended too, and those who use it get ENOTCONN.
+func (d *device) unmount() error {
+	err := unix.Unmount(d.dir, 0)
+	if err == unix.EBUSY {
+		err = unix.Unmount(d.dir, unix.MNT_FORCE|unix.MNT_DETACH)
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", d.dir, err)
+	}
+	return nil
+}
+
+func (d *device) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fd >= 0 {
+		unix.Close(d.fd)
+		d.fd = -1
+	}
+}
+
+// setReadahead raises the file system's read-ahead, which INIT can only lower
+// from the kernel's default of 128 KiB. Without write access to /sys it stays.
+func setReadahead(dir string, bytes int) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return err
+	}
+	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+	return os.WriteFile(path, fmt.Appendf(nil, "%d", bytes>>10), 0)
+}

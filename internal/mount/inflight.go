@@ -1,0 +1,322 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"mortar/internal/fsop"
+)
+
+// inflight is the register of requests that are being served. It knows which
+// directories' locks they hold in the kernel, and ends the wait of requests
+// whose caller is being killed.
+type inflight struct {
+	shards [16]inflightShard
+	next   atomic.Uint32
+
+	dirs [16]dirShard
+
+	// The watch goroutine sleeps while nothing is in flight; idle is then true.
+	idle atomic.Bool
+	wake chan struct{}
+}
+
+type inflightShard struct {
+	mu  sync.Mutex
+	ops map[*request]struct{}
+}
+
+// dirShard counts the changes in flight per directory, and has the reads.
+type dirShard struct {
+	mu      sync.Mutex
+	changes map[fsop.Ino]int
+	reads   map[fsop.Ino][]*request
+}
+
+// request is one request of the kernel in flight, and its context.
+//
+// A process that waits for a FUSE reply is interrupted by any signal, and the
+// kernel tells the server so once. To answer EINTR then would surprise a program
+// that got a SIGCHLD while it called stat, and to answer it to a change that was
+// already sent would be a lie half of the time. So only waits for locks end with
+// the first interrupt; anything else goes on unless the signal is killing the
+// caller, who will not see the answer.
+type request struct {
+	cancel <-chan struct{} // closed by the kernel's INTERRUPT
+	lock   bool            // a waiting lock request
+	pid    uint32          // of the calling thread, 0 if it is out of sight
+	began  began
+	dir    fsop.Ino // directory whose lock a read holds, or 0
+	shard  *inflightShard
+
+	mu    sync.Mutex
+	done  chan struct{} // made when first asked for
+	err   error
+	stale bool // ended to let an invalidation through
+}
+
+var _ context.Context = (*request)(nil)
+
+// Deadline implements context.Context.
+func (r *request) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// Value implements context.Context.
+func (r *request) Value(any) any { return nil }
+
+// Done implements context.Context.
+func (r *request) Done() <-chan struct{} {
+	if r.lock {
+		return r.cancel
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done == nil {
+		r.done = make(chan struct{})
+		if r.err != nil {
+			close(r.done)
+		}
+	}
+	return r.done
+}
+
+// Err implements context.Context.
+func (r *request) Err() error {
+	if r.lock {
+		select {
+		case <-r.cancel:
+			return context.Canceled
+		default:
+			return nil
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+func (r *request) end(stale bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return
+	}
+	r.err, r.stale = context.Canceled, stale
+	if r.done != nil {
+		close(r.done)
+	}
+}
+
+func (r *request) wasStale() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stale
+}
+
+func newInflight() *inflight {
+	f := &inflight{wake: make(chan struct{}, 1)}
+	for i := range f.shards {
+		f.shards[i].ops = make(map[*request]struct{})
+	}
+	for i := range f.dirs {
+		f.dirs[i].changes = make(map[fsop.Ino]int)
+		f.dirs[i].reads = make(map[fsop.Ino][]*request)
+	}
+	return f
+}
+
+func (f *inflight) dir(ino fsop.Ino) *dirShard {
+	return &f.dirs[uint64(ino)*0x9e3779b97f4a7c15>>60]
+}
+
+// add registers a request. Every add is followed by a remove.
+func (f *inflight) add(r *request) {
+	r.shard = &f.shards[f.next.Add(1)%uint32(len(f.shards))]
+	r.shard.mu.Lock()
+	r.shard.ops[r] = struct{}{}
+	r.shard.mu.Unlock()
+	if f.idle.Load() && f.idle.CompareAndSwap(true, false) {
+		f.wake <- struct{}{}
+	}
+}
+
+func (f *inflight) remove(r *request) {
+	r.shard.mu.Lock()
+	delete(r.shard.ops, r)
+	r.shard.mu.Unlock()
+}
+
+// reading registers that r holds dir's lock in the kernel, shared.
+func (f *inflight) reading(r *request, dir fsop.Ino) {
+	r.dir = dir
+	d := f.dir(dir)
+	d.mu.Lock()
+	d.reads[dir] = append(d.reads[dir], r)
+	d.mu.Unlock()
+}
+
+func (f *inflight) doneReading(r *request) {
+	d := f.dir(r.dir)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := d.reads[r.dir]
+	for i := range list {
+		if list[i] == r {
+			list[i] = list[len(list)-1]
+			list = list[:len(list)-1]
+			break
+		}
+	}
+	if len(list) == 0 {
+		delete(d.reads, r.dir)
+	} else {
+		d.reads[r.dir] = list
+	}
+}
+
+// changing registers that a change in flight holds dir's lock in the kernel.
+func (f *inflight) changing(dir fsop.Ino) {
+	d := f.dir(dir)
+	d.mu.Lock()
+	d.changes[dir]++
+	d.mu.Unlock()
+}
+
+func (f *inflight) doneChanging(dir fsop.Ino) {
+	d := f.dir(dir)
+	d.mu.Lock()
+	if d.changes[dir]--; d.changes[dir] == 0 {
+		delete(d.changes, dir)
+	}
+	d.mu.Unlock()
+}
+
+// isChanging says whether a change holds dir's lock in the kernel.
+func (f *inflight) isChanging(dir fsop.Ino) bool {
+	d := f.dir(dir)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.changes[dir] > 0
+}
+
+// breakReads ends the reads that hold dir's lock; they answer ESTALE, upon
+// which the kernel lets the lock go and tries the system call once more.
+func (f *inflight) breakReads(dir fsop.Ino) {
+	d := f.dir(dir)
+	d.mu.Lock()
+	list := append([]*request(nil), d.reads[dir]...)
+	d.mu.Unlock()
+	for _, r := range list {
+		r.end(true)
+	}
+}
+
+// watchInterval is how soon after a signal a killed caller is let go.
+const watchInterval = 200 * time.Millisecond
+
+// watch ends requests whose callers are being killed, and all of them when the
+// connection is dead. It returns when stop is closed.
+func (f *inflight) watch(stop <-chan struct{}, dead func() bool) {
+	tick := time.NewTimer(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		tick.Reset(watchInterval)
+		if f.sweep(dead) {
+			continue
+		}
+		f.idle.Store(true)
+		// A request may have been added before it could see idle.
+		if f.busy() && f.idle.CompareAndSwap(true, false) {
+			continue
+		}
+		select {
+		case <-stop:
+			return
+		case <-f.wake:
+		}
+	}
+}
+
+func (f *inflight) busy() bool {
+	for i := range f.shards {
+		s := &f.shards[i]
+		s.mu.Lock()
+		n := len(s.ops)
+		s.mu.Unlock()
+		if n > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// sweep looks at all requests once, and says whether there were any.
+func (f *inflight) sweep(dead func() bool) bool {
+	busy := false
+	var interrupted []*request
+	for i := range f.shards {
+		s := &f.shards[i]
+		s.mu.Lock()
+		for r := range s.ops {
+			busy = true
+			select {
+			case <-r.cancel:
+				interrupted = append(interrupted, r)
+			default:
+			}
+		}
+		s.mu.Unlock()
+	}
+	if len(interrupted) == 0 {
+		return busy
+	}
+	all := dead()
+	for _, r := range interrupted {
+		if all || dying(r.pid) {
+			r.end(false)
+		}
+	}
+	return busy
+}
+
+// dying says whether a thread is gone or has a SIGKILL pending, which is also
+// what the kernel makes of any other signal that nobody handles and that ends
+// the process.
+func dying(tid uint32) bool {
+	if tid == 0 {
+		return true // in another PID namespace: assume the worst of the signal
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if err != nil {
+		return os.IsNotExist(err)
+	}
+	const sigkill = 1 << (9 - 1)
+	for _, key := range []string{"\nSigPnd:\t", "\nShdPnd:\t"} {
+		if _, rest, ok := bytes.Cut(b, []byte(key)); ok {
+			line, _, _ := bytes.Cut(rest, []byte("\n"))
+			if set, err := strconv.ParseUint(string(line), 16, 64); err == nil && set&sigkill != 0 {
+				return true
+			}
+		}
+	}
+	return bytes.Contains(b, []byte("\nState:\tZ")) || bytes.Contains(b, []byte("\nState:\tX"))
+}
+
+// begin registers a request of the kernel.
+func (m *Mount) begin(cancel <-chan struct{}, h *fuse.InHeader) *request {
+	r := &request{cancel: cancel, pid: h.Pid, began: m.nodes.begin()}
+	m.inflight.add(r)
+	return r
+}

@@ -1,0 +1,432 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+)
+
+const (
+	// entryPatience is how long an invalidation of names may wait for the
+	// directories' locks before all names of the mount are invalidated instead.
+	entryPatience = 3 * time.Millisecond
+	// entryWorkers bounds the threads that wait for directories' locks.
+	entryWorkers = 16
+	// appearLimit is how long an inode that the kernel was told of may take to
+	// appear there, see Mount.invalAttr.
+	appearLimit = 2 * time.Second
+)
+
+// Invalidate returns when no system call that begins later can see what the
+// effects of the change at seq made untrue. It may be called concurrently and
+// in any order of seq. Pages mapped into memory follow within milliseconds.
+//
+// The error is that of ctx, or that the file system is not mounted any more;
+// in both cases caches may be left as they were.
+func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effect) error {
+	// First the record, so that replies which are not written yet are not
+	// cached; then what the kernel has already.
+	var names []*entryJob
+	var late []fsop.Ino
+	var group *entryGroup
+	urgent := false
+	for i := range effects {
+		e := &effects[i]
+		known, kind := m.nodes.invalidated(e.Ino, seq)
+		if !known {
+			continue // nor does the kernel know names in it
+		}
+		if !m.mounted() {
+			continue
+		}
+		if i == 0 || effects[i-1].Ino != e.Ino {
+			switch err := m.dev.invalAttr(e.Ino); err {
+			case nil:
+			case unix.ENOENT:
+				late = append(late, e.Ino)
+			default:
+				return err
+			}
+			if kind == s_IFREG || kind == s_IFDIR {
+				m.pages.add(m.dev, e.Ino)
+			}
+		}
+		if e.Name != "" {
+			if group == nil {
+				group = &entryGroup{done: make(chan struct{})}
+			}
+			group.left.Add(1)
+			names = append(names, &entryJob{dir: e.Ino, name: e.Name, group: group})
+			urgent = urgent || m.inflight.isChanging(e.Ino)
+		}
+	}
+	for _, ino := range late {
+		if err := m.invalAttr(ctx, ino); err != nil {
+			return err
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return m.invalNames(ctx, names, group, urgent)
+}
+
+func (m *Mount) mounted() bool {
+	select {
+	case <-m.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+// invalAttr invalidates an inode's attributes also if the kernel has only just
+// been told of the inode: the reply may be written, but the system call that
+// asked may not have got to read it. Then the kernel says ENOENT now, and would
+// cache the reply's attributes a moment later.
+func (m *Mount) invalAttr(ctx context.Context, ino fsop.Ino) error {
+	pause := 10 * time.Microsecond
+	for began := time.Now(); ; {
+		err := m.dev.invalAttr(ino)
+		if err != unix.ENOENT {
+			return err
+		}
+		if !m.nodes.knows(ino) {
+			return nil
+		}
+		if time.Since(began) > appearLimit {
+			m.log.Warn("mount: the kernel neither has nor forgets an inode it was told of", "ino", uint64(ino))
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 5*time.Millisecond)
+	}
+}
+
+// entryGroup is the names of one Invalidate.
+type entryGroup struct {
+	left    atomic.Int32
+	skip    atomic.Bool   // no longer needed
+	done    chan struct{} // closed when left gets to 0
+	errOnce sync.Once
+	err     error
+}
+
+type entryJob struct {
+	dir   fsop.Ino
+	name  string
+	group *entryGroup
+	ended atomic.Bool
+}
+
+func (j *entryJob) run(d *device) {
+	if !j.group.skip.Load() {
+		if err := d.invalEntry(j.dir, j.name); err == unix.ENOTCONN {
+			j.group.errOnce.Do(func() { j.group.err = err })
+		}
+	}
+	j.ended.Store(true)
+	if j.group.left.Add(-1) == 0 {
+		close(j.group.done)
+	}
+}
+
+// runEntries is one of the workers that wait for directories' locks.
+func (m *Mount) runEntries() {
+	for {
+		select {
+		case <-m.stop:
+			return
+		case j := <-m.entries:
+			j.run(m.dev)
+		}
+	}
+}
+
+// invalNames has the workers invalidate names. If that takes longer than a
+// healthy kernel needs, some request in flight holds a directory's lock, and
+// that request may itself be waiting, through other mounts, for this very call
+// to return. Then all names are invalidated in the way that needs no lock. A
+// kernel that cannot is helped out by ending the reads in those directories;
+// changes in them are for their primary to send back.
+func (m *Mount) invalNames(ctx context.Context, jobs []*entryJob, g *entryGroup, urgent bool) error {
+	if urgent && m.features.Epoch {
+		return m.dev.incEpoch()
+	}
+	patience := time.NewTimer(entryPatience)
+	defer patience.Stop()
+	sent := 0
+	expired := false
+	for sent < len(jobs) {
+		select {
+		case m.entries <- jobs[sent]:
+			sent++
+			continue
+		case <-patience.C:
+			expired = true
+		case <-m.stop:
+			return unix.ENOTCONN
+		case <-ctx.Done():
+			g.skip.Store(true)
+			return ctx.Err()
+		}
+		if expired && m.features.Epoch {
+			break
+		}
+		m.breakReads(jobs)
+		patience.Reset(entryPatience)
+	}
+	for {
+		if expired && m.features.Epoch {
+			g.skip.Store(true)
+			return m.dev.incEpoch()
+		}
+		select {
+		case <-g.done:
+			return g.err
+		case <-patience.C:
+			expired = true
+			m.breakReads(jobs)
+			patience.Reset(entryPatience)
+		case <-m.stop:
+			return unix.ENOTCONN
+		case <-ctx.Done():
+			g.skip.Store(true)
+			return ctx.Err()
+		}
+	}
+}
+
+func (m *Mount) breakReads(jobs []*entryJob) {
+	if m.features.Epoch {
+		return
+	}
+	for _, j := range jobs {
+		if !j.ended.Load() {
+			m.inflight.breakReads(j.dir)
+		}
+	}
+}
+
+// DropAll returns when the kernel uses nothing that it was told before the call
+// without asking again.
+func (m *Mount) DropAll(ctx context.Context) error {
+	m.nodes.dropGen.Add(1) // replies to requests in flight are not cached
+	m.nodes.dropOwn()
+	for _, l := range m.listings.drop(func(*listing) bool { return true }) {
+		m.unused(l)
+	}
+	if !m.mounted() {
+		return nil
+	}
+	if m.features.Epoch {
+		if err := m.dev.incEpoch(); err != nil {
+			return err
+		}
+	}
+	var late []fsop.Ino
+	for _, ino := range m.nodes.all() {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		switch err := m.dev.invalAttr(ino); err {
+		case nil:
+			m.pages.add(m.dev, ino)
+		case unix.ENOENT:
+			late = append(late, ino)
+		default:
+			return err
+		}
+	}
+	if !m.features.Epoch {
+		if err := m.dropNames(ctx); err != nil {
+			return err
+		}
+	}
+	for _, ino := range late {
+		if err := m.invalAttr(ctx, ino); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropNames is what a kernel without epochs needs: names not in use go with a
+// remount, and those in use are few. A name in a directory whose lock is held by
+// a change in flight goes when that change is answered, which may be later.
+func (m *Mount) dropNames(ctx context.Context) error {
+	if err := m.dev.remount(&m.o); err != nil {
+		m.log.Warn("mount: remounting to drop cached names", "err", err)
+	}
+	names := m.names.all()
+	if len(names) == 0 {
+		return nil
+	}
+	g := &entryGroup{done: make(chan struct{})}
+	g.left.Store(int32(len(names)))
+	jobs := make([]*entryJob, len(names))
+	for i, n := range names {
+		jobs[i] = &entryJob{dir: n.dir, name: n.name, group: g}
+	}
+	limited, cancel := context.WithTimeout(ctx, dropNamesLimit)
+	defer cancel()
+	err := m.invalNames(limited, jobs, g, false)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		g.skip.Store(false) // let those in the queue run when they can
+		return nil
+	}
+	return err
+}
+
+const dropNamesLimit = time.Second
+
+// Holds returns the inodes that the kernel knows and how often it was told of
+// each, in no order. What Forgotten would return before is accounted for.
+func (m *Mount) Holds() []proto.Hold { return m.nodes.holds() }
+
+// Forgotten returns what the kernel forgot since the last call of Forgotten or
+// Holds, in no order.
+func (m *Mount) Forgotten() []proto.Hold { return m.nodes.takeForgotten() }
+
+// pageQueue invalidates the pages of inodes, in the background: that waits for
+// pages under READ and WRITE, so nobody else must wait for it but those whose
+// wait those requests do not depend on.
+type pageQueue struct {
+	mu      sync.Mutex
+	jobs    map[fsop.Ino]*pageJob // queued or running
+	queue   []fsop.Ino
+	workers int
+	wg      sync.WaitGroup
+}
+
+type pageJob struct {
+	running bool
+	again   bool          // asked for again while running
+	done    chan struct{} // nil until somebody waits
+}
+
+const pageWorkers = 32
+
+func newPageQueue() *pageQueue { return &pageQueue{jobs: make(map[fsop.Ino]*pageJob)} }
+
+func (q *pageQueue) add(d *device, ino fsop.Ino) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if j := q.jobs[ino]; j != nil {
+		j.again = j.running
+		return
+	}
+	q.jobs[ino] = new(pageJob)
+	q.queue = append(q.queue, ino)
+	if q.workers < pageWorkers {
+		q.workers++
+		q.wg.Go(func() { q.run(d) })
+	}
+}
+
+func (q *pageQueue) run(d *device) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.queue) > 0 {
+		ino := q.queue[0]
+		q.queue = q.queue[1:]
+		j := q.jobs[ino]
+		j.running = true
+		q.mu.Unlock()
+		d.invalPages(ino) // its errors all mean that there are no pages
+		q.mu.Lock()
+		if j.again {
+			j.again, j.running = false, false
+			q.queue = append(q.queue, ino)
+			continue
+		}
+		delete(q.jobs, ino)
+		if j.done != nil {
+			close(j.done)
+		}
+	}
+	q.queue = nil
+	q.workers--
+}
+
+// await returns when the invalidations of ino's pages that were asked for
+// before are done, or ctx ends.
+func (q *pageQueue) await(ctx context.Context, ino fsop.Ino) {
+	q.mu.Lock()
+	j := q.jobs[ino]
+	if j == nil {
+		q.mu.Unlock()
+		return
+	}
+	if j.done == nil {
+		j.done = make(chan struct{})
+	}
+	q.mu.Unlock()
+	select {
+	case <-j.done:
+	case <-ctx.Done():
+	}
+}
+
+// wait returns when the queue is empty.
+func (q *pageQueue) wait() { q.wg.Wait() }
+
+// nameCache has the names of known inodes, on kernels that can only forget
+// names one by one.
+type nameCache struct {
+	enabled bool
+	mu      sync.Mutex
+	names   map[fsop.Ino][]nameKey
+}
+
+type nameKey struct {
+	dir  fsop.Ino
+	name string
+}
+
+func newNameCache() *nameCache { return &nameCache{names: make(map[fsop.Ino][]nameKey)} }
+
+func (c *nameCache) add(ino, dir fsop.Ino, name string) {
+	if !c.enabled {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := nameKey{dir, name}
+	for _, have := range c.names[ino] {
+		if have == k {
+			return
+		}
+	}
+	c.names[ino] = append(c.names[ino], k)
+}
+
+func (c *nameCache) forget(ino fsop.Ino) {
+	if !c.enabled {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.names, ino)
+}
+
+func (c *nameCache) all() []nameKey {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []nameKey
+	for _, names := range c.names {
+		all = append(all, names...)
+	}
+	return all
+}

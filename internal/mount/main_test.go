@@ -1,0 +1,89 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"mortar/internal/fsop"
+	"mortar/internal/fsop/memfs"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// needFUSE skips the test, in print, where nothing can be mounted.
+func needFUSE(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		skip(t, "mounting needs root")
+	}
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR, 0)
+	if err != nil {
+		skip(t, fmt.Sprintf("mounting needs /dev/fuse: %v", err))
+	}
+	unix.Close(fd)
+}
+
+func skip(t testing.TB, why string) {
+	t.Helper()
+	fmt.Fprintf(os.Stderr, "SKIP %s: %s\n", t.Name(), why)
+	t.Skip(why)
+}
+
+type mounted struct {
+	*Mount
+	dir string
+}
+
+// newMount mounts a session of fs, or what wrap makes of it.
+func newMount(t testing.TB, fs *memfs.FS, o Options, wrap ...func(fsop.Handler) fsop.Handler) *mounted {
+	t.Helper()
+	needFUSE(t)
+	dir := t.TempDir()
+	o.AllowOther = true
+	if testing.Verbose() {
+		o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	}
+	m := New(o)
+	var h fsop.Handler = fs.Session(m)
+	for _, w := range wrap {
+		h = w(h)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- m.Serve(ctx, dir, h) }()
+	select {
+	case <-m.Ready():
+	case err := <-done:
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("Serve did not return after unmounting")
+		}
+	})
+	return &mounted{m, dir}
+}
+
+// sub makes a directory in m for one test.
+func (m *mounted) sub(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(m.dir, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}

@@ -1,0 +1,392 @@
+package mount
+
+import (
+	"math"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"mortar/internal/fsop"
+)
+
+// fileSystem is the Mount as go-fuse wants it: a method per request of the
+// kernel. What is not here is answered ENOSYS, upon which the kernel does
+// without: ACCESS (default_permissions), BMAP, STATX, TMPFILE.
+type fileSystem struct {
+	fuse.RawFileSystem
+	*Mount
+}
+
+// blockSize is the I/O size that stat recommends. A write is a round trip to
+// every replica whatever its size, so it is larger than a page.
+const blockSize = 64 << 10
+
+// Init implements fuse.RawFileSystem.
+func (f *fileSystem) Init(*fuse.Server) {}
+
+// String implements fuse.RawFileSystem.
+func (f *fileSystem) String() string { return "mortar" }
+
+// status is the kernel's form of an error from the handler.
+func (m *Mount) status(r *request, err error) fuse.Status {
+	if err == nil {
+		return fuse.OK
+	}
+	if e, ok := err.(fsop.Errno); ok {
+		return fuse.Status(e)
+	}
+	if r.Err() != nil {
+		if r.wasStale() {
+			return fuse.Status(syscall.ESTALE)
+		}
+		return fuse.EINTR
+	}
+	m.log.Warn("mount: operation failed", "err", err)
+	return fuse.EIO
+}
+
+// seqOf is the position of a reply that may be missing, as with an error.
+func seqOf(reply *fsop.Reply) uint64 {
+	if reply == nil {
+		return 0
+	}
+	return reply.Seq
+}
+
+// plausible says whether the kernel will take these attributes. It refuses
+// some, and then does not count the lookup that came with them.
+func plausible(a *fsop.Attr) bool {
+	switch a.Type() {
+	case syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFLNK, syscall.S_IFCHR, syscall.S_IFBLK, syscall.S_IFIFO, syscall.S_IFSOCK:
+		return a.Ino != 0 && a.Size <= math.MaxInt64
+	}
+	return false
+}
+
+func fillAttr(out *fuse.Attr, a *fsop.Attr) {
+	out.Ino = uint64(a.Ino)
+	out.Size = a.Size
+	out.Blocks = a.Blocks
+	out.Atime, out.Atimensec = splitTime(a.Atime)
+	out.Mtime, out.Mtimensec = splitTime(a.Mtime)
+	out.Ctime, out.Ctimensec = splitTime(a.Ctime)
+	out.Mode = a.Mode
+	out.Nlink = a.Nlink
+	out.Uid, out.Gid = a.UID, a.GID
+	out.Rdev = a.Rdev
+	out.Blksize = blockSize
+}
+
+func splitTime(ns int64) (sec uint64, nsec uint32) {
+	s, n := ns/1e9, ns%1e9
+	if n < 0 {
+		s, n = s-1, n+1e9
+	}
+	return uint64(s), uint32(n)
+}
+
+func joinTime(sec uint64, nsec uint32) int64 {
+	s := int64(sec)
+	// Outside 1678 to 2262 an int64 of nanoseconds does not reach.
+	const limit = math.MaxInt64 / int64(time.Second)
+	s = max(-limit, min(limit-1, s))
+	return s*1e9 + int64(nsec)
+}
+
+// found fills the answer to a request that found the inode of a under a name.
+// The reply is counted as one of the kernel's lookups, so it must be sent.
+func (m *Mount) found(r *request, a *fsop.Attr, seq uint64, parent fsop.Ino, name string, out *fuse.EntryOut) fuse.Status {
+	if !plausible(a) {
+		m.log.Error("mount: implausible attributes", "parent", uint64(parent), "name", name, "attr", *a)
+		m.nodes.unused(a.Ino)
+		return fuse.EIO
+	}
+	fresh := m.nodes.named(a, seq, r.began)
+	m.names.add(a.Ino, parent, name)
+	out.NodeId = uint64(a.Ino)
+	out.Generation = 1
+	fillAttr(&out.Attr, a)
+	if m.nodes.fresh(parent, seq, r.began) {
+		out.SetEntryTimeout(m.timeout)
+	}
+	if fresh {
+		out.SetAttrTimeout(m.timeout)
+	}
+	return fuse.OK
+}
+
+// made is found for an inode that a change made or linked. The kernel applies
+// the attributes of such a reply even over an invalidation that came later, so
+// it must not keep them.
+func (m *Mount) made(r *request, reply *fsop.Reply, parent fsop.Ino, name string, out *fuse.EntryOut) fuse.Status {
+	m.changedDir(r, reply, parent)
+	st := m.found(r, &reply.Attr, reply.Seq, parent, name, out)
+	if st == fuse.OK {
+		out.SetAttrTimeout(0)
+		m.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	}
+	return st
+}
+
+// changedDir is told of every change of a directory's entries by this mount.
+func (m *Mount) changedDir(r *request, reply *fsop.Reply, dir fsop.Ino) {
+	m.nodes.touched(dir, reply.Seq)
+	m.dropListings(dir)
+	if reply.Dir.Ino == dir {
+		m.nodes.changed(&reply.Dir, reply.Seq, r.began)
+	}
+}
+
+// Lookup implements fuse.RawFileSystem.
+func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	r := f.begin(cancel, h)
+	defer f.inflight.remove(r)
+	dir := fsop.Ino(h.NodeId)
+	if !f.features.Epoch {
+		f.inflight.reading(r, dir)
+		defer f.inflight.doneReading(r)
+	}
+	reply, err := f.handler.Do(r, &fsop.Lookup{Parent: dir, Name: name})
+	if err == fsop.ENOENT {
+		if reply != nil && f.nodes.fresh(dir, reply.Seq, r.began) {
+			out.SetEntryTimeout(f.timeout) // NodeId 0: the name's absence is cached
+			return fuse.OK
+		}
+		return fuse.ENOENT
+	}
+	if err != nil {
+		return f.status(r, err)
+	}
+	return f.found(r, &reply.Attr, reply.Seq, dir, name, out)
+}
+
+// Forget implements fuse.RawFileSystem.
+func (f *fileSystem) Forget(nodeid, nlookup uint64) {
+	ino := fsop.Ino(nodeid)
+	if f.nodes.forgot(ino, nlookup) {
+		f.names.forget(ino)
+	}
+}
+
+// GetAttr implements fuse.RawFileSystem.
+//
+// The kernel asks before it reads from a page whose inode was invalidated. If
+// another invalidation comes in between it ignores the answer and reads the
+// page, so pages that are known to be old must be gone before the answer.
+func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	ino := fsop.Ino(in.NodeId)
+	f.pages.await(r, ino)
+	attr, seq, ok := f.nodes.ownAttr(ino)
+	if !ok {
+		reply, err := f.handler.Do(r, &fsop.Getattr{Ino: ino})
+		if err != nil {
+			return f.status(r, err)
+		}
+		attr, seq = reply.Attr, reply.Seq
+	}
+	if !plausible(&attr) {
+		f.log.Error("mount: implausible attributes", "ino", uint64(ino), "attr", attr)
+		return fuse.EIO
+	}
+	fillAttr(&out.Attr, &attr)
+	if f.nodes.fresh(ino, seq, r.began) {
+		out.SetTimeout(f.timeout)
+	}
+	return fuse.OK
+}
+
+// SetAttr implements fuse.RawFileSystem.
+func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	ino := fsop.Ino(in.NodeId)
+	op := &fsop.Setattr{Ino: ino}
+	for _, b := range []struct{ from, to uint32 }{
+		{fuse.FATTR_MODE, fsop.SetMode},
+		{fuse.FATTR_UID, fsop.SetUID},
+		{fuse.FATTR_GID, fsop.SetGID},
+		{fuse.FATTR_SIZE, fsop.SetSize},
+		{fuse.FATTR_ATIME, fsop.SetAtime},
+		{fuse.FATTR_MTIME, fsop.SetMtime},
+		{fuse.FATTR_ATIME_NOW, fsop.SetAtimeNow},
+		{fuse.FATTR_MTIME_NOW, fsop.SetMtimeNow},
+		{fuse.FATTR_KILL_SUIDGID, fsop.SetKillPriv},
+	} {
+		if in.Valid&b.from != 0 {
+			op.Valid |= b.to
+		}
+	}
+	if op.Valid&fsop.SetAtimeNow != 0 {
+		op.Valid &^= fsop.SetAtime
+	}
+	if op.Valid&fsop.SetMtimeNow != 0 {
+		op.Valid &^= fsop.SetMtime
+	}
+	dir := f.nodes.isDir(ino)
+	// A change of owner clears the set-id bits of anything but a directory, and
+	// since HANDLE_KILLPRIV_V2 that is the file system's to do. chown(-1, -1),
+	// the one request with nothing in it, does so as well.
+	if !dir && (op.Valid&(fsop.SetUID|fsop.SetGID) != 0 || op.Valid == 0) {
+		op.Valid |= fsop.SetKillPriv
+	}
+	op.Mode = in.Mode & 0o7777
+	op.UID, op.GID = in.Uid, in.Gid
+	op.Size = in.Size
+	op.Atime = joinTime(in.Atime, in.Atimensec)
+	op.Mtime = joinTime(in.Mtime, in.Mtimensec)
+	if dir {
+		f.inflight.changing(ino)
+		defer f.inflight.doneChanging(ino)
+	}
+	reply, err := f.handler.Do(r, op)
+	if err != nil {
+		return f.status(r, err)
+	}
+	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	fillAttr(&out.Attr, &reply.Attr) // not to be kept, like those of made
+	return fuse.OK
+}
+
+// change carries out an operation that changes dir's entries.
+func (m *Mount) change(r *request, dir fsop.Ino, op fsop.Op) (*fsop.Reply, error) {
+	m.inflight.changing(dir)
+	defer m.inflight.doneChanging(dir)
+	return m.handler.Do(r, op)
+}
+
+func newNode(h *fuse.InHeader, name string, mode uint32) fsop.Node {
+	return fsop.Node{Parent: fsop.Ino(h.NodeId), Name: name, Mode: mode & 0o7777, UID: h.Uid, GID: h.Gid}
+}
+
+// Mkdir implements fuse.RawFileSystem.
+func (f *fileSystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	return f.make(cancel, &in.InHeader, name, &fsop.Mkdir{Node: newNode(&in.InHeader, name, in.Mode)}, out)
+}
+
+// Symlink implements fuse.RawFileSystem.
+func (f *fileSystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	if len(target) > fsop.MaxTarget {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
+	return f.make(cancel, h, name, &fsop.Symlink{Node: newNode(h, name, 0o777), Target: target}, out)
+}
+
+// Mknod implements fuse.RawFileSystem.
+//
+// With locks=node the kernel has no CREATE, and makes regular files with MKNOD
+// whether open was called with O_EXCL or not. When the name turns out to exist,
+// EEXIST would be wrong without O_EXCL, so it gets ESTALE: the kernel looks the
+// name up again and does what open asked for.
+func (f *fileSystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	op := &fsop.Mknod{Node: newNode(&in.InHeader, name, in.Mode), Rdev: in.Rdev}
+	op.Mode = in.Mode & (syscall.S_IFMT | 0o7777)
+	st := f.make(cancel, &in.InHeader, name, op, out)
+	if st == fuse.Status(syscall.EEXIST) && f.o.LocksNode && in.Mode&syscall.S_IFMT == syscall.S_IFREG {
+		return fuse.Status(syscall.ESTALE)
+	}
+	return st
+}
+
+// Link implements fuse.RawFileSystem.
+func (f *fileSystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	return f.make(cancel, &in.InHeader, name,
+		&fsop.Link{Ino: fsop.Ino(in.Oldnodeid), Parent: fsop.Ino(in.NodeId), Name: name}, out)
+}
+
+// make carries out an operation that gives an inode a name.
+func (f *fileSystem) make(cancel <-chan struct{}, h *fuse.InHeader, name string, op fsop.Op, out *fuse.EntryOut) fuse.Status {
+	r := f.begin(cancel, h)
+	defer f.inflight.remove(r)
+	dir := fsop.Ino(h.NodeId)
+	reply, err := f.change(r, dir, op)
+	if err != nil {
+		return f.status(r, err)
+	}
+	return f.made(r, reply, dir, name, out)
+}
+
+// Unlink implements fuse.RawFileSystem.
+func (f *fileSystem) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return f.remove(cancel, h, &fsop.Unlink{Parent: fsop.Ino(h.NodeId), Name: name})
+}
+
+// Rmdir implements fuse.RawFileSystem.
+func (f *fileSystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return f.remove(cancel, h, &fsop.Rmdir{Parent: fsop.Ino(h.NodeId), Name: name})
+}
+
+func (f *fileSystem) remove(cancel <-chan struct{}, h *fuse.InHeader, op fsop.Op) fuse.Status {
+	r := f.begin(cancel, h)
+	defer f.inflight.remove(r)
+	dir := fsop.Ino(h.NodeId)
+	reply, err := f.change(r, dir, op)
+	if err != nil {
+		return f.status(r, err)
+	}
+	f.changedDir(r, reply, dir)
+	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	return fuse.OK
+}
+
+// Rename implements fuse.RawFileSystem.
+func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName string) fuse.Status {
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	op := &fsop.Rename{
+		Parent: fsop.Ino(in.NodeId), Name: name,
+		NewParent: fsop.Ino(in.Newdir), NewName: newName,
+		Flags: in.Flags,
+	}
+	if op.Flags&^(fsop.RenameNoReplace|fsop.RenameExchange|fsop.RenameWhiteout) != 0 {
+		return fuse.EINVAL
+	}
+	if op.NewParent != op.Parent {
+		f.inflight.changing(op.NewParent)
+		defer f.inflight.doneChanging(op.NewParent)
+	}
+	reply, err := f.change(r, op.Parent, op)
+	if err != nil {
+		return f.status(r, err)
+	}
+	f.changedDir(r, reply, op.Parent)
+	f.changedDir(r, reply, op.NewParent)
+	f.nodes.replaced()
+	f.names.add(reply.Attr.Ino, op.NewParent, newName)
+	return fuse.OK
+}
+
+// Readlink implements fuse.RawFileSystem.
+func (f *fileSystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	r := f.begin(cancel, h)
+	defer f.inflight.remove(r)
+	reply, err := f.handler.Do(r, &fsop.Readlink{Ino: fsop.Ino(h.NodeId)})
+	if err != nil {
+		return nil, f.status(r, err)
+	}
+	return reply.Data, fuse.OK
+}
+
+// StatFs implements fuse.RawFileSystem.
+func (f *fileSystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	r := f.begin(cancel, h)
+	defer f.inflight.remove(r)
+	reply, err := f.handler.Do(r, &fsop.StatfsOp{Ino: fsop.Ino(h.NodeId)})
+	if err != nil {
+		return f.status(r, err)
+	}
+	const unit = 4096
+	s := &reply.Statfs
+	out.Blocks, out.Bfree, out.Bavail = s.Total/unit, s.Free/unit, s.Avail/unit
+	out.Files, out.Ffree = s.Files, s.FilesFree
+	out.Bsize, out.Frsize = unit, unit
+	out.NameLen = fsop.MaxName
+	return fuse.OK
+}
+
+// Ioctl implements fuse.RawFileSystem.
+func (f *fileSystem) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
+	return fuse.Status(syscall.ENOTTY)
+}

@@ -1,0 +1,239 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"mortar/internal/fsop"
+)
+
+// Options say how a file system is mounted. The zero Options is usable.
+type Options struct {
+	// FsName is shown as the source of the mount, host:/volume by custom.
+	FsName string
+	// CacheTimeout is for how long the kernel may use names, absent ones too,
+	// and attributes without asking. 0 means 60 s; negative, not at all.
+	CacheTimeout time.Duration
+	// LocksNode keeps flock and fcntl locks within this machine. In return the
+	// kernel opens and closes files without a request.
+	LocksNode bool
+	// ReadOnly mounts read-only.
+	ReadOnly bool
+	// AllowOther lets users other than the mounting one in.
+	AllowOther bool
+	// Flags are more flags of mount(2), such as unix.MS_NODEV and unix.MS_NOSUID.
+	Flags uintptr
+	// Log gets what went wrong; nil: nothing does.
+	Log *slog.Logger
+
+	noEpoch bool // tests: as if the kernel were older than 6.16
+}
+
+// Features are what the running kernel can do, of what not every kernel can.
+type Features struct {
+	Minor         uint32 // of the FUSE protocol, 7.Minor
+	Epoch         bool   // FUSE_NOTIFY_INC_EPOCH, Linux 6.16
+	KillPrivV2    bool   // writes need no getxattr, Linux 5.12
+	DirectIOMmap  bool   // shared mappings of files opened for appending, Linux 6.6
+	CacheSymlinks bool   // Linux 4.20
+}
+
+// Mount is one FUSE mount. It answers the kernel's requests from a
+// fsop.Handler, and takes back what the kernel cached when told to; see
+// Invalidate, DropAll, Holds and Forgotten, which are safe to call at any time.
+type Mount struct {
+	o        Options
+	log      *slog.Logger
+	timeout  time.Duration
+	nodes    *nodes
+	inflight *inflight
+	listings *listings
+	locks    *lockTable
+	pages    *pageQueue
+	names    *nameCache
+	lastFh   atomic.Uint64
+	ready    chan struct{} // closed when mounted
+
+	// Set by Serve before ready is closed, and not changed afterwards.
+	handler  fsop.Handler
+	dev      *device
+	features Features
+
+	served  atomic.Bool
+	entries chan *entryJob
+	stop    chan struct{}   // closed when the last request was answered
+	life    context.Context // ends with stop
+	helpers sync.WaitGroup
+}
+
+// New returns a Mount that is not mounted yet.
+func New(o Options) *Mount {
+	m := &Mount{
+		o:        o,
+		log:      o.Log,
+		timeout:  o.CacheTimeout,
+		nodes:    newNodes(),
+		inflight: newInflight(),
+		listings: newListings(),
+		locks:    newLockTable(),
+		names:    newNameCache(),
+		ready:    make(chan struct{}),
+		entries:  make(chan *entryJob, 1024),
+		stop:     make(chan struct{}),
+	}
+	m.pages = newPageQueue()
+	switch {
+	case m.timeout == 0:
+		m.timeout = 60 * time.Second
+	case m.timeout < 0:
+		m.timeout = 0
+	}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	if m.o.FsName == "" {
+		m.o.FsName = "mortar"
+	}
+	return m
+}
+
+// Ready is closed when the file system is mounted and answers.
+func (m *Mount) Ready() <-chan struct{} { return m.ready }
+
+// Features says what the kernel can do. It is known once Ready is closed.
+func (m *Mount) Features() Features {
+	select {
+	case <-m.ready:
+		return m.features
+	default:
+		return Features{}
+	}
+}
+
+// Serve mounts the file system on dir and answers the kernel from h until it
+// is unmounted, or until ctx ends: then it unmounts. Whoever still has files
+// open when ctx ends gets ENOTCONN. A Mount serves once.
+func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
+	if !m.served.CompareAndSwap(false, true) {
+		return errors.New("mount: served before")
+	}
+	dev, fd, err := openDevice(dir, &m.o)
+	if err != nil {
+		return err
+	}
+	defer dev.close()
+	m.handler, m.dev = h, dev
+	life, end := context.WithCancel(context.Background())
+	m.life = life
+	srv, err := fuse.NewServer(&fileSystem{fuse.NewDefaultRawFileSystem(), m}, fmt.Sprintf("/dev/fd/%d", fd), m.serverOptions())
+	if err != nil {
+		end()
+		unix.Unmount(dir, unix.MNT_DETACH)
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	m.probe(srv.KernelSettings())
+
+	m.start(func() { m.inflight.watch(m.stop, dev.dead) })
+	for range entryWorkers {
+		m.start(m.runEntries)
+	}
+	m.start(func() {
+		if err := settle(dir); err != nil {
+			m.log.Warn("mount: first look at the file system", "dir", dir, "err", err)
+		}
+		if err := setReadahead(dir, fsop.MaxData); err != nil {
+			m.log.Debug("mount: read-ahead stays at the kernel's default", "err", err)
+		}
+	})
+	close(m.ready)
+	unmounted := make(chan struct{})
+	m.start(func() {
+		select {
+		case <-ctx.Done():
+			if err := dev.unmount(); err != nil {
+				m.log.Error("mount: " + err.Error())
+			}
+		case <-unmounted:
+		}
+	})
+	srv.Serve()
+	close(unmounted)
+	close(m.stop)
+	end()
+	m.helpers.Wait()
+	m.pages.wait()
+	return nil
+}
+
+// start runs f; Serve waits for it.
+func (m *Mount) start(f func()) {
+	m.helpers.Go(f)
+}
+
+// serverOptions are go-fuse's. What it cannot ask the kernel for by an option
+// of its own, ExtraCapabilities can.
+func (m *Mount) serverOptions() *fuse.MountOptions {
+	extra := uint64(fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT |
+		fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP)
+	if !m.o.LocksNode {
+		extra |= fuse.CAP_ATOMIC_O_TRUNC // needs OPEN
+	}
+	return &fuse.MountOptions{
+		Name:                 "mortar",
+		FsName:               m.o.FsName,
+		MaxWrite:             fsop.MaxData,
+		MaxReadAhead:         fsop.MaxData,
+		MaxBackground:        maxBackground,
+		EnableLocks:          !m.o.LocksNode,
+		EnableSymlinkCaching: true,
+		ExtraCapabilities:    extra,
+		// Replies are byte slices; a pipe in between would only cost.
+		DisableSplice: true,
+		Logger:        log.New(logWriter{m.log}, "", 0),
+	}
+}
+
+// maxBackground bounds the reads ahead in flight, and with them the memory
+// they can take: that many times a MiB, twice.
+const maxBackground = 16
+
+func (m *Mount) probe(k *fuse.InitIn) {
+	f := &m.features
+	f.Minor = k.Minor
+	flags := k.Flags64()
+	f.KillPrivV2 = flags&fuse.CAP_HANDLE_KILLPRIV_V2 != 0
+	f.DirectIOMmap = flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0
+	f.CacheSymlinks = flags&fuse.CAP_CACHE_SYMLINKS != 0
+	f.Epoch = !m.o.noEpoch && m.dev.incEpoch() == nil
+	m.names.enabled = !f.Epoch
+}
+
+// settle makes the kernel ask once whether files here can be polled, which no
+// file system of ours can. Go programs ask for every file they open, in a way
+// that would hang this very process if it did so while it is the server.
+func settle(dir string) error {
+	fd, err := unix.Open(dir+"/.go-fuse-epoll-hack", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err
+}
+
+// logWriter brings go-fuse's lines to the log.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	w.log.Debug("fuse: " + string(b))
+	return len(b), nil
+}

@@ -1,0 +1,77 @@
+package mount
+
+import (
+	"strings"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"mortar/internal/fsop"
+)
+
+// aclPrefix is of the names of POSIX access control lists. There are none;
+// ls asks for them for every file, so that is not worth a round trip.
+const aclPrefix = "system."
+
+// GetXAttr implements fuse.RawFileSystem.
+func (f *fileSystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	if strings.HasPrefix(name, aclPrefix) {
+		return 0, fuse.Status(syscall.EOPNOTSUPP)
+	}
+	return f.xattr(cancel, h, dest, &fsop.Getxattr{Ino: fsop.Ino(h.NodeId), Name: name})
+}
+
+// ListXAttr implements fuse.RawFileSystem.
+func (f *fileSystem) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	return f.xattr(cancel, h, dest, &fsop.Listxattr{Ino: fsop.Ino(h.NodeId)})
+}
+
+func (f *fileSystem) xattr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte, op fsop.Op) (uint32, fuse.Status) {
+	r := f.begin(cancel, h)
+	defer f.inflight.remove(r)
+	reply, err := f.handler.Do(r, op)
+	if err != nil {
+		return 0, f.status(r, err)
+	}
+	n := uint32(len(reply.Data))
+	if len(reply.Data) > len(dest) {
+		return n, fuse.ERANGE // go-fuse makes a success of it if only the size was asked for
+	}
+	copy(dest, reply.Data)
+	return n, fuse.OK
+}
+
+// SetXAttr implements fuse.RawFileSystem.
+func (f *fileSystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	if strings.HasPrefix(name, aclPrefix) {
+		return fuse.Status(syscall.EOPNOTSUPP)
+	}
+	if len(value) > fsop.MaxXattr {
+		return fuse.Status(syscall.E2BIG)
+	}
+	return f.setXattr(cancel, &in.InHeader,
+		&fsop.Setxattr{Ino: fsop.Ino(in.NodeId), Name: name, Value: value, Flags: in.Flags})
+}
+
+// RemoveXAttr implements fuse.RawFileSystem.
+func (f *fileSystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	if strings.HasPrefix(name, aclPrefix) {
+		return fuse.Status(syscall.EOPNOTSUPP)
+	}
+	return f.setXattr(cancel, h, &fsop.Removexattr{Ino: fsop.Ino(h.NodeId), Name: name})
+}
+
+func (f *fileSystem) setXattr(cancel <-chan struct{}, h *fuse.InHeader, op fsop.Op) fuse.Status {
+	r := f.begin(cancel, h)
+	defer f.inflight.remove(r)
+	ino := fsop.Ino(h.NodeId)
+	f.inflight.changing(ino) // of a directory, the kernel holds the lock
+	defer f.inflight.doneChanging(ino)
+	reply, err := f.handler.Do(r, op)
+	if err != nil {
+		return f.status(r, err)
+	}
+	f.nodes.touched(ino, reply.Seq)
+	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	return fuse.OK
+}
