@@ -75,7 +75,7 @@ func Verify(cert, ca *x509.Certificate, now time.Time, roles ...Role) error {
 		return fmt.Errorf("%w: the certificate of %q has one of type %v; mortar's certificates come from \"mortar join\" alone", ErrKey, cert.Subject, cert.PublicKeyAlgorithm)
 	}
 	if err := cert.CheckSignatureFrom(ca); err != nil {
-		return fmt.Errorf("%w: the %s is not signed by the CA of this pool (digest %s); a machine can be in one pool only: run \"mortar pool leave\" on it, and let it join this one", ErrOtherCA, who, shortDigest(ca))
+		return fmt.Errorf("%w: the %s is not signed by the CA of this pool (digest %s); a machine is in one pool only: detach it from the other (\"mortar peer detach\" there) and let it join this one", ErrOtherCA, who, shortDigest(ca))
 	}
 	if cert.IsCA || len(cert.UnhandledCriticalExtensions) > 0 || cert.Subject.CommonName != PeerIDFromCert(cert).String() {
 		return fmt.Errorf("%w: the %s is not one that a pool's CA signs", ErrCert, who)
