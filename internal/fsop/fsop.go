@@ -75,6 +75,9 @@ type Attr struct {
 	// contents or, for a directory, its entries. Two attributes of one inode
 	// with equal Change are equal.
 	Change uint64
+	// Window is the session that holds the file's write window, 0 for none. It is
+	// for the replica that answers, and does not cross the wire.
+	Window uint64
 }
 
 // Type is the S_IFMT part of the mode.
@@ -134,6 +137,7 @@ type Reply struct {
 	Entries []Dirent
 	Statfs  Statfs
 	Lock    Lock
+	Window  bool // the window that was asked for is the session's
 	// Seq is the sequence number at which the reply was true. A cache must not
 	// keep a reply that is older than the last invalidation of what it is about.
 	Seq uint64

@@ -21,6 +21,7 @@ const (
 	KindSeek      Kind = 9
 	KindGetlk     Kind = 10
 	KindFsync     Kind = 11
+	KindFlush     Kind = 12
 
 	firstMutation Kind = 32
 
@@ -38,6 +39,7 @@ const (
 	KindSetxattr    Kind = 43
 	KindRemovexattr Kind = 44
 	KindSetlk       Kind = 45
+	KindCloseWindow Kind = 46
 
 	// Operations of the system itself, never accepted from a mount.
 	KindOpenSession  Kind = 64
@@ -61,6 +63,7 @@ var kinds = [...]struct {
 	KindSeek:         {"seek", func() Op { return new(Seek) }},
 	KindGetlk:        {"getlk", func() Op { return new(Getlk) }},
 	KindFsync:        {"fsync", func() Op { return new(Fsync) }},
+	KindFlush:        {"flush", func() Op { return new(Flush) }},
 	KindSetattr:      {"setattr", func() Op { return new(Setattr) }},
 	KindCreate:       {"create", func() Op { return new(Create) }},
 	KindMkdir:        {"mkdir", func() Op { return new(Mkdir) }},
@@ -75,6 +78,7 @@ var kinds = [...]struct {
 	KindSetxattr:     {"setxattr", func() Op { return new(Setxattr) }},
 	KindRemovexattr:  {"removexattr", func() Op { return new(Removexattr) }},
 	KindSetlk:        {"setlk", func() Op { return new(Setlk) }},
+	KindCloseWindow:  {"close-window", func() Op { return new(CloseWindow) }},
 	KindOpenSession:  {"open-session", func() Op { return new(OpenSession) }},
 	KindCloseSession: {"close-session", func() Op { return new(CloseSession) }},
 	KindReap:         {"reap", func() Op { return new(Reap) }},
@@ -181,6 +185,12 @@ type Getlk struct {
 // is durable on every in-sync brick.
 type Fsync struct{ Ino Ino }
 
+// Flush comes with every close of a file that was written. It returns when
+// everything that was written to the file through this handler is acknowledged
+// by the set, with the first error that any of it met. It is answered where
+// writes wait (the client's window) and never sent.
+type Flush struct{ Ino Ino }
+
 // --- mutations
 
 // What of Setattr counts.
@@ -218,10 +228,12 @@ type Node struct {
 }
 
 // Create makes a regular file. With Excl an existing name is EEXIST, else the
-// existing file is the reply. Reply: Attr.
+// existing file is the reply. Reply: Attr, and Window if the file is new and
+// WindowAsk was set.
 type Create struct {
 	Node
-	Excl bool
+	Excl   bool
+	Window Window
 }
 
 // Mkdir makes a directory. Reply: Attr.
@@ -274,6 +286,26 @@ type Rename struct {
 	Flags     uint32
 }
 
+// Window is what an operation says of a file's write window.
+//
+// The session that holds the window of a file may acknowledge writes to it to
+// its applications before it sends them: nobody else is shown or may change the
+// file before the holder has sent everything and closed the window. Whoever
+// wants to makes the holder do so, and after the time of a lease it is done to
+// it: what it had not sent is then refused, and lost with an error.
+type Window uint8
+
+const (
+	// WindowAsk asks for the window. The reply has Window if it was given; it is
+	// not while another session holds it.
+	WindowAsk Window = 1 << iota
+	// WindowHeld: the operation is only valid if the session holds the window
+	// (EIO otherwise): it was acknowledged to an application on that condition.
+	WindowHeld
+	// WindowDone gives the window up with this operation.
+	WindowDone
+)
+
 // Write writes Data at Off, or at the end of the file if Append. Reply: Attr
 // after it, Off where the data went.
 type Write struct {
@@ -281,7 +313,15 @@ type Write struct {
 	Off      uint64
 	Append   bool
 	KillPriv bool // clear set-id bits, as SetKillPriv
+	Window   Window
 	Data     []byte
+}
+
+// CloseWindow gives up the window that Session holds of a file, if it does:
+// its own, or, from the system, anybody's.
+type CloseWindow struct {
+	Ino     Ino
+	Session uint64
 }
 
 // Modes of Fallocate, as fallocate(2).
@@ -356,6 +396,8 @@ func (*Listxattr) Kind() Kind    { return KindListxattr }
 func (*Seek) Kind() Kind         { return KindSeek }
 func (*Getlk) Kind() Kind        { return KindGetlk }
 func (*Fsync) Kind() Kind        { return KindFsync }
+func (*Flush) Kind() Kind        { return KindFlush }
+func (*CloseWindow) Kind() Kind  { return KindCloseWindow }
 func (*Setattr) Kind() Kind      { return KindSetattr }
 func (*Create) Kind() Kind       { return KindCreate }
 func (*Mkdir) Kind() Kind        { return KindMkdir }
@@ -385,12 +427,20 @@ func (o *Readdir) Code(c *codec.Coder) {
 	c.U32(&o.Max)
 	c.Bool(&o.Plus)
 }
-func (o *StatfsOp) Code(c *codec.Coder)  { o.Ino.Code(c) }
-func (o *Getxattr) Code(c *codec.Coder)  { o.Ino.Code(c); c.String(&o.Name, MaxName) }
-func (o *Listxattr) Code(c *codec.Coder) { o.Ino.Code(c) }
-func (o *Seek) Code(c *codec.Coder)      { o.Ino.Code(c); c.U64(&o.Off); c.U32(&o.Whence) }
-func (o *Getlk) Code(c *codec.Coder)     { o.Ino.Code(c); o.Lock.Code(c) }
-func (o *Fsync) Code(c *codec.Coder)     { o.Ino.Code(c) }
+func (o *StatfsOp) Code(c *codec.Coder)    { o.Ino.Code(c) }
+func (o *Getxattr) Code(c *codec.Coder)    { o.Ino.Code(c); c.String(&o.Name, MaxName) }
+func (o *Listxattr) Code(c *codec.Coder)   { o.Ino.Code(c) }
+func (o *Seek) Code(c *codec.Coder)        { o.Ino.Code(c); c.U64(&o.Off); c.U32(&o.Whence) }
+func (o *Getlk) Code(c *codec.Coder)       { o.Ino.Code(c); o.Lock.Code(c) }
+func (o *Fsync) Code(c *codec.Coder)       { o.Ino.Code(c) }
+func (o *Flush) Code(c *codec.Coder)       { o.Ino.Code(c) }
+func (o *CloseWindow) Code(c *codec.Coder) { o.Ino.Code(c); c.U64(&o.Session) }
+func (w *Window) code(c *codec.Coder) {
+	c.U8((*uint8)(w))
+	if *w&^(WindowAsk|WindowHeld|WindowDone) != 0 {
+		c.Fail("window %d", *w)
+	}
+}
 
 func (o *Setattr) Code(c *codec.Coder) {
 	o.Ino.Code(c)
@@ -409,7 +459,7 @@ func (n *Node) code(c *codec.Coder) {
 	c.U32(&n.UID)
 	c.U32(&n.GID)
 }
-func (o *Create) Code(c *codec.Coder)  { o.code(c); c.Bool(&o.Excl) }
+func (o *Create) Code(c *codec.Coder)  { o.code(c); c.Bool(&o.Excl); o.Window.code(c) }
 func (o *Mkdir) Code(c *codec.Coder)   { o.code(c) }
 func (o *Mknod) Code(c *codec.Coder)   { o.code(c); c.U32(&o.Rdev) }
 func (o *Symlink) Code(c *codec.Coder) { o.code(c); c.String(&o.Target, MaxTarget) }
@@ -430,6 +480,7 @@ func (o *Write) Code(c *codec.Coder) {
 	c.U64(&o.Off)
 	c.Bool(&o.Append)
 	c.Bool(&o.KillPriv)
+	o.Window.code(c)
 	c.Bytes(&o.Data, MaxData)
 }
 func (o *Fallocate) Code(c *codec.Coder) {
@@ -493,6 +544,7 @@ const (
 	hasStatfs
 	hasLock
 	hasDir
+	hasWindow
 )
 
 // Code implements codec.Coded. Parts that are zero take no bytes; Data is last.
@@ -517,8 +569,12 @@ func (r *Reply) Code(c *codec.Coder) {
 		if r.Dir.Ino != 0 {
 			has |= hasDir
 		}
+		if r.Window {
+			has |= hasWindow
+		}
 	}
 	c.U8(&has)
+	r.Window = has&hasWindow != 0
 	c.U64(&r.Seq)
 	c.U64(&r.Off)
 	if has&hasAttr != 0 {

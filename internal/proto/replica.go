@@ -30,6 +30,8 @@ const (
 	KindCommitAsk uint8 = 58 // backup → primary: tell me when this is committed
 	KindHealOrder uint8 = 59 // primary → backup: your log cannot be continued, compare
 	KindRelease   uint8 = 60 // former primary → new one: I hold no lease any more
+	KindRecallAsk uint8 = 61 // backup → primary: have the window of a file closed
+	KindRecallAll uint8 = 62 // primary → backup: tell the session, if it is yours
 )
 
 // Envelope is in front of every message between replicas.
@@ -360,3 +362,24 @@ func (m *HealOrder) Code(c *codec.Coder) { c.U64((*uint64)(&m.Epoch)); c.U64(&m.
 type Release struct{ Epoch cluster.Epoch }
 
 func (m *Release) Code(c *codec.Coder) { c.U64((*uint64)(&m.Epoch)) }
+
+// RecallAsk asks the primary to have the window of a file closed.
+type RecallAsk struct {
+	Epoch cluster.Epoch
+	Ino   fsop.Ino
+}
+
+func (m *RecallAsk) Code(c *codec.Coder) { c.U64((*uint64)(&m.Epoch)); m.Ino.Code(c) }
+
+// RecallAll asks the home of Session to send it a Recall.
+type RecallAll struct {
+	Epoch   cluster.Epoch
+	Ino     fsop.Ino
+	Session cluster.SessionID
+}
+
+func (m *RecallAll) Code(c *codec.Coder) {
+	c.U64((*uint64)(&m.Epoch))
+	m.Ino.Code(c)
+	c.U64((*uint64)(&m.Session))
+}

@@ -20,6 +20,7 @@ const (
 	KindInval     uint8 = 16 // Inval
 	KindVolumeMap uint8 = 17 // VolumeMap, whenever it changes
 	KindDetached  uint8 = 18 // Detached: this replica serves the session no longer
+	KindRecall    uint8 = 19 // Recall: somebody wants to see a file whose window the session holds
 )
 
 // Attach binds a session to a replica, which becomes its home. The session is
@@ -198,3 +199,9 @@ func (m *VolumeMap) Code(c *codec.Coder) {
 type Detached struct{ Text string }
 
 func (m *Detached) Code(c *codec.Coder) { c.String(&m.Text, 4096) }
+
+// Recall asks the session to send everything it has written to a file and to
+// close the file's window (fsop.Window).
+type Recall struct{ Ino fsop.Ino }
+
+func (m *Recall) Code(c *codec.Coder) { m.Ino.Code(c) }

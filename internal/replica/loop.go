@@ -35,13 +35,14 @@ type loop struct {
 	frozen   bool       // requests wait in iced
 	iced     []*request // in the order in which they came
 
-	outbox   map[cluster.BrickID]*outbox
-	recent   ring
-	lockWait map[fsop.Ino][]*request
-	fsync    syncer
-	reap     reaper
-	seen     map[cluster.SessionID]core.Instant // as primary: when a session was last known alive
-	free     map[cluster.BrickID]uint64         // what the backups can still take
+	outbox  map[cluster.BrickID]*outbox
+	recent  ring
+	parked  map[fsop.Ino][]*request // wait for a lock, or for a window to be closed
+	recalls map[fsop.Ino]*recall
+	fsync   syncer
+	reap    reaper
+	seen    map[cluster.SessionID]core.Instant // as primary: when a session was last known alive
+	free    map[cluster.BrickID]uint64         // what the backups can still take
 
 	sources  map[uint64]*openSource
 	nextSrc  uint64
@@ -63,12 +64,13 @@ func newLoop(r *Replica) *loop {
 		m: core.New(r.now(), r.self, core.Brick{
 			Tail: r.store.Tail(), History: r.store.History(), Whole: r.store.Whole(), Trusted: r.store.Clean(),
 		}),
-		outbox:   map[cluster.BrickID]*outbox{},
-		lockWait: map[fsop.Ino][]*request{},
-		seen:     map[cluster.SessionID]core.Instant{},
-		free:     map[cluster.BrickID]uint64{},
-		sources:  map[uint64]*openSource{},
-		fsync:    syncer{durable: map[cluster.BrickID]uint64{}},
+		outbox:  map[cluster.BrickID]*outbox{},
+		parked:  map[fsop.Ino][]*request{},
+		recalls: map[fsop.Ino]*recall{},
+		seen:    map[cluster.SessionID]core.Instant{},
+		free:    map[cluster.BrickID]uint64{},
+		sources: map[uint64]*openSource{},
+		fsync:   syncer{durable: map[cluster.BrickID]uint64{}},
 	}
 }
 
@@ -129,6 +131,7 @@ func (l *loop) tick() {
 	l.m.Tick(l.now)
 	l.tickSessions()
 	l.tickLocks()
+	l.tickRecalls()
 	l.tickReap()
 	l.tickSync()
 }
@@ -248,6 +251,7 @@ func (l *loop) roleChanged(from, to core.Role) {
 		l.refuseAll("this brick is no longer the primary")
 	}
 	l.draining = false
+	clear(l.recalls)
 	l.fsync.reset(l)
 	if to == core.Primary && from != core.Primary {
 		clear(l.seen)
@@ -278,9 +282,7 @@ func (l *loop) execute(e *proto.Entry, raw []byte) (*Result, error) {
 	}
 	l.m.Appended(l.now, e.Pos)
 	l.clearUp()
-	if len(res.Released) > 0 {
-		l.retryLocks(res.Released)
-	}
+	l.released(e.Op, res.Released)
 	return res, nil
 }
 

@@ -3,6 +3,8 @@ package replica
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"mortar/internal/cluster"
@@ -57,6 +59,9 @@ func (l *loop) order(q *request) {
 	}
 	if l.frozen {
 		l.iced = append(l.iced, q)
+		return
+	}
+	if l.parkWindow(q) {
 		return
 	}
 	if q.do.Op.Kind() == fsop.KindFsync {
@@ -161,12 +166,12 @@ func (l *loop) refuseAll(why string) {
 	for l.replies.len() > 0 {
 		l.replies.pop().req.finish(proto.DoReply{Status: proto.NotServing})
 	}
-	for ino, qs := range l.lockWait {
+	for ino, qs := range l.parked {
 		for _, q := range qs {
 			q.finish(proto.DoReply{Status: proto.NotServing})
 		}
 		n += len(qs)
-		delete(l.lockWait, ino)
+		delete(l.parked, ino)
 	}
 	for _, q := range l.iced {
 		q.finish(proto.DoReply{Status: proto.NotServing})
@@ -189,16 +194,27 @@ func (l *loop) parkLock(q *request) bool {
 	} else if l.now >= q.since+fsop.LockWait {
 		return false
 	}
-	l.lockWait[op.Ino] = append(l.lockWait[op.Ino], q)
+	l.parked[op.Ino] = append(l.parked[op.Ino], q)
 	return true
 }
 
-// retryLocks lets those who wait for locks on these files try again, in the
-// order in which they came.
-func (l *loop) retryLocks(inos []fsop.Ino) {
+// released lets those who waited for locks or windows of these files try
+// again, in the order in which they came.
+func (l *loop) released(op fsop.Op, inos []fsop.Ino) {
+	_, ended := op.(*fsop.CloseSession) // and with it all its windows
+	if len(inos) == 0 && !ended {
+		return
+	}
+	again := make(chan struct{})
+	close(*l.closed.Swap(&again))
+	if ended {
+		inos = slices.Collect(maps.Keys(l.parked))
+		clear(l.recalls)
+	}
 	for _, ino := range inos {
-		if qs := l.lockWait[ino]; len(qs) > 0 {
-			delete(l.lockWait, ino)
+		delete(l.recalls, ino)
+		if qs := l.parked[ino]; len(qs) > 0 {
+			delete(l.parked, ino)
 			l.mail.post(func(l *loop) {
 				for _, q := range qs {
 					l.order(q)
@@ -210,17 +226,17 @@ func (l *loop) retryLocks(inos []fsop.Ino) {
 
 // tickLocks answers those who have waited long enough; they may ask again.
 func (l *loop) tickLocks() {
-	for ino, qs := range l.lockWait {
+	for ino, qs := range l.parked {
 		keep := qs[:0]
 		for _, q := range qs {
-			if l.now < q.since+fsop.LockWait {
+			if q.do.Op.Kind() != fsop.KindSetlk || l.now < q.since+fsop.LockWait {
 				keep = append(keep, q)
 				continue
 			}
 			l.reply(q, l.m.Tail().Seq, proto.DoReply{Errno: fsop.EAGAIN})
 		}
-		if l.lockWait[ino] = keep; len(keep) == 0 {
-			delete(l.lockWait, ino)
+		if l.parked[ino] = keep; len(keep) == 0 {
+			delete(l.parked, ino)
 		}
 	}
 }

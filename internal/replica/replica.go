@@ -176,6 +176,9 @@ type Replica struct {
 	served    map[uint64]*openSource
 	healed    atomic.Pointer[HealProgress] // of this brick's last comparison
 
+	// closed is closed, and replaced, whenever the window of a file was closed.
+	closed atomic.Pointer[chan struct{}]
+
 	// view is what the loop publishes for everybody else.
 	view atomic.Pointer[view]
 
@@ -206,6 +209,8 @@ func New(c Config) (*Replica, error) {
 		served:   map[uint64]*openSource{},
 	}
 	r.mail.wake = make(chan struct{}, 1)
+	r.closed.Store(new(chan struct{}))
+	*r.closed.Load() = make(chan struct{})
 	r.loop = newLoop(r)
 	r.view.Store(&view{changed: make(chan struct{}), epoch: r.loop.nextEpoch()})
 	return r, nil
@@ -327,6 +332,10 @@ func (r *Replica) Message(env proto.Envelope, kind uint8, body []byte) {
 		err = deliver(r, body, func(l *loop, m *proto.CommitAsk) { l.m.CommitAsk(l.now, from, m) })
 	case proto.KindHealOrder:
 		err = deliver(r, body, func(l *loop, m *proto.HealOrder) { l.m.HealOrder(l.now, from, m) })
+	case proto.KindRecallAsk:
+		err = deliver(r, body, func(l *loop, m *proto.RecallAsk) { l.recallAsk(m) })
+	case proto.KindRecallAll:
+		err = deliver(r, body, func(l *loop, m *proto.RecallAll) { l.recallAll(from, m) })
 	case proto.KindRelease:
 		err = deliver(r, body, func(l *loop, m *proto.Release) { l.m.Release(l.now, from, m) })
 	default:

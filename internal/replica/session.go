@@ -407,7 +407,15 @@ func (s *Session) read(ctx context.Context, op fsop.Op) proto.DoReply {
 		if _, ok := s.r.serving(ctx); !ok {
 			return proto.DoReply{Status: proto.NotServing}
 		}
+		closed := *s.r.closed.Load()
 		reply, dep, given, err := s.readStore(ctx, op)
+		if ino := s.closedTo(op, reply, err); ino != 0 {
+			s.Forget(given)
+			if !s.r.waitWindow(ctx, ino, closed) {
+				return proto.DoReply{Status: proto.NotServing}
+			}
+			continue
+		}
 		// What was read may not be committed yet. A reader that saw it and a
 		// fail-over that loses it would be two truths.
 		committed := s.r.waitCommit(ctx, dep)
