@@ -25,21 +25,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"mortar/bench/figure"
 	"mortar/test/tree"
 )
-
-// Figure is what one workload measured.
-type Figure struct {
-	Name string `json:"name"`
-	// Unit is "/s" or "MB/s", of which more is better, or "s", of which less is.
-	Unit   string    `json:"unit"`
-	Rounds []float64 `json:"rounds"`
-	Median float64   `json:"median"`
-	// CPU is the median of the processor time that the whole machine spent, in
-	// milliseconds per operation; per run where the unit is s. Only with -cpu.
-	CPU       float64   `json:"cpu_ms,omitempty"`
-	CPURounds []float64 `json:"cpu_ms_rounds,omitempty"`
-}
 
 // bench is one run.
 type bench struct {
@@ -51,7 +39,7 @@ type bench struct {
 	cpu     bool
 	scale   float64
 	only    *regexp.Regexp
-	figures []*Figure
+	figures []*figure.Figure
 }
 
 // n scales a number of operations.
@@ -129,8 +117,8 @@ func run() error {
 		}
 	}
 	for _, f := range b.figures {
-		f.Median = median(f.Rounds)
-		f.CPU = median(f.CPURounds)
+		f.Median = figure.Median(f.Rounds)
+		f.CPU = figure.Median(f.CPURounds)
 	}
 	if asJSON {
 		out := json.NewEncoder(os.Stdout)
@@ -139,9 +127,9 @@ func run() error {
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	for _, f := range b.figures {
-		fmt.Fprintf(w, "%s\t%s\t%s\t(%s to %s)\t", f.Name, number(f.Median), f.Unit, number(slices.Min(f.Rounds)), number(slices.Max(f.Rounds)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t(%s to %s)\t", f.Name, figure.Number(f.Median), f.Unit, figure.Number(slices.Min(f.Rounds)), figure.Number(slices.Max(f.Rounds)))
 		if b.cpu {
-			fmt.Fprintf(w, "%s ms CPU\t", number(f.CPU))
+			fmt.Fprintf(w, "%s ms CPU\t", figure.Number(f.CPU))
 		}
 		fmt.Fprintln(w)
 	}
@@ -187,10 +175,10 @@ func (b *bench) rate(name, unit string, amount float64, f func() error) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	took := time.Since(begin).Seconds()
-	i := slices.IndexFunc(b.figures, func(f *Figure) bool { return f.Name == name })
+	i := slices.IndexFunc(b.figures, func(f *figure.Figure) bool { return f.Name == name })
 	if i < 0 {
 		i = len(b.figures)
-		b.figures = append(b.figures, &Figure{Name: name, Unit: unit})
+		b.figures = append(b.figures, &figure.Figure{Name: name, Unit: unit})
 	}
 	fig := b.figures[i]
 	value := amount / took
@@ -247,26 +235,4 @@ func program(argv ...string) error {
 		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
 	}
 	return nil
-}
-
-func median(v []float64) float64 {
-	if len(v) == 0 {
-		return 0
-	}
-	s := slices.Sorted(slices.Values(v))
-	if n := len(s); n%2 == 0 {
-		return (s[n/2-1] + s[n/2]) / 2
-	}
-	return s[len(s)/2]
-}
-
-// number prints three digits that count.
-func number(v float64) string {
-	switch {
-	case v >= 100:
-		return strconv.FormatFloat(v, 'f', 0, 64)
-	case v >= 10:
-		return strconv.FormatFloat(v, 'f', 1, 64)
-	}
-	return strconv.FormatFloat(v, 'g', 3, 64)
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"mortar/bench/figure"
 )
 
 // Every group runs to its end on a plain directory, measures something each
@@ -28,7 +30,7 @@ func TestAllGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var figures []Figure
+	var figures []figure.Figure
 	if err := json.Unmarshal(out, &figures); err != nil {
 		t.Fatal(err)
 	}
@@ -50,17 +52,6 @@ func TestAllGroups(t *testing.T) {
 		out, err := exec.Command(bin, args...).CombinedOutput()
 		if err == nil || !strings.HasPrefix(string(out), "workload: ") {
 			t.Errorf("workload %q: %v, %s", args, err, out)
-		}
-	}
-}
-
-func TestMedian(t *testing.T) {
-	for _, c := range []struct {
-		in   []float64
-		want float64
-	}{{nil, 0}, {[]float64{3}, 3}, {[]float64{9, 1, 2}, 2}, {[]float64{4, 1, 2, 3}, 2.5}} {
-		if got := median(c.in); got != c.want {
-			t.Errorf("median(%v) = %v, want %v", c.in, got, c.want)
 		}
 	}
 }
