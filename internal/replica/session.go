@@ -430,13 +430,12 @@ func (s *Session) read(ctx context.Context, op fsop.Op) proto.DoReply {
 		var errno fsop.Errno
 		switch {
 		case err == nil:
+			if op.Kind() == fsop.KindRead {
+				reply.Attr = fsop.Attr{} // it was for closedTo
+			}
 			return proto.DoReply{Reply: *reply}
 		case errors.As(err, &errno):
-			d := proto.DoReply{Errno: errno}
-			if reply != nil {
-				d.Reply.Seq = reply.Seq
-			}
-			return d
+			return proto.DoReply{Errno: errno, Reply: fsop.Reply{Seq: reply.Seq}}
 		default:
 			s.r.log.Error("read", "op", fsop.String(op), "err", err)
 			return proto.DoReply{Errno: fsop.EIO}
@@ -458,7 +457,9 @@ func (s *Session) readStore(ctx context.Context, op fsop.Op) (reply *fsop.Reply,
 	case *fsop.Read:
 		// Contents are known by the attributes: noted before, they need no gate.
 		s.note(op.Ino, cachesAttr, 0)
-		reply, dep, err = s.r.store.Read(ctx, op)
+		if reply, dep, err = s.r.store.Read(ctx, op); err != nil {
+			reply = &fsop.Reply{Seq: s.r.store.Tail().Seq}
+		}
 		return reply, dep, nil, err
 	}
 	s.r.gate.RLock()
@@ -471,7 +472,8 @@ func (s *Session) readStore(ctx context.Context, op fsop.Op) (reply *fsop.Reply,
 		s.note(dir, cachesNames, 0)
 	}
 	if err != nil {
-		return reply, dep, nil, err
+		// What is not there may be cached too, as of now.
+		return &fsop.Reply{Seq: s.r.store.Tail().Seq}, dep, nil, err
 	}
 	if names(op) {
 		s.note(reply.Attr.Ino, cachesAttr, 1)

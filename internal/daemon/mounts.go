@@ -1,0 +1,337 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"mortar/internal/cluster"
+	"mortar/internal/codec"
+	"mortar/internal/fsop"
+	"mortar/internal/pki"
+	"mortar/internal/proto"
+	"mortar/internal/replica"
+	"mortar/internal/wire"
+)
+
+// mounts are the connections of mounts, on this machine and on others.
+type mounts struct {
+	mu   sync.Mutex // guards the fields below
+	all  map[*mountConn]struct{}
+	shut bool
+}
+
+func newMounts() *mounts { return &mounts{all: map[*mountConn]struct{}{}} }
+
+// changed sends everybody the new map of the volume he mounts.
+func (s *mounts) changed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.all {
+		c.push()
+	}
+}
+
+// close ends all connections; their mounts go to other machines.
+func (s *mounts) close(why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut = true
+	for c := range s.all {
+		c.conn.Close(errors.New(why))
+	}
+}
+
+// mountConn is one mount's connection. It has one session at most.
+type mountConn struct {
+	m       *member
+	subject pki.Subject // what its certificate entitles it to
+	source  netip.Addr  // not valid: this machine
+	conn    *wire.Conn
+	ctx     context.Context
+	wg      sync.WaitGroup // of calls being answered
+
+	mu       sync.Mutex // guards the fields below
+	volume   string     // whose map it wants
+	version  uint64     // of the map it has
+	readOnly bool
+	state    sessionState
+	session  *replica.Session
+	cancels  map[uint64]context.CancelFunc // of calls being answered
+}
+
+type sessionState uint8
+
+const (
+	noSession sessionState = iota
+	attaching
+	attached
+)
+
+var (
+	_ wire.Handler     = (*mountConn)(nil)
+	_ wire.Canceler    = (*mountConn)(nil)
+	_ replica.Sink     = (*mountConn)(nil)
+	_ replica.Recaller = (*mountConn)(nil)
+)
+
+// serveMount answers one mount until its connection ends.
+func (m *member) serveMount(ctx context.Context, nc net.Conn, subject pki.Subject) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := &mountConn{m: m, subject: subject, ctx: ctx, cancels: map[uint64]context.CancelFunc{}}
+	if ap, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
+		c.source = ap.Addr().Unmap()
+	}
+	c.conn = wire.New(nc, wire.Options{Log: m.log, Handler: c})
+	m.mounts.mu.Lock()
+	if m.mounts.shut {
+		m.mounts.mu.Unlock()
+		return
+	}
+	m.mounts.all[c] = struct{}{}
+	m.mounts.mu.Unlock()
+	err := c.conn.Run(ctx)
+	m.mounts.mu.Lock()
+	delete(m.mounts.all, c)
+	m.mounts.mu.Unlock()
+	cancel() // whoever still works for it need not
+	c.wg.Wait()
+	if c.session != nil {
+		c.session.Detach()
+	}
+	m.log.Debug("a mount's connection ended", "from", nc.RemoteAddr().String(), "reason", err)
+}
+
+// Message implements wire.Handler.
+func (c *mountConn) Message(_ *wire.Conn, msg wire.Message) {
+	if err := c.message(msg); err != nil {
+		c.conn.Close(fmt.Errorf("%w: kind %d: %w", wire.ErrFrame, msg.Kind, err))
+	}
+}
+
+var errOrder = errors.New("not in this order")
+
+func (c *mountConn) message(msg wire.Message) error {
+	c.mu.Lock()
+	session := c.session
+	c.mu.Unlock()
+	isCall := msg.ID != 0
+	switch msg.Kind {
+	case proto.KindGetMap:
+		var q proto.GetMap
+		if err := decode(msg, isCall, &q); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		vm := c.volumeMap(q.Volume)
+		c.volume, c.version = q.Volume, vm.Version
+		c.mu.Unlock()
+		c.conn.Reply(msg, codec.Append(nil, vm))
+	case proto.KindAttach:
+		q := new(proto.Attach)
+		if err := decode(msg, isCall, q); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		busy := c.state != noSession
+		if !busy {
+			c.state = attaching
+		}
+		c.mu.Unlock()
+		if busy {
+			return errOrder
+		}
+		c.wg.Go(func() { c.attach(msg, q) })
+	case proto.KindDo:
+		if session == nil {
+			return errOrder
+		}
+		q := new(proto.Do)
+		if err := decode(msg, isCall, q); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancel(c.ctx)
+		c.mu.Lock()
+		c.cancels[msg.ID] = cancel
+		c.mu.Unlock()
+		c.wg.Go(func() {
+			reply := c.do(ctx, session, q)
+			c.mu.Lock()
+			delete(c.cancels, msg.ID)
+			c.mu.Unlock()
+			cancel()
+			c.conn.Reply(msg, codec.Append(nil, &reply))
+		})
+	case proto.KindPing:
+		var q proto.Ping
+		if err := decode(msg, isCall, &q); err != nil {
+			return err
+		}
+		pong := &proto.Pong{Stamp: q.Stamp}
+		if session != nil {
+			pong = session.Ping(&q)
+		}
+		c.conn.Reply(msg, codec.Append(nil, pong))
+	case proto.KindForget:
+		var q proto.Forget
+		if err := decode(msg, !isCall, &q); err != nil {
+			return err
+		}
+		if session != nil {
+			session.Forget(q.Holds)
+		}
+	case proto.KindInvalAck:
+		var q proto.InvalAck
+		if err := decode(msg, !isCall, &q); err != nil {
+			return err
+		}
+		if session != nil {
+			session.InvalAck(q.Seq)
+		}
+	default:
+		return errors.New("unknown kind")
+	}
+	return nil
+}
+
+// decode reads a message that must be a call, or must not.
+func decode(msg wire.Message, ok bool, v codec.Coded) error {
+	if !ok {
+		return errors.New("a call where a message is due, or the other way round")
+	}
+	return codec.Decode(msg.Body, v)
+}
+
+// Cancel implements wire.Canceler.
+func (c *mountConn) Cancel(_ *wire.Conn, id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cancel := c.cancels[id]; cancel != nil {
+		cancel()
+	}
+}
+
+// attach makes a replica on this machine the mount's home.
+func (c *mountConn) attach(msg wire.Message, q *proto.Attach) {
+	session, reply, readOnly := c.admit(q)
+	c.mu.Lock()
+	c.session, c.readOnly = session, readOnly
+	c.state = attached
+	if session == nil {
+		c.state = noSession
+	}
+	c.mu.Unlock()
+	c.conn.Reply(msg, codec.Append(nil, &reply))
+}
+
+func (c *mountConn) admit(q *proto.Attach) (s *replica.Session, reply proto.AttachReply, readOnly bool) {
+	if q.Version != proto.Version {
+		return nil, proto.AttachReply{Status: proto.WrongVersion, Text: fmt.Sprintf(
+			"the mount speaks protocol version %d and this daemon %d: run the same version of mortar on both", q.Version, proto.Version)}, false
+	}
+	v := c.m.view.Load().VolumeByID(q.Set.Volume)
+	if v == nil {
+		return nil, proto.AttachReply{Status: proto.UnknownSet, Text: "no such volume"}, false
+	}
+	readOnly = !c.subject.MayMount(v.Name, true)
+	if readOnly && !c.subject.MayMount(v.Name, false) {
+		return nil, proto.AttachReply{Status: proto.Refused, Text: "this client may not mount volume " + v.Name}, false
+	}
+	if c.subject.Role != pki.RolePeer && !v.EffectiveOptions().Access.Allows(c.source) {
+		return nil, proto.AttachReply{Status: proto.Refused, Text: fmt.Sprintf(
+			"option %s of volume %s does not let %s mount it", cluster.OptAuthAllow, v.Name, c.source)}, false
+	}
+	if v.Status != cluster.VolumeStarted {
+		return nil, proto.AttachReply{Status: proto.NotServing, Text: fmt.Sprintf("volume %s is not started", v.Name)}, false
+	}
+	r := c.m.bricks.ofSet(q.Set)
+	if r == nil {
+		return nil, proto.AttachReply{Status: proto.UnknownSet, Text: "no brick of the set is served on this machine"}, false
+	}
+	s, reply = r.Attach(c.ctx, q, c)
+	return s, reply, readOnly
+}
+
+func (c *mountConn) do(ctx context.Context, s *replica.Session, q *proto.Do) proto.DoReply {
+	c.mu.Lock()
+	readOnly := c.readOnly
+	c.mu.Unlock()
+	if k := q.Op.Kind(); readOnly && k.Mutates() && k != fsop.KindSetlk && k != fsop.KindCloseSession {
+		return proto.DoReply{Errno: fsop.EROFS}
+	}
+	return s.Do(ctx, q)
+}
+
+// Invalidate implements replica.Sink.
+func (c *mountConn) Invalidate(i *proto.Inval) error {
+	return c.conn.Send(proto.KindInval, codec.Append(nil, i))
+}
+
+// Recall implements replica.Recaller.
+func (c *mountConn) Recall(r *proto.Recall) error {
+	return c.conn.Send(proto.KindRecall, codec.Append(nil, r))
+}
+
+// Detached implements replica.Sink. The mount may attach again on this connection.
+func (c *mountConn) Detached(text string) {
+	c.mu.Lock()
+	if c.state == attached {
+		c.state, c.session = noSession, nil
+	}
+	c.mu.Unlock()
+	c.conn.Send(proto.KindDetached, codec.Append(nil, &proto.Detached{Text: text}))
+}
+
+// push sends the map of the mount's volume if it has changed for a mount.
+func (c *mountConn) push() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.volume == "" || c.version == c.m.view.Load().Version {
+		return
+	}
+	vm := c.volumeMap(c.volume)
+	c.version = vm.Version
+	c.conn.Send(proto.KindVolumeMap, codec.Append(nil, vm))
+}
+
+// volumeMap is what a mount has to know of a volume.
+func (c *mountConn) volumeMap(name string) *proto.VolumeMap {
+	v := c.m.view.Load()
+	vm := &proto.VolumeMap{Version: v.Version}
+	vol := v.Map.Volume(name)
+	switch {
+	case vol == nil:
+		vm.Status, vm.Text = proto.UnknownSet, fmt.Sprintf("Volume %s does not exist", name)
+		return vm
+	case !c.subject.MayMount(name, false):
+		vm.Status, vm.Text = proto.Refused, "this client may not mount volume "+name
+		return vm
+	case vol.Status != cluster.VolumeStarted:
+		vm.Status, vm.Text = proto.NotServing, fmt.Sprintf("Volume %s is not started", name)
+	}
+	vm.Volume = vol.ID
+	for _, o := range cluster.Options() {
+		if o.Scope != cluster.ScopeBrick && o.Ignored == "" {
+			value, _ := vol.Option(o.Name)
+			vm.Options = append(vm.Options, proto.Option{Key: o.Name, Value: value})
+		}
+	}
+	for i, b := range vol.Bricks {
+		set := &vol.Sets[i/vol.Replica]
+		ba := proto.BrickAddr{Set: set.Set.Index, Brick: b.ID, Peer: b.Peer, InSync: set.IsInSync(b.ID)}
+		if b.Peer == c.m.keeper.ID() {
+			if p := v.Peer(b.Peer); p != nil {
+				ba.Addrs = p.Addrs
+			}
+		} else {
+			ba.Addrs = c.m.links.addrsOf(b.Peer)
+		}
+		ba.Addrs = ba.Addrs[:min(len(ba.Addrs), 16)]
+		vm.Bricks = append(vm.Bricks, ba)
+	}
+	return vm
+}
