@@ -60,28 +60,60 @@ func (l *Log) load() error {
 		}
 		return l.begin(0, cluster.Pos{})
 	}
-	for _, num := range nums {
-		seg, err := l.openSegment(num)
-		if err != nil {
-			return err
-		}
-		l.segments = append(l.segments, seg)
-		l.tracked += seg.alloc
-	}
-	l.next = l.active().num + 1
-	if err := l.dropForgotten(); err != nil {
+	l.next = nums[len(nums)-1] + 1
+	void, err := l.chain(nums)
+	if err != nil {
 		return err
 	}
-	for i, seg := range l.segments[1:] {
-		before := l.segments[i]
-		if seg.prev != before.num {
-			return &ErrCorrupt{seg.name, 0, fmt.Sprintf("it continues segment %s, which is missing", segmentName(seg.prev))}
-		}
-		if seg.base.Seq < before.base.Seq || seg.base.Epoch < before.base.Epoch {
-			return &ErrCorrupt{seg.name, 0, fmt.Sprintf("it begins after %v, segment %s before it after %v", seg.base, segmentName(before.num), before.base)}
+	if err := l.loadTail(); err != nil || l.ro {
+		return err
+	}
+	for _, num := range void {
+		if err := l.fs.Remove(l.fs.PathJoin(l.dir, segmentName(num))); err != nil {
+			return fmt.Errorf("op log: %w", err)
 		}
 	}
-	return l.loadTail()
+	if len(void) > 0 {
+		if err := l.fs.SyncDir(l.dir); err != nil {
+			return fmt.Errorf("op log: %w", err)
+		}
+	}
+	return nil
+}
+
+// chain opens the segments of the log: the last one, the one that it
+// continues, and so on. It returns the others, which a TruncateAfter or Reset
+// made void and a crash kept from being removed.
+func (l *Log) chain(nums []uint64) (void []uint64, err error) {
+	for num := nums[len(nums)-1]; num != 0; {
+		i, ok := slices.BinarySearch(nums, num)
+		if !ok {
+			if i == 0 {
+				break // it was trimmed
+			}
+			return nil, &ErrCorrupt{l.segments[0].name, 0, fmt.Sprintf("it continues segment %s, which is missing", segmentName(num))}
+		}
+		seg, err := l.openSegment(num)
+		if err != nil {
+			return nil, err
+		}
+		if len(l.segments) > 0 {
+			if after := l.segments[0]; seg.base.Seq > after.base.Seq || seg.base.Epoch > after.base.Epoch {
+				err = &ErrCorrupt{seg.name, 0, fmt.Sprintf("it begins after %v, segment %s behind it after %v", seg.base, segmentName(after.num), after.base)}
+			}
+		}
+		if seg.prev >= seg.num {
+			err = &ErrCorrupt{seg.name, 0, fmt.Sprintf("it continues segment %s", segmentName(seg.prev))}
+		}
+		l.segments = slices.Insert(l.segments, 0, seg)
+		l.tracked += seg.alloc
+		if err != nil {
+			return nil, err
+		}
+		void = append(void, nums[i+1:]...)
+		nums, num = nums[:i], seg.prev
+	}
+	return append(void, nums...), nil
 }
 
 // list returns the numbers of the segments in the directory, in order. It makes
@@ -165,32 +197,8 @@ func (s *segment) readHeader(num uint64) error {
 	return nil
 }
 
-// dropForgotten removes the segments before the last one that started the log:
-// Reset was about to.
-func (l *Log) dropForgotten() error {
-	start := 0
-	for i, seg := range l.segments {
-		if seg.prev == 0 {
-			start = i
-		}
-	}
-	if l.ro {
-		for _, seg := range l.segments[:start] {
-			seg.file.Close()
-		}
-		l.segments = l.segments[start:]
-		return nil
-	}
-	for _, seg := range slices.Clone(l.segments[:start]) {
-		if err := l.remove(seg); err != nil {
-			return fmt.Errorf("op log: %w", err)
-		}
-	}
-	return nil
-}
-
-// loadTail reads the last segment: it finds the tail, and cuts off what a crash
-// left behind it.
+// loadTail reads the last segment and finds the tail. If a crash left anything
+// behind it, the log goes on in a new segment, which makes that void.
 func (l *Log) loadTail() error {
 	seg := l.active()
 	if !l.ro {
@@ -230,13 +238,11 @@ func (l *Log) loadTail() error {
 	l.durable, l.written = l.tail.Seq, l.tail.Seq
 	l.setBase(l.segments[0].base)
 	seg.flushed, seg.end, seg.zeroed = sc.off, sc.off, sc.off
-	if found > 0 {
-		l.logger.Warn("op log: cutting a torn tail", "file", seg.name, "offset", sc.off, "tail", l.tail, "records", found, "reason", stop)
-	}
-	if l.ro || found == 0 && seg.alloc >= l.size {
+	if found == 0 || l.ro {
 		return nil
 	}
-	if err := l.cut(seg, sc.off); err != nil {
+	l.logger.Warn("op log: cutting a torn tail", "file", seg.name, "offset", sc.off, "tail", l.tail, "records", found, "reason", stop)
+	if err := l.begin(seg.num, l.tail); err != nil {
 		return fmt.Errorf("op log: cutting a torn tail: %w", err)
 	}
 	return nil

@@ -147,9 +147,9 @@ func (l *Log) roll() error {
 	return l.begin(old.num, tail)
 }
 
-// begin makes a new active segment that continues segment prev after base; with
-// prev 0 it starts the log anew, and a crash from then on finds only what comes
-// after base. l.write is held.
+// begin makes a new active segment that continues segment prev after base. What
+// prev has after base, and the segments after prev, are void from the moment
+// that the new one has its name; with prev 0 everything is. l.write is held.
 func (l *Log) begin(prev uint64, base cluster.Pos) error {
 	l.mu.Lock()
 	for l.nextBusy != nil {
@@ -278,8 +278,11 @@ func (l *Log) writable() error {
 	return l.usable()
 }
 
-// TruncateAfter removes every record after seq, durably: they were never
-// committed. It fails with ErrTrimmed if seq is before the base.
+// TruncateAfter removes every record after seq, durably and at once: they were
+// never committed. It fails with ErrTrimmed if seq is before the base.
+//
+// Nothing is overwritten. A new segment that continues the log after seq is
+// what makes the records after it void; see doc.go.
 func (l *Log) TruncateAfter(seq uint64) error {
 	l.write.Lock()
 	defer l.write.Unlock()
@@ -297,56 +300,55 @@ func (l *Log) TruncateAfter(seq uint64) error {
 	if err := l.flushLocked(); err != nil {
 		return err
 	}
-	// Find the cut before anything is changed.
 	seg := l.find(seq)
 	at, pos, err := l.locate(seg, seq+1)
 	if err != nil {
 		return err
 	}
+	// A segment that is continued must be durable as far as it is. If it is not
+	// the active one, roll has seen to that.
+	if seg == l.active() && l.Durable() < seq {
+		if err := seg.file.SyncData(); err != nil {
+			return l.poisonLock("syncing", err)
+		}
+	}
 	l.mu.Lock()
-	l.cuts++ // readers of the tail notice that it is gone, running syncs prove nothing
+	before := l.history
+	l.history = slices.DeleteFunc(slices.Clone(before), func(p cluster.Pos) bool { return p.Seq > seq })
 	l.mu.Unlock()
-	// Newest first: what is left after a crash is a log that ends later.
-	for l.active() != seg {
-		if err := l.remove(l.active()); err != nil {
-			return l.poisonLock("undoing changes", err)
-		}
-		if err := l.fs.SyncDir(l.dir); err != nil {
-			return l.poisonLock("undoing changes", err)
-		}
-	}
-	if err := l.cut(seg, at); err != nil {
-		return l.poisonLock("undoing changes", err)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.cuts++
-	l.tail = pos
-	l.durable, l.written = pos.Seq, pos.Seq // the cut synced the segment
-	l.history = slices.DeleteFunc(l.history, func(p cluster.Pos) bool { return p.Seq > pos.Seq })
-	return nil
-}
-
-// cut ends segment seg at offset at, durably. What was behind it is gone from
-// the disk, so it can never be taken for records. l.write is held.
-func (l *Log) cut(seg *segment, at int64) error {
-	size := max(l.size, at)
-	err := seg.file.Truncate(at)
-	if err == nil && size > at {
-		err = seg.file.Allocate(at, size-at)
-	}
-	if err == nil {
-		err = seg.file.Sync()
-	}
-	if err != nil {
+	if err := l.begin(seg.num, pos); err != nil {
+		l.mu.Lock()
+		l.history = before
+		l.mu.Unlock()
 		return err
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.tracked += size - seg.alloc
-	seg.flushed, seg.end, seg.alloc, seg.zeroed = at, at, size, at
+	l.cuts++ // readers of the tail learn that it is gone; a sync that runs proves nothing
+	l.tail = pos
+	l.durable, l.written = seq, seq
 	for n := len(seg.index); n > 0 && seg.index[n-1].off >= at; n-- {
 		seg.index = seg.index[:n-1]
+	}
+	l.tracked += at - seg.alloc
+	seg.flushed, seg.end, seg.alloc = at, at, at
+	i := slices.Index(l.segments, seg)
+	void := l.segments[i+1 : len(l.segments)-1]
+	l.mu.Unlock()
+	if err := seg.file.Truncate(at); err != nil { // only for the space
+		return l.poisonLock("undoing changes", err)
+	}
+	return l.removeAll(void)
+}
+
+// removeAll deletes segments that are no longer part of the log, durably.
+func (l *Log) removeAll(segs []*segment) error {
+	for _, seg := range slices.Clone(segs) {
+		if err := l.remove(seg); err != nil {
+			return l.poisonLock("removing a segment", err)
+		}
+	}
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		return l.poisonLock("removing a segment", err)
 	}
 	return nil
 }
@@ -385,12 +387,7 @@ func (l *Log) Reset(base cluster.Pos, history []cluster.Pos) error {
 	l.base, l.tail = base, base
 	l.durable, l.written = base.Seq, base.Seq
 	l.mu.Unlock()
-	for _, seg := range old {
-		if err := l.remove(seg); err != nil {
-			return l.poisonLock("emptying the log", err)
-		}
-	}
-	return nil
+	return l.removeAll(old)
 }
 
 // Close writes and syncs what was appended and closes the files. Open Segments
