@@ -545,6 +545,7 @@ const (
 	hasLock
 	hasDir
 	hasWindow
+	hasAll = 1<<iota - 1
 )
 
 // Code implements codec.Coded. Parts that are zero take no bytes; Data is last.
@@ -574,6 +575,9 @@ func (r *Reply) Code(c *codec.Coder) {
 		}
 	}
 	c.U8(&has)
+	if has > hasAll {
+		c.Fail("reply with parts %#x", has)
+	}
 	r.Window = has&hasWindow != 0
 	c.U64(&r.Seq)
 	c.U64(&r.Off)
