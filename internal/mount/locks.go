@@ -203,17 +203,22 @@ func (m *Mount) unlock(ino fsop.Ino, l fsop.Lock) {
 }
 
 // Flush implements fuse.RawFileSystem. It comes with every close of a file that
-// was opened for writing; the closing process's fcntl locks on the file go.
+// was opened for writing: what was written to it has to arrive, and the closing
+// process's fcntl locks on it go.
 func (f *fileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if f.o.LocksNode {
 		return fuse.ENOSYS
 	}
-	k := lockKey{ino: fsop.Ino(in.NodeId), owner: in.LockOwner}
-	if !f.locks.take(k) {
-		return fuse.OK
-	}
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
+	// Errors of writes that were answered before they were carried out surface
+	// here, and before the lock that guarded them is given up.
+	_, err := f.handler.Do(r, &fsop.Flush{Ino: fsop.Ino(in.NodeId)})
+	written := f.status(r, err)
+	k := lockKey{ino: fsop.Ino(in.NodeId), owner: in.LockOwner}
+	if !f.locks.take(k) {
+		return written
+	}
 	unlocked := make(chan struct{})
 	f.start(func() {
 		f.unlock(k.ino, fsop.Lock{Owner: k.owner, End: math.MaxInt64})
@@ -223,7 +228,7 @@ func (f *fileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status
 	case <-unlocked:
 	case <-r.Done(): // the closer is being killed, the unlock goes on
 	}
-	return fuse.OK
+	return written
 }
 
 // Release implements fuse.RawFileSystem. It comes when nobody has the open file

@@ -208,7 +208,7 @@ func (c *call) do(op fsop.Op) (*fsop.Reply, error) {
 		return c.seek(op)
 	case *fsop.Getlk:
 		return c.getlk(op)
-	case *fsop.Fsync, *fsop.Noop:
+	case *fsop.Fsync, *fsop.Flush, *fsop.Noop:
 		return new(fsop.Reply), nil
 	case *fsop.Setattr:
 		return c.setattr(op)

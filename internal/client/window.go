@@ -1,0 +1,511 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"mortar/internal/fsop"
+)
+
+// windows is the Handler that lets a program go on before its writes have
+// reached the bricks.
+//
+// It holds the window of a file (fsop.Window) from its creation, or from the
+// second of a row of writes, until the file is flushed by close or another
+// session wants to see it. While it holds it, it answers writes at once, joins
+// those that follow each other, and sends them side by side. Whatever this
+// machine asks about such a file waits until everything before it has arrived,
+// so within the machine nothing can be told apart from writing through; other
+// machines are kept from looking by the window itself. An error is reported by
+// the next write, fsync or close of the file.
+//
+// It is the one place where an acknowledged write is on no brick yet. close
+// and fsync wait until all are.
+type windows struct {
+	next    fsop.Handler
+	session uint64
+
+	mu    sync.Mutex
+	idle  sync.Cond // signalled when a flight has landed or a window was closed
+	files map[fsop.Ino]*written
+	bytes int // held back or in flight, of all files
+	wake  chan struct{}
+	life  context.Context // of Run
+	wg    sync.WaitGroup
+}
+
+// written is a file that this client has written to lately.
+type written struct {
+	ino     fsop.Ino
+	held    bool
+	asked   bool // a write went through without a window: the next one asks for it
+	closing bool // the window is being given up
+	closes  int  // how often it was
+	used    time.Time
+
+	// held back: not yet sent
+	data []byte
+	off  uint64
+	kill bool
+	born time.Time
+
+	flights []*flight
+	bytes   int   // held back or in flight
+	err     error // of a write that was acknowledged; reported once
+}
+
+// flight is a write on its way.
+type flight struct{ off, end uint64 }
+
+const (
+	windowBytes = 1 << 20  // of one file, held back or in flight
+	totalBytes  = 16 << 20 // of all files
+	joinBytes   = 256 << 10
+	holdBack    = 20 * time.Millisecond // the longest that a write is held back
+	windowIdle  = time.Second           // after which an unused window is given back
+)
+
+func newWindows(next fsop.Handler, session uint64) *windows {
+	w := &windows{next: next, session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background()}
+	w.idle.L = &w.mu
+	return w
+}
+
+// Run sends what is held back for long and gives unused windows back, until ctx
+// is done; then it waits for everything in flight.
+func (w *windows) Run(ctx context.Context) error {
+	w.mu.Lock()
+	w.life = ctx
+	w.mu.Unlock()
+	defer w.wg.Wait()
+	tick := time.NewTicker(holdBack)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-w.wake:
+		}
+		for w.tend(time.Now()) {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-tick.C:
+			}
+		}
+	}
+}
+
+// tend does what time asks for, and reports whether anything is left to tend.
+func (w *windows) tend(now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.files {
+		switch {
+		case len(f.data) > 0 && now.Sub(f.born) >= holdBack && !f.closing:
+			w.sendLocked(f)
+		case now.Sub(f.used) < windowIdle || len(f.data) > 0 || len(f.flights) > 0 || f.closing:
+		case f.held:
+			w.giveUpLater(f)
+		case f.err == nil:
+			delete(w.files, f.ino)
+		}
+	}
+	return len(w.files) > 0
+}
+
+func (w *windows) stir() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Do implements fsop.Handler.
+func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+	switch op := op.(type) {
+	case *fsop.Write:
+		return w.write(ctx, op)
+	case *fsop.Flush:
+		return &fsop.Reply{}, w.flush(ctx, op.Ino)
+	case *fsop.Fsync:
+		if err := w.drain(op.Ino, true); err != nil {
+			return nil, err
+		}
+		return w.next.Do(ctx, op)
+	case *fsop.Create:
+		return w.create(ctx, op)
+	}
+	if ino := subject(op); ino != 0 {
+		if err := w.drain(ino, false); err != nil {
+			return nil, err
+		}
+	}
+	reply, err := w.next.Do(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	return w.refresh(ctx, reply)
+}
+
+// subject is the inode that op is about, if it may be a file with writes in its window.
+func subject(op fsop.Op) fsop.Ino {
+	switch op := op.(type) {
+	case *fsop.Getattr:
+		return op.Ino
+	case *fsop.Read:
+		return op.Ino
+	case *fsop.Seek:
+		return op.Ino
+	case *fsop.Setattr:
+		return op.Ino
+	case *fsop.Fallocate:
+		return op.Ino
+	case *fsop.Setxattr:
+		return op.Ino
+	case *fsop.Removexattr:
+		return op.Ino
+	case *fsop.Getxattr:
+		return op.Ino
+	case *fsop.Listxattr:
+		return op.Ino
+	case *fsop.Link:
+		return op.Ino
+	case *fsop.Setlk:
+		return op.Ino
+	}
+	return 0
+}
+
+// refresh replaces attributes that a reply has of files with writes that it cannot know of.
+func (w *windows) refresh(ctx context.Context, reply *fsop.Reply) (*fsop.Reply, error) {
+	stale := func(a *fsop.Attr) error {
+		if a.Ino == 0 || !w.dirty(a.Ino) {
+			return nil
+		}
+		if err := w.drain(a.Ino, false); err != nil {
+			return err
+		}
+		now, err := w.next.Do(ctx, &fsop.Getattr{Ino: a.Ino})
+		if err == nil {
+			*a = now.Attr
+		}
+		return err
+	}
+	if err := stale(&reply.Attr); err != nil {
+		return nil, err
+	}
+	for i := range reply.Entries {
+		if err := stale(&reply.Entries[i].Attr); err != nil {
+			return nil, err
+		}
+	}
+	return reply, nil
+}
+
+func (w *windows) dirty(ino fsop.Ino) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.files[ino]
+	return f != nil && f.bytes > 0
+}
+
+func (w *windows) fileLocked(ino fsop.Ino) *written {
+	f := w.files[ino]
+	if f == nil {
+		f = &written{ino: ino}
+		w.files[ino] = f
+		w.stir()
+	}
+	f.used = time.Now()
+	return f
+}
+
+// create asks for the window of the file that it makes.
+func (w *windows) create(ctx context.Context, op *fsop.Create) (*fsop.Reply, error) {
+	ask := *op
+	ask.Window = fsop.WindowAsk
+	reply, err := w.next.Do(ctx, &ask)
+	if err != nil {
+		return nil, err
+	}
+	if !reply.Window {
+		return w.refresh(ctx, reply)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fileLocked(reply.Attr.Ino).held = true
+	return reply, nil
+}
+
+// write answers a write as soon as it may.
+func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error) {
+	w.mu.Lock()
+	f := w.fileLocked(op.Ino)
+	if err := f.takeError(); err != nil {
+		w.mu.Unlock()
+		return nil, err
+	}
+	if op.Append || !f.held || f.closing {
+		w.drainLocked(f)
+		return w.writeThrough(ctx, f, op)
+	}
+	defer w.mu.Unlock()
+	joins := len(f.data) > 0 && op.Off == f.off+uint64(len(f.data)) && len(f.data)+len(op.Data) <= joinBytes
+	if len(f.data) > 0 && !joins {
+		w.sendLocked(f)
+	}
+	for f.bytes > 0 && f.bytes+len(op.Data) > windowBytes || w.bytes > 0 && w.bytes+len(op.Data) > totalBytes {
+		if len(f.flights) == 0 {
+			w.sendLocked(f)
+		}
+		w.idle.Wait()
+	}
+	if err := f.takeError(); err != nil {
+		return nil, err
+	}
+	if len(f.data) == 0 {
+		f.off, f.kill, f.born = op.Off, false, time.Now()
+		f.data = make([]byte, 0, max(len(op.Data), min(joinBytes, 4*len(op.Data))))
+	}
+	f.data = append(f.data, op.Data...)
+	f.kill = f.kill || op.KillPriv
+	f.bytes += len(op.Data)
+	w.bytes += len(op.Data)
+	if len(f.data) >= joinBytes {
+		w.sendLocked(f)
+	}
+	return &fsop.Reply{Off: op.Off}, nil
+}
+
+// writeThrough sends a write and waits for it. It is called with mu held and releases it.
+func (w *windows) writeThrough(ctx context.Context, f *written, op *fsop.Write) (*fsop.Reply, error) {
+	through := *op
+	if f.asked && !f.closing && !op.Append {
+		through.Window = fsop.WindowAsk
+	}
+	f.asked = true
+	closes := f.closes
+	w.mu.Unlock()
+	reply, err := w.next.Do(ctx, &through)
+	if err == nil && reply.Window {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		switch now := w.fileLocked(op.Ino); {
+		case now == f && closes == f.closes:
+			f.held = true
+		case !now.closing:
+			// It was given up, or taken for given up, while the answer was on its way,
+			// and nobody can tell which came last: it is given up for certain.
+			now.held = false
+			w.giveUpLater(now)
+		}
+	}
+	return reply, err
+}
+
+// giveUpLater gives a window back without waiting for it.
+func (w *windows) giveUpLater(f *written) {
+	f.closing = true
+	f.closes++
+	w.wg.Go(func() { w.giveUp(f) })
+}
+
+func (f *written) takeError() error {
+	err := f.err
+	f.err = nil
+	return err
+}
+
+// sendLocked sends what is held back of f, as soon as nothing in flight overlaps it.
+func (w *windows) sendLocked(f *written) {
+	if len(f.data) == 0 {
+		return
+	}
+	op := &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: fsop.WindowHeld}
+	t := &flight{f.off, f.off + uint64(len(f.data))}
+	f.data = nil
+	f.flights = append(f.flights, t) // whoever waits for all waits for this one from now on
+	for f.overtakes(t) {
+		w.idle.Wait()
+	}
+	w.wg.Go(func() {
+		_, err := w.next.Do(w.life, op)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		f.flights = slices.DeleteFunc(f.flights, func(o *flight) bool { return o == t })
+		w.landLocked(f, len(op.Data), err)
+	})
+}
+
+// overtakes reports whether a flight that began before t has bytes in common with it.
+func (f *written) overtakes(t *flight) bool {
+	for _, o := range f.flights {
+		if o == t {
+			break
+		}
+		if o.off < t.end && t.off < o.end {
+			return true
+		}
+	}
+	return false
+}
+
+// landLocked counts n bytes that are held back or in flight no longer.
+func (w *windows) landLocked(f *written, n int, err error) {
+	f.bytes -= n
+	w.bytes -= n
+	if err != nil {
+		if f.err == nil {
+			f.err = errnoOf(err)
+		}
+		if f.held && !f.closing {
+			f.held = false // perhaps it was taken; if not, it is given back
+			w.giveUpLater(f)
+		}
+	}
+	w.idle.Broadcast()
+}
+
+// errnoOf is what an application is told about a write that it was told had succeeded.
+func errnoOf(err error) error {
+	var errno fsop.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return fsop.EIO
+}
+
+// drainLocked waits until everything written to f has arrived.
+func (w *windows) drainLocked(f *written) {
+	for f.bytes > 0 {
+		if len(f.data) > 0 && !f.closing {
+			w.sendLocked(f)
+		}
+		if f.bytes > 0 {
+			w.idle.Wait()
+		}
+	}
+}
+
+// drain waits until everything written to a file has arrived, and with report
+// returns the error of what has not.
+func (w *windows) drain(ino fsop.Ino, report bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.files[ino]
+	if f == nil {
+		return nil
+	}
+	f.used = time.Now()
+	w.drainLocked(f)
+	if report {
+		return f.takeError()
+	}
+	return nil
+}
+
+// flush sends everything and gives the window up, if possible with the last write.
+func (w *windows) flush(ctx context.Context, ino fsop.Ino) error {
+	w.mu.Lock()
+	f := w.files[ino]
+	if f == nil {
+		w.mu.Unlock()
+		return nil
+	}
+	w.closeLocked(f, true)
+	err := f.takeError()
+	if f.bytes == 0 && !f.held && !f.closing && w.files[ino] == f {
+		delete(w.files, ino)
+	}
+	w.mu.Unlock()
+	return err
+}
+
+// Recall sends everything written to a file and gives its window up, because
+// another session wants to see it.
+func (w *windows) Recall(ino fsop.Ino) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.life.Err() != nil {
+		return
+	}
+	w.wg.Go(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		f := w.fileLocked(ino)
+		if f.closing || f.held {
+			w.closeLocked(f, false)
+			return
+		}
+		// The set thinks that this session holds it: the answer is on its way, or
+		// nobody waited for it.
+		f.closing = true
+		f.closes++
+		w.mu.Unlock()
+		w.giveUp(f)
+		w.mu.Lock()
+	})
+}
+
+// closeLocked sends everything and gives the window up. With later, giving it up
+// need not be over when everything has arrived.
+func (w *windows) closeLocked(f *written, later bool) {
+	for f.closing && !later {
+		w.idle.Wait()
+	}
+	for len(f.flights) > 0 || f.closing && f.bytes > 0 {
+		w.idle.Wait()
+	}
+	if f.closing || !f.held {
+		w.drainLocked(f)
+		return
+	}
+	if len(f.data) == 0 && later {
+		w.giveUpLater(f)
+		return
+	}
+	f.closing = true
+	f.closes++
+	if len(f.data) == 0 {
+		w.mu.Unlock()
+		w.giveUp(f)
+		w.mu.Lock()
+		return
+	}
+	op := &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: fsop.WindowHeld | fsop.WindowDone}
+	f.data = nil
+	w.mu.Unlock()
+	_, err := w.next.Do(w.life, op)
+	w.mu.Lock()
+	f.held, f.closing = false, false
+	w.landLocked(f, len(op.Data), err)
+	if err != nil {
+		w.giveUpLater(f) // it did not go with the write
+	}
+}
+
+// giveUp gives the window of f, whose closing is set, back to the set.
+func (w *windows) giveUp(f *written) {
+	_, err := w.next.Do(w.life, &fsop.CloseWindow{Ino: f.ino, Session: w.session})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f.held, f.closing = false, false
+	if err != nil && f.err == nil && f.bytes > 0 {
+		f.err = errnoOf(err)
+	}
+	w.idle.Broadcast()
+}
+
+// drainAll waits until everything written has arrived and all windows are given up.
+func (w *windows) drainAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range slices.Collect(maps.Values(w.files)) {
+		w.closeLocked(f, false)
+	}
+}

@@ -1,0 +1,270 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"mortar/internal/fsop"
+	"mortar/internal/fsop/memfs"
+)
+
+// granter is a set as windows sees it: it gives windows, refuses what relies on
+// one that is not held, and takes its time.
+type granter struct {
+	next fsop.Handler
+	mu   sync.Mutex
+	held map[fsop.Ino]bool
+	rng  *rand.Rand
+	fail error // of the next write
+
+	writes int
+}
+
+func (g *granter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+	g.mu.Lock()
+	pause := time.Duration(g.rng.IntN(3000)) * time.Microsecond
+	g.mu.Unlock()
+	if op.Kind().Mutates() {
+		time.Sleep(pause)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch op := op.(type) {
+	case *fsop.CloseWindow:
+		delete(g.held, op.Ino)
+		return &fsop.Reply{}, nil
+	case *fsop.Write:
+		g.writes++
+		if op.Window&fsop.WindowHeld != 0 && !g.held[op.Ino] {
+			return nil, fsop.EIO
+		}
+		if g.fail != nil {
+			err := g.fail
+			g.fail = nil
+			return nil, err
+		}
+		if op.Window&fsop.WindowDone != 0 {
+			delete(g.held, op.Ino)
+		}
+		r, err := g.next.Do(ctx, op)
+		if err == nil && op.Window&fsop.WindowAsk != 0 {
+			g.held[op.Ino], r.Window = true, true
+		}
+		return r, err
+	case *fsop.Create:
+		r, err := g.next.Do(ctx, op)
+		if err == nil && op.Window&fsop.WindowAsk != 0 {
+			g.held[r.Attr.Ino], r.Window = true, true
+		}
+		return r, err
+	}
+	return g.next.Do(ctx, op)
+}
+
+// state returns how many writes came, and whether the window of a file is held.
+func (g *granter) state(ino fsop.Ino) (writes int, held bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.writes, g.held[ino]
+}
+
+func withWindows(t *testing.T, seed uint64, f func(ctx context.Context, w *windows, g *granter)) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &granter{next: memfs.New().Session(nil), held: map[fsop.Ino]bool{}, rng: rand.New(rand.NewPCG(seed, 0))}
+		w := newWindows(g, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = w.Run(ctx) })
+		f(t.Context(), w, g)
+		w.drainAll()
+		cancel()
+		wg.Wait()
+		if len(g.held) != 0 {
+			t.Errorf("windows still held: %v", g.held)
+		}
+	})
+}
+
+func mustDo(t *testing.T, h fsop.Handler, op fsop.Op) *fsop.Reply {
+	t.Helper()
+	r, err := h.Do(t.Context(), op)
+	if err != nil {
+		t.Fatalf("%s: %v", fsop.String(op), err)
+	}
+	return r
+}
+
+func create(t *testing.T, h fsop.Handler, name string) fsop.Ino {
+	return mustDo(t, h, &fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: name, Mode: 0o644}, Excl: true}).Attr.Ino
+}
+
+func TestSmallFileIsOneWrite(t *testing.T) {
+	withWindows(t, 1, func(ctx context.Context, w *windows, g *granter) {
+		ino := create(t, w, "a")
+		began := time.Now()
+		mustDo(t, w, &fsop.Write{Ino: ino, Data: make([]byte, 4096)})
+		if d := time.Since(began); d != 0 {
+			t.Errorf("a write in a window took %v", d)
+		}
+		mustDo(t, w, &fsop.Flush{Ino: ino})
+		if n, held := g.state(ino); n != 1 || held {
+			t.Errorf("%d writes, window held: %v; want 1, closed with it", n, held)
+		}
+		if r := mustDo(t, g.next, &fsop.Getattr{Ino: ino}); r.Attr.Size != 4096 {
+			t.Errorf("size %d after the flush", r.Attr.Size)
+		}
+	})
+}
+
+func TestWritesAreJoined(t *testing.T) {
+	withWindows(t, 2, func(ctx context.Context, w *windows, g *granter) {
+		ino := create(t, w, "a")
+		for i := range 1024 {
+			mustDo(t, w, &fsop.Write{Ino: ino, Off: uint64(i) * 4096, Data: bytes.Repeat([]byte{byte(i)}, 4096)})
+		}
+		mustDo(t, w, &fsop.Flush{Ino: ino})
+		if n, _ := g.state(ino); n > 1024*4096/joinBytes {
+			t.Errorf("%d writes for 4 MiB", n)
+		}
+		if r := mustDo(t, g.next, &fsop.Getattr{Ino: ino}); r.Attr.Size != 4<<20 {
+			t.Errorf("size %d", r.Attr.Size)
+		}
+	})
+}
+
+func TestErrorSurfacesOnce(t *testing.T) {
+	withWindows(t, 3, func(ctx context.Context, w *windows, g *granter) {
+		ino := create(t, w, "a")
+		g.mu.Lock()
+		g.fail = fsop.ENOSPC
+		g.mu.Unlock()
+		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("x")})
+		if _, err := w.Do(ctx, &fsop.Fsync{Ino: ino}); err != fsop.ENOSPC {
+			t.Errorf("fsync after a lost write: %v", err)
+		}
+		if _, err := w.Do(ctx, &fsop.Flush{Ino: ino}); err != nil {
+			t.Errorf("the error was reported twice: %v", err)
+		}
+	})
+}
+
+func TestLostWindowLosesWritesLoudly(t *testing.T) {
+	withWindows(t, 4, func(ctx context.Context, w *windows, g *granter) {
+		ino := create(t, w, "a")
+		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("x")})
+		g.mu.Lock()
+		delete(g.held, ino) // the set has taken it
+		g.mu.Unlock()
+		if _, err := w.Do(ctx, &fsop.Flush{Ino: ino}); err != fsop.EIO {
+			t.Errorf("close after the window was lost: %v; want EIO", err)
+		}
+		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("y")})
+		mustDo(t, w, &fsop.Flush{Ino: ino})
+	})
+}
+
+func TestRecallClosesTheWindow(t *testing.T) {
+	withWindows(t, 5, func(ctx context.Context, w *windows, g *granter) {
+		ino := create(t, w, "a")
+		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("x")})
+		w.Recall(ino)
+		time.Sleep(10 * time.Millisecond)
+		if n, held := g.state(ino); held || n != 1 {
+			t.Errorf("held %v, %d writes after a recall", held, n)
+		}
+		w.Recall(ino) // nothing is held: the set is told so anyway
+		time.Sleep(10 * time.Millisecond)
+		mustDo(t, w, &fsop.Write{Ino: ino, Off: 1, Data: []byte("y")})
+		mustDo(t, w, &fsop.Write{Ino: ino, Off: 2, Data: []byte("z")})
+		if r := mustDo(t, w, &fsop.Read{Ino: ino, Len: 10}); string(r.Data) != "xyz" {
+			t.Errorf("read %q", r.Data)
+		}
+	})
+}
+
+func TestHeldBackWritesGoByThemselves(t *testing.T) {
+	withWindows(t, 6, func(ctx context.Context, w *windows, g *granter) {
+		ino := create(t, w, "a")
+		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("x")})
+		time.Sleep(3 * holdBack)
+		if r := mustDo(t, g.next, &fsop.Getattr{Ino: ino}); r.Attr.Size != 1 {
+			t.Error("the write was held back for long")
+		}
+		time.Sleep(windowIdle + 3*holdBack)
+		if _, held := g.state(ino); held {
+			t.Error("the unused window was kept")
+		}
+	})
+}
+
+// TestRandomAgainstModel does everything that may happen to three files, recalls
+// included, and compares what is read with byte slices.
+func TestRandomAgainstModel(t *testing.T) {
+	for seed := range uint64(20) {
+		withWindows(t, seed, func(ctx context.Context, w *windows, g *granter) {
+			rng := rand.New(rand.NewPCG(seed, 9))
+			var inos []fsop.Ino
+			model := make([][]byte, 3)
+			for _, n := range []string{"a", "b", "c"} {
+				inos = append(inos, create(t, w, n))
+			}
+			put := func(i int, off int, data []byte) {
+				if n := off + len(data); n > len(model[i]) {
+					model[i] = append(model[i], make([]byte, n-len(model[i]))...)
+				}
+				copy(model[i][off:], data)
+			}
+			for range 400 {
+				i := rng.IntN(3)
+				switch rng.IntN(10) {
+				case 0, 1, 2, 3:
+					off, data := rng.IntN(2000), make([]byte, 1+rng.IntN(300))
+					for k := range data {
+						data[k] = byte(rng.Int())
+					}
+					if rng.IntN(2) == 0 {
+						off = len(model[i])
+					}
+					mustDo(t, w, &fsop.Write{Ino: inos[i], Off: uint64(off), Data: data})
+					put(i, off, data)
+				case 4:
+					data := []byte{byte(rng.Int())}
+					if r := mustDo(t, w, &fsop.Write{Ino: inos[i], Append: true, Data: data}); r.Off != uint64(len(model[i])) {
+						t.Fatalf("appended at %d of %d", r.Off, len(model[i]))
+					}
+					put(i, len(model[i]), data)
+				case 5:
+					n := rng.IntN(1500)
+					mustDo(t, w, &fsop.Setattr{Ino: inos[i], Valid: fsop.SetSize, Size: uint64(n)})
+					if n > len(model[i]) {
+						put(i, n, nil)
+					}
+					model[i] = model[i][:n:n]
+				case 6:
+					w.Recall(inos[i])
+				case 7:
+					mustDo(t, w, &fsop.Flush{Ino: inos[i]})
+				case 8:
+					r := mustDo(t, w, &fsop.Lookup{Parent: fsop.RootIno, Name: string(rune('a' + i))})
+					if r.Attr.Size != uint64(len(model[i])) {
+						t.Fatalf("size %d, want %d", r.Attr.Size, len(model[i]))
+					}
+				case 9:
+					time.Sleep(time.Duration(rng.IntN(30)) * time.Millisecond)
+				}
+				if rng.IntN(4) > 0 {
+					continue
+				}
+				r := mustDo(t, w, &fsop.Read{Ino: inos[i], Len: 1 << 20})
+				if !bytes.Equal(r.Data, model[i]) {
+					t.Fatalf("seed %d: file %d differs: %d bytes, want %d", seed, i, len(r.Data), len(model[i]))
+				}
+			}
+		})
+	}
+}
