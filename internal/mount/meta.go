@@ -108,10 +108,10 @@ func (m *Mount) found(r *request, a *fsop.Attr, seq uint64, parent fsop.Ino, nam
 	out.Generation = 1
 	fillAttr(&out.Attr, a)
 	if m.nodes.fresh(parent, seq, r.began) {
-		out.SetEntryTimeout(m.timeout)
+		out.SetEntryTimeout(m.cacheTimeout())
 	}
 	if fresh {
-		out.SetAttrTimeout(m.timeout)
+		out.SetAttrTimeout(m.cacheTimeout())
 	}
 	return fuse.OK
 }
@@ -150,7 +150,7 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	reply, err := f.handler.Do(r, &fsop.Lookup{Parent: dir, Name: name})
 	if err == fsop.ENOENT {
 		if reply != nil && f.nodes.fresh(dir, reply.Seq, r.began) {
-			out.SetEntryTimeout(f.timeout) // NodeId 0: the name's absence is cached
+			out.SetEntryTimeout(f.cacheTimeout()) // NodeId 0: the name's absence is cached
 			return fuse.OK
 		}
 		return fuse.ENOENT
@@ -193,7 +193,7 @@ func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 	}
 	fillAttr(&out.Attr, &attr)
 	if f.nodes.fresh(ino, seq, r.began) {
-		out.SetTimeout(f.timeout)
+		out.SetTimeout(f.cacheTimeout())
 	}
 	return fuse.OK
 }

@@ -53,7 +53,7 @@ type Features struct {
 type Mount struct {
 	o        Options
 	log      *slog.Logger
-	timeout  time.Duration
+	timeout  atomic.Int64 // nanoseconds
 	nodes    *nodes
 	inflight *inflight
 	listings *listings
@@ -80,7 +80,6 @@ func New(o Options) *Mount {
 	m := &Mount{
 		o:        o,
 		log:      o.Log,
-		timeout:  o.CacheTimeout,
 		nodes:    newNodes(),
 		inflight: newInflight(),
 		listings: newListings(),
@@ -91,12 +90,7 @@ func New(o Options) *Mount {
 		stop:     make(chan struct{}),
 	}
 	m.pages = newPageQueue()
-	switch {
-	case m.timeout == 0:
-		m.timeout = 60 * time.Second
-	case m.timeout < 0:
-		m.timeout = 0
-	}
+	m.SetCacheTimeout(o.CacheTimeout)
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -105,6 +99,17 @@ func New(o Options) *Mount {
 	}
 	return m
 }
+
+// SetCacheTimeout changes Options.CacheTimeout for what the kernel is told from
+// now on. What it was told before keeps its time, or goes when it changes.
+func (m *Mount) SetCacheTimeout(d time.Duration) {
+	if d == 0 {
+		d = 60 * time.Second
+	}
+	m.timeout.Store(int64(max(d, 0)))
+}
+
+func (m *Mount) cacheTimeout() time.Duration { return time.Duration(m.timeout.Load()) }
 
 // Ready is closed when the file system is mounted and answers.
 func (m *Mount) Ready() <-chan struct{} { return m.ready }

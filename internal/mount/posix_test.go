@@ -24,7 +24,11 @@ func TestPosix(t *testing.T) {
 			m := newMount(t, memfs.New(), kind.o)
 			var names []string
 			for name := range posixtest.All {
-				names = append(names, name)
+				// It wants a process's own fcntl locks to exclude each other, which
+				// POSIX does not; go-fuse does not run it on the local disk either.
+				if name != "FcntlFlockLocksFile" {
+					names = append(names, name)
+				}
 			}
 			sort.Strings(names)
 			for _, name := range names {

@@ -14,8 +14,9 @@ const (
 	KindPing   uint8 = 3 // Ping → Pong
 	KindGetMap uint8 = 4 // GetMap → VolumeMap
 	// One-way, by the client.
-	KindForget   uint8 = 8 // Forget
-	KindInvalAck uint8 = 9 // InvalAck
+	KindForget   uint8 = 8  // Forget
+	KindInvalAck uint8 = 9  // InvalAck
+	KindHold     uint8 = 10 // Forget, before an Attach: more Holds than fit into it
 	// One-way, by the daemon.
 	KindInval     uint8 = 16 // Inval
 	KindVolumeMap uint8 = 17 // VolumeMap, whenever it changes

@@ -1,0 +1,107 @@
+package client
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"mortar/internal/cluster"
+)
+
+// lease is for how long what is cached may be trusted.
+type lease struct {
+	mu      sync.Mutex
+	grant   uint64 // number of the current uninterrupted grant, 0: none
+	grants  uint64
+	until   time.Duration // monotonic
+	granted chan struct{} // holds a token after a grant
+}
+
+func (l *lease) init() { l.granted = make(chan struct{}, 1) }
+
+// current returns the number of the grant, 0 if there is none.
+func (l *lease) current() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.grant
+}
+
+// over says whether there is a grant whose time is over.
+func (l *lease) over() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.grant != 0 && monotonic() >= l.until
+}
+
+// renew prolongs the grant, or begins one, from when the home was asked.
+func (l *lease) renew(asked time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.grant == 0 {
+		l.grants++
+		l.grant = l.grants
+	}
+	l.until = max(l.until, asked+cluster.Lease)
+	select {
+	case l.granted <- struct{}{}:
+	default:
+	}
+}
+
+// end ends the grant, and says whether there was one.
+func (l *lease) end() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.grant != 0
+	l.grant, l.until = 0, 0
+	return was
+}
+
+// left returns how long the grant lasts.
+func (l *lease) left() (d time.Duration, granted bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.until - monotonic(), l.grant != 0
+}
+
+// lapse drops what is cached, before anything else is answered.
+func (c *Client) lapse(why string) {
+	c.gate.Lock()
+	defer c.gate.Unlock()
+	if !c.lease.end() {
+		return // somebody was faster
+	}
+	c.log.Info("caches dropped", "why", why)
+	c.dropAll()
+}
+
+// dropAll is called with gate held for writing.
+func (c *Client) dropAll() {
+	if err := c.cfg.Kernel.DropAll(c.life); err != nil && c.life.Err() == nil {
+		c.log.Warn("dropping caches", "err", err)
+	}
+}
+
+// watchLease drops what is cached when the lease runs out.
+func (c *Client) watchLease(ctx context.Context) {
+	timer := time.NewTimer(cluster.Lease)
+	defer timer.Stop()
+	for {
+		d, granted := c.lease.left()
+		if granted && d <= 0 {
+			c.lapse("the lease ran out")
+			continue
+		}
+		if granted {
+			timer.Reset(d)
+		} else {
+			timer.Stop()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-c.lease.granted:
+		}
+	}
+}

@@ -1,0 +1,145 @@
+package client
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+)
+
+// numbers gives the session's changes their numbers, and knows below which all
+// have been answered.
+type numbers struct {
+	mu   sync.Mutex
+	base uint64 // all below are answered
+	done []bool // done[i]: base+i is answered; as long as numbers were given
+}
+
+func (n *numbers) init() { n.base = 1 }
+
+// begin returns the next number.
+func (n *numbers) begin() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.done = append(n.done, false)
+	return n.base + uint64(len(n.done)) - 1
+}
+
+// end says that the number was answered, or never sent.
+func (n *numbers) end(number uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.done[number-n.base] = true
+	i := 0
+	for i < len(n.done) && n.done[i] {
+		i++
+	}
+	n.base += uint64(i)
+	n.done = slices.Delete(n.done, 0, i)
+}
+
+// acked is the number below which all have been answered.
+func (n *numbers) acked() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.base
+}
+
+// outcome is one operation on its way.
+type outcome struct {
+	op     fsop.Op
+	number uint64 // 0: nothing is changed, it need not be answered
+	sent   bool   // some replica may have carried it out
+}
+
+// sender sends an operation until it is answered or ctx ends.
+type sender interface {
+	send(ctx context.Context, o *outcome) (*fsop.Reply, error)
+}
+
+// numbering numbers changes. A change that was sent and whose caller gives up
+// goes on without him: until it is answered nobody knows whether it was carried
+// out, and the replicas must remember it.
+type numbering struct {
+	c    *Client
+	next sender
+}
+
+// Do implements fsop.Handler.
+func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+	o := &outcome{op: op}
+	if !op.Kind().Mutates() {
+		return n.next.send(ctx, o)
+	}
+	o.number = n.c.numbers.begin()
+	reply, err := n.next.send(ctx, o)
+	if ctx.Err() == nil || !o.sent || answered(err) {
+		n.c.numbers.end(o.number)
+		return reply, err
+	}
+	o.op = clone(op)
+	n.c.wg.Go(func() {
+		// It ends with the session at the latest.
+		reply, err := n.next.send(n.c.life, o)
+		n.c.numbers.end(o.number)
+		if err == nil {
+			n.c.unused(op, reply)
+		}
+	})
+	return nil, err
+}
+
+// answered says whether a replica has answered.
+func answered(err error) bool {
+	if err == nil {
+		return true
+	}
+	_, ok := err.(fsop.Errno)
+	return ok
+}
+
+// clone returns an op that shares no bytes with the caller.
+func clone(op fsop.Op) fsop.Op {
+	switch op := op.(type) {
+	case *fsop.Write:
+		w := *op
+		w.Data = slices.Clone(op.Data)
+		return &w
+	case *fsop.Setxattr:
+		x := *op
+		x.Value = slices.Clone(op.Value)
+		return &x
+	}
+	return op
+}
+
+// unused forgets the inodes that a reply named which nobody waits for any more.
+func (c *Client) unused(op fsop.Op, r *fsop.Reply) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch op := op.(type) {
+	case *fsop.Lookup, *fsop.Create, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
+		c.dropped[r.Attr.Ino]++
+	case *fsop.Readdir:
+		if op.Plus {
+			for i := range r.Entries {
+				c.dropped[r.Entries[i].Ino]++
+			}
+		}
+	}
+}
+
+// forgotten returns and clears what the home is to be told that neither the
+// kernel nor anybody else holds.
+func (c *Client) forgotten() []proto.Hold {
+	all := c.cfg.Kernel.Forgotten()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for ino, n := range c.dropped {
+		all = append(all, proto.Hold{Ino: ino, N: n})
+	}
+	clear(c.dropped)
+	return all
+}

@@ -1,0 +1,185 @@
+package client
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"mortar/internal/codec"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+	"mortar/internal/wire"
+)
+
+// sending sends operations to the home, whichever that is, until one answers.
+type sending struct{ c *Client }
+
+// send implements sender.
+func (s *sending) send(ctx context.Context, o *outcome) (*fsop.Reply, error) {
+	c := s.c
+	for {
+		h, err := c.awaitHome(ctx)
+		if err != nil {
+			return nil, err
+		}
+		granted := c.lease.current()
+		d, err := h.do(ctx, o, c.numbers.acked())
+		switch {
+		case err == nil && d.Status == proto.OK:
+			return c.give(d, granted)
+		case err == nil && d.Status == proto.NotServing, err == nil && d.Status == proto.UnknownSet:
+			h.leave(fmt.Errorf("the replica does not serve: %s", statusText(d.Status)))
+		case err == nil:
+			h.leave(fmt.Errorf("the replica refuses: %s", statusText(d.Status)))
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		}
+		// The connection is lost. Whether the home is another now or the same
+		// again, it is asked under the same number.
+		if err := c.awaitOther(ctx, h); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func statusText(s proto.Status) string {
+	switch s {
+	case proto.Refused:
+		return "refused"
+	case proto.NotServing:
+		return "not serving"
+	case proto.UnknownSet:
+		return "unknown set"
+	case proto.WrongVersion:
+		return "another version"
+	}
+	return fmt.Sprintf("status %d", s)
+}
+
+// awaitOther returns when h is not the home any more.
+func (c *Client) awaitOther(ctx context.Context, h *home) error {
+	for {
+		c.mu.Lock()
+		is, changed, closed := c.home == h, c.changed, c.closed
+		c.mu.Unlock()
+		if closed != nil {
+			return closed
+		}
+		if !is {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// give hands out an answer. Only if the lease held without a gap from before
+// the question until now may the answer be cached.
+func (c *Client) give(d *proto.DoReply, granted uint64) (*fsop.Reply, error) {
+	if c.lease.over() {
+		c.lapse("the lease ran out")
+	}
+	c.gate.RLock()
+	defer c.gate.RUnlock()
+	if granted == 0 || c.lease.current() != granted {
+		d.Reply.Seq = 0
+	}
+	if d.Errno != 0 {
+		return &d.Reply, d.Errno
+	}
+	return &d.Reply, nil
+}
+
+// do asks the home once.
+func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply, error) {
+	h.inflight.Add(1)
+	defer h.inflight.Add(-1)
+	parts := encode(&proto.Do{Number: o.number, Acked: acked, Op: o.op})
+	var body []byte
+	var err error
+	o.sent = true
+	if names(o.op) {
+		body, err = h.ask(ctx, o, parts)
+	} else {
+		body, err = h.conn.Call(ctx, proto.KindDo, parts...)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d := new(proto.DoReply)
+	if err := codec.Decode(body, d); err != nil {
+		h.leave(err)
+		return nil, err
+	}
+	return d, nil
+}
+
+// names reports whether the answer counts as a hold (proto.Hold).
+func names(op fsop.Op) bool {
+	switch op := op.(type) {
+	case *fsop.Lookup, *fsop.Create, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
+		return true
+	case *fsop.Readdir:
+		return op.Plus
+	}
+	return false
+}
+
+// ask is Call for operations whose answer must not get lost when the caller
+// gives up: the home has counted what it named.
+func (h *home) ask(ctx context.Context, o *outcome, parts [][]byte) ([]byte, error) {
+	type answer struct {
+		body []byte
+		err  error
+	}
+	got := make(chan answer, 1)
+	for {
+		err := h.conn.Go(proto.KindDo, func(body []byte, err error) { got <- answer{body, err} }, parts...)
+		if err == nil {
+			break
+		}
+		if err != wire.ErrBacklog {
+			return nil, err
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-h.conn.Done():
+			return nil, h.conn.Err()
+		}
+	}
+	select {
+	case a := <-got:
+		return a.body, a.err
+	case <-ctx.Done():
+	}
+	if o.number != 0 {
+		return nil, ctx.Err() // it will be asked again, and the answer repeated
+	}
+	h.c.wg.Go(func() {
+		a := <-got // at the latest when the connection ends
+		var d proto.DoReply
+		if a.err == nil && codec.Decode(a.body, &d) == nil && d.Status == proto.OK && d.Errno == 0 {
+			h.c.unused(o.op, &d.Reply)
+		}
+	})
+	return nil, ctx.Err()
+}
+
+// encode encodes a request. The data of a write, which comes last, is not copied.
+func encode(d *proto.Do) [][]byte {
+	w, ok := d.Op.(*fsop.Write)
+	if !ok || len(w.Data) < 4096 {
+		return [][]byte{codec.Append(nil, d)}
+	}
+	empty := *w
+	empty.Data = nil
+	head := codec.Append(nil, &proto.Do{Number: d.Number, Acked: d.Acked, Op: &empty})
+	binary.LittleEndian.PutUint32(head[len(head)-4:], uint32(len(w.Data)))
+	return [][]byte{head, w.Data}
+}
