@@ -32,7 +32,10 @@ func (w *world) holds(base cluster.Pos, found []entry) bool {
 			return false
 		}
 	}
-	return base.Seq == w.base.Seq && base == w.base || base == w.records[base.Seq-w.base.Seq-1].pos
+	if base.Seq == w.base.Seq {
+		return base == w.base
+	}
+	return base == w.records[base.Seq-w.base.Seq-1].pos
 }
 
 // photo is a crashed disk and the worlds it may be in.
