@@ -1,0 +1,153 @@
+package brick
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+)
+
+// benchSession opens a session and returns a function that executes ops of it.
+func benchSession(b *testing.B, o *opened) func(fsop.Op) *Result {
+	const id = cluster.SessionID(99)
+	e := o.entry(&fsop.OpenSession{Client: "bench"})
+	e.Session = id
+	if _, err := o.Execute(e, nil); err != nil {
+		b.Fatal(err)
+	}
+	pos, now := e.Pos, e.Time
+	number := uint64(0)
+	return func(op fsop.Op) *Result {
+		pos.Seq++
+		now++
+		number++
+		r, err := o.Execute(&proto.Entry{Pos: pos, Time: now, Session: id, Number: number, Acked: number - min(number, 4), Op: op}, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		o.Commit(pos.Seq)
+		return r
+	}
+}
+
+func BenchmarkExecuteCreate(b *testing.B) {
+	o := benchBrick(b)
+	do := benchSession(b, o)
+	var dir fsop.Ino
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		if i%1000 == 0 {
+			dir = do(&fsop.Mkdir{Node: fsop.Node{Parent: fsop.RootIno, Name: fmt.Sprintf("d%d", i), Mode: 0o755}}).Reply.Attr.Ino
+		}
+		do(&fsop.Create{Node: fsop.Node{Parent: dir, Name: fmt.Sprintf("file-%d", i), Mode: 0o644}, Excl: true})
+	}
+}
+
+func BenchmarkExecuteWrite4K(b *testing.B) {
+	o := benchBrick(b)
+	do := benchSession(b, o)
+	f := do(&fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: "f", Mode: 0o644}}).Reply.Attr.Ino
+	data := make([]byte, 4096)
+	rng := rand.New(rand.NewPCG(1, 1))
+	const blocks = 1 << 16
+	do(&fsop.Setattr{Ino: f, Valid: fsop.SetSize, Size: blocks * 4096})
+	do(&fsop.Fallocate{Ino: f, Len: blocks * 4096})
+	b.SetBytes(4096)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range b.N {
+		do(&fsop.Write{Ino: f, Off: 4096 * rng.Uint64N(blocks), Data: data})
+	}
+}
+
+func BenchmarkExecuteWrite128K(b *testing.B) {
+	o := benchBrick(b)
+	do := benchSession(b, o)
+	f := do(&fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: "f", Mode: 0o644}}).Reply.Attr.Ino
+	data := make([]byte, 128<<10)
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		do(&fsop.Write{Ino: f, Off: uint64(i%8192) * uint64(len(data)), Data: data})
+	}
+}
+
+// benchTree makes files in directories of 1000.
+func benchTree(b *testing.B, o *opened, files, size int) (dirs []fsop.Ino, inos []fsop.Ino) {
+	do := benchSession(b, o)
+	data := make([]byte, size)
+	for i := range files {
+		if i%1000 == 0 {
+			dirs = append(dirs, do(&fsop.Mkdir{Node: fsop.Node{Parent: fsop.RootIno, Name: fmt.Sprintf("d%d", i/1000), Mode: 0o755}}).Reply.Attr.Ino)
+		}
+		f := do(&fsop.Create{Node: fsop.Node{Parent: dirs[i/1000], Name: fmt.Sprintf("file-%d", i), Mode: 0o644}, Excl: true}).Reply.Attr.Ino
+		if size > 0 {
+			do(&fsop.Write{Ino: f, Data: data})
+		}
+		inos = append(inos, f)
+	}
+	return dirs, inos
+}
+
+func benchRead(b *testing.B, o *opened, op func(i int) fsop.Op) {
+	ctx := context.Background()
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		if _, _, err := o.Read(ctx, op(i)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkRead(b *testing.B) {
+	const files = 50000
+	o := benchBrick(b)
+	dirs, inos := benchTree(b, o, files, 4000)
+	rng := rand.New(rand.NewPCG(1, 1))
+	names := make([]string, files)
+	for i := range names {
+		names[i] = fmt.Sprintf("file-%d", i)
+	}
+	run := func(name string) {
+		b.Run(name+"/lookup-cold", func(b *testing.B) {
+			benchRead(b, o, func(int) fsop.Op {
+				i := rng.IntN(files)
+				return &fsop.Lookup{Parent: dirs[i/1000], Name: names[i]}
+			})
+		})
+		b.Run(name+"/lookup-hot", func(b *testing.B) {
+			benchRead(b, o, func(i int) fsop.Op {
+				i = i % 1000
+				return &fsop.Lookup{Parent: dirs[i/1000], Name: names[i]}
+			})
+		})
+		b.Run(name+"/getattr-cold", func(b *testing.B) {
+			benchRead(b, o, func(int) fsop.Op { return &fsop.Getattr{Ino: inos[rng.IntN(files)]} })
+		})
+		b.Run(name+"/getattr-hot", func(b *testing.B) {
+			benchRead(b, o, func(i int) fsop.Op { return &fsop.Getattr{Ino: inos[i%1000]} })
+		})
+		b.Run(name+"/read-cold", func(b *testing.B) {
+			benchRead(b, o, func(int) fsop.Op { return &fsop.Read{Ino: inos[rng.IntN(files)], Len: 128 << 10} })
+		})
+		b.Run(name+"/read-hot", func(b *testing.B) {
+			benchRead(b, o, func(i int) fsop.Op { return &fsop.Read{Ino: inos[i%1000], Len: 128 << 10} })
+		})
+		b.Run(name+"/readdirplus-1000", func(b *testing.B) {
+			benchRead(b, o, func(i int) fsop.Op {
+				return &fsop.Readdir{Ino: dirs[i%len(dirs)], Max: 1 << 20, Plus: true}
+			})
+		})
+	}
+	run("log")
+	o.settleAll()
+	o.settleAll()
+	run("settled")
+}

@@ -1,0 +1,182 @@
+package brick
+
+import (
+	"cmp"
+	"slices"
+
+	"mortar/internal/brick/meta"
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+)
+
+const (
+	maxInoLocks = 16 << 10 // on one inode
+	lockEnd     = 1<<63 - 1
+)
+
+// conflict returns a lock of somebody else that l must wait for.
+func conflict(held []meta.Lock, l *meta.Lock) *meta.Lock {
+	for i := range held {
+		h := &held[i]
+		if h.Flock == l.Flock && !sameOwner(h, l) &&
+			h.Start <= l.End && l.Start <= h.End &&
+			(h.Type == fsop.LockWrite || l.Type == fsop.LockWrite) {
+			return h
+		}
+	}
+	return nil
+}
+
+func sameOwner(a, b *meta.Lock) bool {
+	return a.Session == b.Session && a.Owner == b.Owner && a.Flock == b.Flock
+}
+
+// setLock returns held as it is after l's owner set l: what l covers is replaced,
+// the owner's locks are split where it cuts them, and joined where they touch
+// and are of one type. gave says that somebody may have been waiting for what
+// was given up. held itself is not changed.
+func setLock(held []meta.Lock, l *meta.Lock) (after []meta.Lock, gave bool) {
+	var own []meta.Lock
+	for i := range held {
+		h := held[i]
+		if !sameOwner(&h, l) {
+			after = append(after, h)
+			continue
+		}
+		if h.End < l.Start || h.Start > l.End {
+			own = append(own, h)
+			continue
+		}
+		if l.Type == fsop.LockUnlock || l.Type == fsop.LockRead && h.Type == fsop.LockWrite {
+			gave = true
+		}
+		if h.Start < l.Start {
+			left := h
+			left.End = l.Start - 1
+			own = append(own, left)
+		}
+		if h.End > l.End {
+			right := h
+			right.Start = l.End + 1
+			own = append(own, right)
+		}
+	}
+	if l.Type != fsop.LockUnlock {
+		own = append(own, *l)
+	}
+	slices.SortFunc(own, func(a, b meta.Lock) int { return cmp.Compare(a.Start, b.Start) })
+	for i := range own {
+		if n := len(after); i > 0 && after[n-1].Type == own[i].Type && after[n-1].End+1 == own[i].Start {
+			after[n-1].End = own[i].End
+			continue
+		}
+		after = append(after, own[i])
+	}
+	return after, gave
+}
+
+// setlk executes Setlk.
+func (x *exec) setlk(op *fsop.Setlk) error {
+	n, err := x.node(op.Ino)
+	if err != nil {
+		return err
+	}
+	if x.e.Session == 0 {
+		return fsop.EINVAL
+	}
+	l := meta.Lock{Ino: n.Ino, Session: x.e.Session, Lock: op.Lock}
+	if l.Flock {
+		l.Start, l.End = 0, lockEnd
+	}
+	l.End = min(l.End, lockEnd)
+	if l.Start > l.End {
+		return fsop.EINVAL
+	}
+	held := x.b.locks[n.Ino]
+	if l.Type != fsop.LockUnlock {
+		if conflict(held, &l) != nil {
+			return fsop.EAGAIN
+		}
+		if len(held) >= maxInoLocks {
+			return fsop.ENOLCK
+		}
+	}
+	after, gave := setLock(held, &l)
+	x.reply.Attr = n.Attr
+	if sameLocks(held, after) {
+		return nil
+	}
+	x.replaceLocks(n.Ino, held, after)
+	x.changed = true
+	if gave {
+		x.released = append(x.released, n.Ino)
+	}
+	return nil
+}
+
+// replaceLocks plans to have the locks after on ino in place of held.
+func (x *exec) replaceLocks(ino fsop.Ino, held, after []meta.Lock) {
+	for i := range held {
+		if !slices.ContainsFunc(after, func(l meta.Lock) bool { return sameOwner(&l, &held[i]) && l.Start == held[i].Start }) {
+			x.batch.DeleteLock(&held[i])
+		}
+	}
+	for i := range after {
+		if !slices.Contains(held, after[i]) {
+			x.batch.SetLock(&after[i])
+		}
+	}
+	x.onCommit(func(b *Brick) {
+		if len(after) == 0 {
+			delete(b.locks, ino)
+		} else {
+			b.locks[ino] = after
+		}
+	})
+}
+
+func sameLocks(a, b []meta.Lock) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !slices.Contains(b, a[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// dropLocks plans to release all locks of a session.
+func (x *exec) dropLocks(id cluster.SessionID) {
+	var inos []fsop.Ino
+	for ino, held := range x.b.locks {
+		if slices.ContainsFunc(held, func(l meta.Lock) bool { return l.Session == id }) {
+			inos = append(inos, ino)
+		}
+	}
+	slices.Sort(inos)
+	for _, ino := range inos {
+		held := x.b.locks[ino]
+		after := slices.DeleteFunc(slices.Clone(held), func(l meta.Lock) bool { return l.Session == id })
+		x.replaceLocks(ino, held, after)
+		x.released = append(x.released, ino)
+	}
+}
+
+// getlk answers Getlk. The asker is known by its owner number alone, which the
+// kernel makes of a secret of each mount. b.mu is held.
+func (b *Brick) getlk(op *fsop.Getlk) fsop.Lock {
+	l := meta.Lock{Ino: op.Ino, Lock: op.Lock}
+	if l.Flock {
+		l.Start, l.End = 0, lockEnd
+	}
+	l.End = min(l.End, lockEnd)
+	for _, h := range b.locks[op.Ino] {
+		l.Session = h.Session
+		if conflict([]meta.Lock{h}, &l) != nil {
+			return h.Lock
+		}
+	}
+	return fsop.Lock{Type: fsop.LockUnlock}
+}

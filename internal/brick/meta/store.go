@@ -1,0 +1,294 @@
+// Package meta keeps a brick's metadata in a key-value store, and is the only
+// package that knows which one.
+//
+// The store has no write-ahead log of its own: the op log is the only log. So
+// a crash takes the store back to its last flush, a state that it had at one
+// position in the past, all tables together, because every entry of the op log
+// is one Batch and the position is part of it. Closing does not flush either;
+// reopening is therefore the way to undo entries (see brick.Rewind).
+//
+// The store must never be durable ahead of the op log. It syncs its tables
+// only after Options.BeforeSync has returned, where the brick syncs its log.
+//
+// doc/on-disk.md has the tables for people; keys.go and record.go for programs.
+package meta
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"mortar/internal/disk"
+)
+
+// format is the version of the store's own files. A store of a newer one is
+// refused, an older one is converted when it is opened.
+const format = pebble.FormatValueSeparation
+
+// Options says where a Store is and what it may use.
+type Options struct {
+	FS  disk.FS
+	Dir string
+	// BeforeSync is called before a table is made durable. Required.
+	BeforeSync func() error
+	// Flushed, if set, is called after a part of the store became durable. It
+	// must not block nor call the store.
+	Flushed func()
+	// Failed is called once, with the first error that the store cannot get
+	// over. Required.
+	Failed   func(error)
+	ReadOnly bool
+	MemTable int64 // bytes; default 8 MiB
+	Cache    int64 // bytes; default 16 MiB
+	Log      *slog.Logger
+}
+
+// A Store is an open key-value store. Its methods may be called concurrently,
+// but the caller orders its commits.
+type Store struct {
+	View
+	db     *pebble.DB
+	opts   Options
+	failed chan struct{}
+	once   sync.Once
+	err    error // set before failed is closed
+	stuck  atomic.Bool
+}
+
+// Open opens the store in o.Dir, or makes one.
+func Open(o Options) (*Store, error) {
+	if o.MemTable == 0 {
+		o.MemTable = 8 << 20
+	}
+	if o.Cache == 0 {
+		o.Cache = 16 << 20
+	}
+	s := &Store{opts: o, failed: make(chan struct{})}
+	po := &pebble.Options{
+		FS:                          hookFS{o.FS, o.BeforeSync},
+		DisableWAL:                  true,
+		ErrorIfNotExists:            o.ReadOnly,
+		ReadOnly:                    o.ReadOnly,
+		FormatMajorVersion:          format,
+		MemTableSize:                uint64(o.MemTable),
+		MemTableStopWritesThreshold: 4,
+		CacheSize:                   o.Cache,
+		MaxOpenFiles:                500,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       64,
+		LBaseMaxBytes:               64 << 20,
+		BytesPerSync:                1 << 20,
+		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
+		Logger:                      logger{s},
+		EventListener: &pebble.EventListener{
+			BackgroundError: func(err error) { s.fail(err) },
+			FlushEnd: func(i pebble.FlushInfo) {
+				if i.Err == nil && o.Flushed != nil {
+					o.Flushed()
+				}
+			},
+		},
+	}
+	po.Experimental.FileCacheShards = 2
+	for i := range po.Levels {
+		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	if !o.ReadOnly {
+		if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	db, err := pebble.Open(o.Dir, po)
+	if err != nil {
+		return nil, fmt.Errorf("opening the metadata in %s: %w", o.Dir, err)
+	}
+	s.db, s.View = db, View{db}
+	return s, nil
+}
+
+// fail remembers the first error.
+func (s *Store) fail(err error) {
+	s.once.Do(func() {
+		s.err = fmt.Errorf("metadata in %s: %w", s.opts.Dir, err)
+		close(s.failed)
+		s.opts.Failed(s.err)
+	})
+}
+
+// Close closes the store without flushing it: what was committed since the
+// last flush is forgotten. All snapshots must be closed before.
+func (s *Store) Close() error {
+	if s.stuck.Load() {
+		// The library gave up in the middle of something and left its own locks
+		// behind. Nothing more will be written; the memory is lost.
+		return s.err
+	}
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("closing the metadata in %s: %w", s.opts.Dir, err)
+	}
+	return nil
+}
+
+// Flush makes everything committed so far durable.
+func (s *Store) Flush(ctx context.Context) error {
+	select {
+	case <-s.failed:
+		return s.err
+	default:
+	}
+	done, err := s.db.AsyncFlush()
+	if err != nil {
+		return fmt.Errorf("flushing the metadata in %s: %w", s.opts.Dir, err)
+	}
+	select {
+	case <-done:
+		return nil
+	case <-s.failed:
+		return s.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// DurableState returns the State that a crash at this moment would leave.
+// ok is false if there is none yet.
+func (s *Store) DurableState() (st State, ok bool, err error) {
+	it, err := s.db.NewIter(&pebble.IterOptions{
+		LowerBound: stateKey, UpperBound: []byte{tableState + 1}, OnlyReadGuaranteedDurable: true,
+	})
+	if err != nil {
+		return State{}, false, err
+	}
+	defer it.Close()
+	if !it.First() {
+		return State{}, false, it.Error()
+	}
+	return st, true, getState(it.Value(), &st)
+}
+
+// Commit applies b at once from the point of view of every reader, and ends b.
+func (s *Store) Commit(b *Batch) error {
+	if err := s.db.Apply(b.b, pebble.NoSync); err != nil {
+		return fmt.Errorf("metadata in %s: %w", s.opts.Dir, err)
+	}
+	b.b.Reset()
+	return nil
+}
+
+// Size is the disk space that the store occupies, in bytes.
+func (s *Store) Size() uint64 { return s.db.Metrics().DiskSpaceUsage() }
+
+// Snapshot is a View that later commits do not change.
+type Snapshot struct {
+	View
+	s *pebble.Snapshot
+}
+
+// Snapshot makes one. It must be closed before the store is.
+func (s *Store) Snapshot() *Snapshot {
+	sn := s.db.NewSnapshot()
+	return &Snapshot{View{sn}, sn}
+}
+
+// Close releases the snapshot.
+func (s *Snapshot) Close() error { return s.s.Close() }
+
+// hookFS calls before ahead of every sync of a table.
+type hookFS struct {
+	vfs.FS
+	before func() error
+}
+
+func isTable(name string) bool {
+	return strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob")
+}
+
+func (fs hookFS) wrap(name string, f vfs.File, err error) (vfs.File, error) {
+	if err != nil || !isTable(name) {
+		return f, err
+	}
+	return hookFile{f, fs.before}, nil
+}
+
+func (fs hookFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := fs.FS.Create(name, c)
+	return fs.wrap(name, f, err)
+}
+
+func (fs hookFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	f, err := fs.FS.OpenReadWrite(name, c, o...)
+	return fs.wrap(name, f, err)
+}
+
+func (fs hookFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := fs.FS.ReuseForWrite(old, name, c)
+	return fs.wrap(name, f, err)
+}
+
+func (fs hookFS) Unwrap() vfs.FS { return fs.FS }
+
+type hookFile struct {
+	vfs.File
+	before func() error
+}
+
+func (f hookFile) Sync() error {
+	if err := f.before(); err != nil {
+		return err
+	}
+	return f.File.Sync()
+}
+
+func (f hookFile) SyncData() error {
+	if err := f.before(); err != nil {
+		return err
+	}
+	return f.File.SyncData()
+}
+
+func (f hookFile) SyncTo(n int64) (bool, error) {
+	// Starts writing back early and promises nothing, unless the file system can
+	// only sync it all.
+	if err := f.before(); err != nil {
+		return false, err
+	}
+	return f.File.SyncTo(n)
+}
+
+// logger passes on what the library says. Its informational lines, several per
+// flush, are for debugging only.
+type logger struct{ s *Store }
+
+func (l logger) Infof(f string, a ...any) { l.s.opts.Log.Debug("kv: " + fmt.Sprintf(f, a...)) }
+
+func (l logger) Errorf(f string, a ...any) {
+	l.s.opts.Log.Warn("metadata store: "+fmt.Sprintf(f, a...), "dir", l.s.opts.Dir)
+}
+
+// Fatalf is called by the library when it cannot go on, with its locks held,
+// and must not return. The process has other bricks to serve: the store is
+// declared failed and the goroutine ends.
+func (l logger) Fatalf(f string, a ...any) {
+	l.s.stuck.Store(true)
+	l.s.fail(fmt.Errorf("the metadata store gave up: "+f, a...))
+	runtime.Goexit()
+}
+
+// Get returns nil for a key that is not there.
+func (v View) get(k []byte) ([]byte, io.Closer, error) {
+	val, c, err := v.r.Get(k)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil, nil
+	}
+	return val, c, err
+}

@@ -1,0 +1,626 @@
+package brick
+
+import (
+	"strings"
+	"syscall"
+
+	"mortar/internal/brick/meta"
+	"mortar/internal/fsop"
+)
+
+const permMask = 0o7777
+
+// makeNode makes an inode with one name. mode has the type.
+func (x *exec) makeNode(p *fsop.Node, mode uint32) (n *work, err error) {
+	dir, err := x.dir(p.Parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := fsop.CheckName(p.Name); err != nil {
+		return nil, err
+	}
+	if _, ok, err := x.lookup(dir.Ino, p.Name); err != nil {
+		return nil, err
+	} else if ok {
+		return nil, fsop.EEXIST
+	}
+	n = x.newNode(mode, p.UID, p.GID)
+	if dir.Mode&syscall.S_ISGID != 0 {
+		n.GID = dir.GID
+		if n.IsDir() {
+			n.Mode |= syscall.S_ISGID
+		}
+	}
+	if n.IsDir() {
+		n.Nlink = 2
+		n.Parent = dir.Ino
+		dir.Nlink++
+	}
+	x.addEntry(dir, p.Name, n)
+	x.reply.Attr = n.Attr
+	return n, nil
+}
+
+func (x *exec) newNode(mode, uid, gid uint32) *work {
+	n := &work{}
+	n.Attr = fsop.Attr{
+		Ino: fsop.MakeIno(x.b.set, x.state.NextIno), Mode: mode, Nlink: 1, UID: uid, GID: gid,
+		Atime: x.e.Time, Mtime: x.e.Time, Ctime: x.e.Time,
+	}
+	n.baseKnown = true
+	x.state.NextIno++
+	x.state.Inodes++
+	x.nodes = append(x.nodes, n)
+	x.touch(n)
+	return n
+}
+
+func (x *exec) create(op *fsop.Create) error {
+	if !op.Excl {
+		dir, err := x.dir(op.Parent)
+		if err != nil {
+			return err
+		}
+		d, ok, err := x.lookup(dir.Ino, op.Name)
+		if err != nil {
+			return err
+		}
+		if ok {
+			if d.Type == syscall.S_IFDIR {
+				return fsop.EISDIR
+			}
+			n, err := x.node(d.Ino)
+			if err != nil {
+				return err
+			}
+			x.reply.Attr = n.Attr
+			return nil
+		}
+	}
+	n, err := x.makeNode(&op.Node, syscall.S_IFREG|op.Mode&permMask)
+	if err != nil {
+		return err
+	}
+	return x.window(n, op.Window)
+}
+
+func (x *exec) mkdir(op *fsop.Mkdir) error {
+	_, err := x.makeNode(&op.Node, syscall.S_IFDIR|op.Mode&permMask)
+	return err
+}
+
+func (x *exec) mknod(op *fsop.Mknod) error {
+	mode := op.Mode & (syscall.S_IFMT | permMask)
+	rdev := op.Rdev
+	switch mode & syscall.S_IFMT {
+	case 0:
+		mode |= syscall.S_IFREG
+		rdev = 0
+	case syscall.S_IFREG, syscall.S_IFIFO, syscall.S_IFSOCK:
+		rdev = 0
+	case syscall.S_IFCHR, syscall.S_IFBLK:
+	case syscall.S_IFDIR:
+		return fsop.EPERM
+	default:
+		return fsop.EINVAL
+	}
+	n, err := x.makeNode(&op.Node, mode)
+	if err != nil {
+		return err
+	}
+	n.Rdev = rdev
+	x.reply.Attr = n.Attr
+	return nil
+}
+
+func (x *exec) symlink(op *fsop.Symlink) error {
+	switch {
+	case op.Target == "":
+		return fsop.ENOENT
+	case len(op.Target) > fsop.MaxTarget:
+		return fsop.ENAMETOOLONG
+	case strings.IndexByte(op.Target, 0) >= 0:
+		return fsop.EINVAL
+	}
+	n, err := x.makeNode(&op.Node, syscall.S_IFLNK|0o777)
+	if err != nil {
+		return err
+	}
+	n.Size = uint64(len(op.Target))
+	x.batch.SetTarget(n.Ino, op.Target)
+	x.reply.Attr = n.Attr
+	return nil
+}
+
+func (x *exec) link(op *fsop.Link) error {
+	dir, err := x.dir(op.Parent)
+	if err != nil {
+		return err
+	}
+	if err := fsop.CheckName(op.Name); err != nil {
+		return err
+	}
+	if _, ok, err := x.lookup(dir.Ino, op.Name); err != nil {
+		return err
+	} else if ok {
+		return fsop.EEXIST
+	}
+	n, err := x.node(op.Ino)
+	switch {
+	case err != nil:
+		return err
+	case n.IsDir():
+		return fsop.EPERM
+	case n.Nlink == 0:
+		return fsop.ENOENT
+	case n.Nlink >= fsop.MaxLinks:
+		return fsop.EMLINK
+	}
+	n.Nlink++
+	n.Ctime = x.e.Time
+	x.touch(n)
+	x.addEntry(dir, op.Name, n)
+	x.reply.Attr = n.Attr
+	return nil
+}
+
+// victim finds the entry that Unlink or Rmdir names.
+func (x *exec) victim(parent fsop.Ino, name string) (dir, n *work, err error) {
+	dir, err = x.dir(parent)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := fsop.CheckName(name); err != nil {
+		return nil, nil, err
+	}
+	d, ok, err := x.lookup(dir.Ino, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !ok {
+		return nil, nil, fsop.ENOENT
+	}
+	n, err = x.node(d.Ino)
+	return dir, n, err
+}
+
+func (x *exec) unlink(op *fsop.Unlink) error {
+	dir, n, err := x.victim(op.Parent, op.Name)
+	if err != nil {
+		return err
+	}
+	if n.IsDir() {
+		return fsop.EISDIR
+	}
+	x.dropEntry(dir, op.Name)
+	x.dropLink(n)
+	x.reply.Attr = n.Attr
+	return nil
+}
+
+func (x *exec) rmdir(op *fsop.Rmdir) error {
+	dir, n, err := x.victim(op.Parent, op.Name)
+	switch {
+	case err != nil:
+		return err
+	case !n.IsDir():
+		return fsop.ENOTDIR
+	case n.Size > 0:
+		return fsop.ENOTEMPTY
+	}
+	x.dropEntry(dir, op.Name)
+	dir.Nlink--
+	x.dropLink(n)
+	x.reply.Attr = n.Attr
+	return nil
+}
+
+// maxDepth bounds the walk towards the root; a path of PATH_MAX bytes has fewer
+// components, and a loop in damaged metadata ends here.
+const maxDepth = 1 << 16
+
+// inside reports whether dir is n or lies below it.
+func (x *exec) inside(dir, n fsop.Ino) (bool, error) {
+	for range maxDepth {
+		if dir == n {
+			return true, nil
+		}
+		if dir == fsop.RootIno {
+			return false, nil
+		}
+		w, err := x.b.load(dir)
+		if err != nil {
+			return false, err
+		}
+		if w == nil || w.Parent == 0 {
+			return false, nil // the directory was removed
+		}
+		dir = w.Parent
+	}
+	return false, fsop.EINVAL
+}
+
+func (x *exec) rename(op *fsop.Rename) error {
+	const known = fsop.RenameNoReplace | fsop.RenameExchange | fsop.RenameWhiteout
+	exchange := op.Flags&fsop.RenameExchange != 0
+	if op.Flags&^known != 0 || exchange && op.Flags != fsop.RenameExchange {
+		return fsop.EINVAL
+	}
+	from, err := x.dir(op.Parent)
+	if err != nil {
+		return err
+	}
+	to, err := x.dir(op.NewParent)
+	if err != nil {
+		return err
+	}
+	if err := fsop.CheckName(op.Name); err != nil {
+		return err
+	}
+	if err := fsop.CheckName(op.NewName); err != nil {
+		return err
+	}
+	sd, ok, err := x.lookup(from.Ino, op.Name)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fsop.ENOENT
+	}
+	td, exists, err := x.lookup(to.Ino, op.NewName)
+	if err != nil {
+		return err
+	}
+	switch {
+	case exists && op.Flags&fsop.RenameNoReplace != 0:
+		return fsop.EEXIST
+	case !exists && exchange:
+		return fsop.ENOENT
+	}
+	src, err := x.node(sd.Ino)
+	if err != nil {
+		return err
+	}
+	var dst *work
+	if exists {
+		if dst, err = x.node(td.Ino); err != nil {
+			return err
+		}
+	}
+	if from.Ino != to.Ino {
+		if src.IsDir() {
+			if in, err := x.inside(to.Ino, src.Ino); err != nil {
+				return err
+			} else if in {
+				return fsop.EINVAL
+			}
+		}
+		if dst != nil && dst.IsDir() {
+			if in, err := x.inside(from.Ino, dst.Ino); err != nil {
+				return err
+			} else if in && exchange {
+				return fsop.EINVAL
+			} else if in {
+				return fsop.ENOTEMPTY
+			}
+		}
+	}
+	if dst != nil && dst.Ino == src.Ino {
+		x.reply.Attr = src.Attr // two names of one inode: both stay
+		return nil
+	}
+	if exchange {
+		x.exchange(op, from, to, src, dst)
+		return nil
+	}
+	if dst != nil {
+		switch {
+		case src.IsDir() && !dst.IsDir():
+			return fsop.ENOTDIR
+		case !src.IsDir() && dst.IsDir():
+			return fsop.EISDIR
+		case dst.IsDir() && dst.Size > 0:
+			return fsop.ENOTEMPTY
+		}
+		if dst.IsDir() {
+			to.Nlink--
+		}
+		to.Size-- // addEntry counts the name again
+		x.dropLink(dst)
+	}
+	x.dropEntry(from, op.Name)
+	x.addEntry(to, op.NewName, src)
+	if src.IsDir() && from.Ino != to.Ino {
+		from.Nlink--
+		to.Nlink++
+		src.Parent = to.Ino
+	}
+	src.Ctime = x.e.Time
+	x.touch(src)
+	if op.Flags&fsop.RenameWhiteout != 0 {
+		x.addEntry(from, op.Name, x.newNode(syscall.S_IFCHR, 0, 0))
+	}
+	x.reply.Attr = src.Attr
+	return nil
+}
+
+// exchange swaps two entries.
+func (x *exec) exchange(op *fsop.Rename, from, to, src, dst *work) {
+	x.batch.SetDentry(from.Ino, &meta.Dentry{Ino: dst.Ino, Type: dst.Type(), Name: op.Name, Cookie: x.b.cookie(op.Name)})
+	x.batch.SetDentry(to.Ino, &meta.Dentry{Ino: src.Ino, Type: src.Type(), Name: op.NewName, Cookie: x.b.cookie(op.NewName)})
+	if from.Ino != to.Ino {
+		if src.IsDir() {
+			from.Nlink--
+			to.Nlink++
+			src.Parent = to.Ino
+		}
+		if dst.IsDir() {
+			to.Nlink--
+			from.Nlink++
+			dst.Parent = from.Ino
+		}
+	}
+	x.dirChanged(from, op.Name)
+	x.dirChanged(to, op.NewName)
+	src.Ctime, dst.Ctime = x.e.Time, x.e.Time
+	x.touch(src)
+	x.touch(dst)
+	x.reply.Attr = src.Attr
+}
+
+func (x *exec) setattr(op *fsop.Setattr) error {
+	n, err := x.node(op.Ino)
+	if err != nil {
+		return err
+	}
+	valid := op.Valid
+	if valid&fsop.SetSize != 0 {
+		switch {
+		case n.IsDir():
+			return fsop.EISDIR
+		case !n.IsRegular():
+			return fsop.EINVAL
+		case op.Size > fsop.MaxSize:
+			return fsop.EFBIG
+		}
+	}
+	if valid&fsop.SetMode != 0 && n.Type() == syscall.S_IFLNK {
+		return fsop.EOPNOTSUPP
+	}
+	if valid == 0 {
+		x.reply.Attr = n.Attr
+		return nil
+	}
+	kill := valid&fsop.SetKillPriv != 0
+	if valid&(fsop.SetUID|fsop.SetGID) != 0 && !n.IsDir() {
+		kill = true // whoever changes the owner does not hand privileges on
+	}
+	if valid&fsop.SetUID != 0 {
+		n.UID = op.UID
+	}
+	if valid&fsop.SetGID != 0 {
+		n.GID = op.GID
+	}
+	if kill {
+		x.killPriv(n)
+	}
+	if valid&fsop.SetMode != 0 {
+		n.Mode = n.Mode&^permMask | op.Mode&permMask
+	}
+	if valid&fsop.SetSize != 0 {
+		x.dropCaps(n)
+		if err := x.truncate(n, op.Size); err != nil {
+			return err
+		}
+		n.Mtime = x.e.Time
+	}
+	if valid&fsop.SetAtime != 0 {
+		n.Atime = op.Atime
+	}
+	if valid&fsop.SetAtimeNow != 0 {
+		n.Atime = x.e.Time
+	}
+	if valid&fsop.SetMtime != 0 {
+		n.Mtime = op.Mtime
+	}
+	if valid&fsop.SetMtimeNow != 0 {
+		n.Mtime = x.e.Time
+	}
+	n.Ctime = x.e.Time
+	x.touch(n)
+	x.reply.Attr = n.Attr
+	return nil
+}
+
+// killPriv takes away what lets a program run with other rights than its
+// caller's. The set-group-id bit without group execution is not such: it was
+// once the mark of mandatory locks.
+func (x *exec) killPriv(n *work) {
+	n.Mode &^= syscall.S_ISUID
+	if n.Mode&syscall.S_IXGRP != 0 {
+		n.Mode &^= syscall.S_ISGID
+	}
+	x.dropCaps(n)
+}
+
+const capsXattr = "security.capability"
+
+func (x *exec) dropCaps(n *work) {
+	if n.Flags&meta.Caps == 0 {
+		return
+	}
+	x.batch.DeleteXattr(n.Ino, capsXattr)
+	x.dropXattr(n, capsXattr)
+}
+
+func (x *exec) dropXattr(n *work, name string) {
+	n.Xattrs--
+	n.XattrNames -= uint32(len(name) + 1)
+	if name == capsXattr {
+		n.Flags &^= meta.Caps
+	}
+}
+
+// maxXattrNames is what listxattr(2) can return (XATTR_LIST_MAX).
+const maxXattrNames = 64 << 10
+
+// checkXattr says whether an attribute of that name can exist.
+func checkXattr(name string) error {
+	prefix, rest, ok := strings.Cut(name, ".")
+	switch {
+	case name == "" || len(name) > fsop.MaxName:
+		return fsop.ERANGE
+	case strings.IndexByte(name, 0) >= 0:
+		return fsop.EINVAL
+	case !ok, prefix != "user" && prefix != "trusted" && prefix != "security":
+		// Access control lists are in "system": what would be kept but not obeyed
+		// is better refused.
+		return fsop.EOPNOTSUPP
+	case rest == "":
+		return fsop.EINVAL
+	}
+	return nil
+}
+
+func (x *exec) setxattr(op *fsop.Setxattr) error {
+	n, err := x.node(op.Ino)
+	if err != nil {
+		return err
+	}
+	if op.Flags&^(fsop.XattrCreate|fsop.XattrReplace) != 0 {
+		return fsop.EINVAL
+	}
+	if err := checkXattr(op.Name); err != nil {
+		return err
+	}
+	if len(op.Value) > fsop.MaxXattr {
+		return fsop.E2BIG
+	}
+	exists := false
+	if n.Xattrs > 0 {
+		if _, exists, err = x.b.store.Xattr(n.Ino, op.Name); err != nil {
+			return err
+		}
+	}
+	switch {
+	case exists && op.Flags&fsop.XattrCreate != 0:
+		return fsop.EEXIST
+	case !exists && op.Flags&fsop.XattrReplace != 0:
+		return fsop.ENODATA
+	case !exists && int(n.XattrNames)+len(op.Name)+1 > maxXattrNames:
+		return fsop.ENOSPC
+	}
+	if !exists {
+		n.Xattrs++
+		n.XattrNames += uint32(len(op.Name) + 1)
+	}
+	if op.Name == capsXattr {
+		n.Flags |= meta.Caps
+	}
+	x.batch.SetXattr(n.Ino, op.Name, op.Value)
+	n.Ctime = x.e.Time
+	x.touch(n)
+	x.reply.Attr = n.Attr
+	return nil
+}
+
+func (x *exec) removexattr(op *fsop.Removexattr) error {
+	n, err := x.node(op.Ino)
+	if err != nil {
+		return err
+	}
+	if err := checkXattr(op.Name); err != nil {
+		return err
+	}
+	exists := false
+	if n.Xattrs > 0 {
+		if _, exists, err = x.b.store.Xattr(n.Ino, op.Name); err != nil {
+			return err
+		}
+	}
+	if !exists {
+		return fsop.ENODATA
+	}
+	x.batch.DeleteXattr(n.Ino, op.Name)
+	x.dropXattr(n, op.Name)
+	n.Ctime = x.e.Time
+	x.touch(n)
+	x.reply.Attr = n.Attr
+	return nil
+}
+
+// reap executes Reap: it forgets those of the inodes that have no name.
+func (x *exec) reap(op *fsop.Reap) error {
+	seen := make(map[fsop.Ino]bool, len(op.Inos))
+	for _, ino := range op.Inos {
+		if seen[ino] {
+			continue
+		}
+		seen[ino] = true
+		orphan, err := x.b.store.Orphan(ino)
+		if err != nil {
+			return err
+		}
+		if !orphan {
+			continue
+		}
+		if err := x.reapOne(ino); err != nil {
+			return err
+		}
+		x.changed = true
+	}
+	return nil
+}
+
+func (x *exec) reapOne(ino fsop.Ino) error {
+	b := x.b
+	n, err := b.load(ino)
+	if err != nil {
+		return err
+	}
+	x.batch.DeleteOrphan(ino)
+	if n == nil {
+		return nil
+	}
+	x.batch.DeleteInode(&n.Inode)
+	if n.Xattrs > 0 {
+		if err := b.store.Xattrs(ino, func(name string, _ []byte) error {
+			x.batch.DeleteXattr(ino, name)
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	if n.Flags&meta.Sparse != 0 {
+		if err := b.store.Runs(ino, 0, func(r meta.Run) (bool, error) {
+			x.batch.DeleteRun(ino, r.Start)
+			return true, nil
+		}); err != nil {
+			return err
+		}
+	}
+	x.state.Inodes--
+	x.state.Blocks -= n.Blocks
+	if held := b.locks[ino]; len(held) > 0 {
+		x.replaceLocks(ino, held, nil)
+		x.released = append(x.released, ino)
+	}
+	var ext []meta.Extent
+	if n.IsRegular() {
+		base, err := b.baseOf(n)
+		if err != nil {
+			return err
+		}
+		x.dropBase(ino, base)
+		ext = b.extents[ino].all(func(*meta.Extent) bool { return true })
+		for i := range ext {
+			x.batch.DeleteExtent(ino, ext[i].Off)
+		}
+	}
+	x.onCommit(func(b *Brick) {
+		b.cache.remove(ino)
+		b.replaceExtents(ino, ext, nil)
+		b.cancelSettling(ino)
+	})
+	return nil
+}

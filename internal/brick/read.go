@@ -1,0 +1,488 @@
+package brick
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	"mortar/internal/brick/data"
+	"mortar/internal/brick/meta"
+	"mortar/internal/fsop"
+	"mortar/internal/oplog"
+)
+
+// Read answers an operation that changes nothing, as of one position, which is
+// the reply's Seq. dep is the sequence of the last entry that the answer depends
+// on; until that is committed, the answer must not be told to anybody. It counts
+// for an errno too: what is not there may be because of an entry. Any error but
+// an fsop.Errno means that the brick has failed.
+func (b *Brick) Read(ctx context.Context, op fsop.Op) (reply *fsop.Reply, dep uint64, err error) {
+	if err := b.Err(); err != nil {
+		return nil, 0, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, 0, context.Cause(ctx)
+	}
+	reply, dep, err = b.read(op)
+	if err == nil {
+		return reply, dep, nil
+	}
+	var errno fsop.Errno
+	if !errors.As(err, &errno) {
+		if cause := b.Err(); cause != nil {
+			return nil, dep, cause
+		}
+		return nil, dep, b.fail(fmt.Errorf("%s: %w", fsop.String(op), err))
+	}
+	return nil, dep, errno
+}
+
+func (b *Brick) read(op fsop.Op) (*fsop.Reply, uint64, error) {
+	if op, ok := op.(*fsop.Read); ok {
+		return b.readData(op)
+	}
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed.Load() {
+		return nil, 0, ErrClosed
+	}
+	r := &fsop.Reply{Seq: b.state.Pos.Seq}
+	var dep uint64
+	var err error
+	switch op := op.(type) {
+	case *fsop.Lookup:
+		dep, err = b.lookup(op, r)
+	case *fsop.Getattr:
+		dep, err = b.getattr(op.Ino, r)
+	case *fsop.Readlink:
+		dep, err = b.readlink(op, r)
+	case *fsop.Readdir:
+		dep, err = b.readdir(op, r)
+	case *fsop.StatfsOp:
+		err = b.statfs(r)
+	case *fsop.Getxattr:
+		dep, err = b.getxattr(op, r)
+	case *fsop.Listxattr:
+		dep, err = b.listxattr(op, r)
+	case *fsop.Seek:
+		dep, err = b.seek(op, r)
+	case *fsop.Getlk:
+		var n *node
+		if n, err = b.inode(op.Ino); err == nil {
+			dep = r.Seq // locks have no version of their own
+			r.Attr = n.Attr
+			r.Lock = b.getlk(op)
+		}
+	default:
+		err = fsop.EINVAL
+	}
+	if err != nil {
+		return nil, dep, err
+	}
+	return r, dep, nil
+}
+
+// inode returns an inode for reading, ESTALE if there is none. b.mu is held.
+func (b *Brick) inode(ino fsop.Ino) (*node, error) {
+	if n := b.cache.get(ino); n != nil {
+		return n, nil
+	}
+	n, err := b.load(ino)
+	if err != nil {
+		return nil, err
+	}
+	if n == nil {
+		return nil, fsop.ESTALE
+	}
+	b.cache.put(n)
+	return n, nil
+}
+
+// gone is the dep of an answer about an inode that does not exist: nothing is
+// left that could tell when it went. b.mu is held.
+func (b *Brick) gone(err error) (uint64, error) {
+	if errors.Is(err, fsop.ESTALE) {
+		return b.state.Pos.Seq, err
+	}
+	return 0, err
+}
+
+func (b *Brick) getattr(ino fsop.Ino, r *fsop.Reply) (uint64, error) {
+	n, err := b.inode(ino)
+	if err != nil {
+		return b.gone(err)
+	}
+	r.Attr = b.attr(n)
+	return n.Change, nil
+}
+
+func (b *Brick) lookup(op *fsop.Lookup, r *fsop.Reply) (uint64, error) {
+	d, ok, err := b.store.Dentry(op.Parent, b.cookie(op.Name), op.Name)
+	if err != nil {
+		return 0, err
+	}
+	if ok {
+		n, err := b.inode(d.Ino)
+		if errors.Is(err, fsop.ESTALE) {
+			return 0, fmt.Errorf("%w: entry %q of directory %d is inode %d, which does not exist", meta.ErrFormat, op.Name, op.Parent, d.Ino)
+		}
+		if err != nil {
+			return 0, err
+		}
+		// Getting a name changes an inode, so the entry is not younger.
+		r.Attr = b.attr(n)
+		return n.Change, nil
+	}
+	dir, err := b.inode(op.Parent)
+	switch {
+	case err != nil:
+		return b.gone(err)
+	case !dir.IsDir():
+		return dir.Change, fsop.ENOTDIR
+	case len(op.Name) > fsop.MaxName:
+		return dir.Change, fsop.ENAMETOOLONG
+	}
+	return dir.Change, fsop.ENOENT
+}
+
+func (b *Brick) readlink(op *fsop.Readlink, r *fsop.Reply) (uint64, error) {
+	n, err := b.inode(op.Ino)
+	if err != nil {
+		return b.gone(err)
+	}
+	if n.Type() != syscall.S_IFLNK {
+		return n.Change, fsop.EINVAL
+	}
+	t, ok, err := b.store.Target(op.Ino)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return 0, fmt.Errorf("%w: symbolic link %d has no target", meta.ErrFormat, op.Ino)
+	}
+	r.Data = t
+	return n.Change, nil
+}
+
+// The encoded sizes of a directory entry beside its name, without and with
+// attributes, for Readdir's Max.
+const (
+	direntSize     = 8 + 4 + 4 + 8
+	direntPlusSize = direntSize + 80
+)
+
+func (b *Brick) readdir(op *fsop.Readdir, r *fsop.Reply) (uint64, error) {
+	dir, err := b.inode(op.Ino)
+	if err != nil {
+		return b.gone(err)
+	}
+	if !dir.IsDir() {
+		return dir.Change, fsop.ENOTDIR
+	}
+	r.Attr = dir.Attr
+	dep := dir.Change
+	size, limit := 0, int(min(op.Max, fsop.MaxData))
+	each := direntSize
+	if op.Plus {
+		each = direntPlusSize
+	}
+	if op.Cookie >= 1<<63-1 {
+		return dep, nil
+	}
+	err = b.store.Dentries(op.Ino, meta.Cookie(op.Cookie+1), func(d meta.Dentry) (bool, error) {
+		size += each + len(d.Name)
+		if n := len(r.Entries); n > 0 && (size > limit || n >= fsop.MaxEntries) && r.Entries[n-1].Cookie != uint64(d.Cookie) {
+			return false, nil // entries of one cookie are never torn apart
+		}
+		e := fsop.Dirent{Ino: d.Ino, Name: d.Name, Type: d.Type, Cookie: uint64(d.Cookie)}
+		if op.Plus {
+			n, err := b.inode(d.Ino)
+			if errors.Is(err, fsop.ESTALE) {
+				return false, fmt.Errorf("%w: entry %q of directory %d is inode %d, which does not exist", meta.ErrFormat, d.Name, op.Ino, d.Ino)
+			}
+			if err != nil {
+				return false, err
+			}
+			e.Attr = b.attr(n)
+			dep = max(dep, n.Change)
+		}
+		r.Entries = append(r.Entries, e)
+		return true, nil
+	})
+	return dep, err
+}
+
+func (b *Brick) getxattr(op *fsop.Getxattr, r *fsop.Reply) (uint64, error) {
+	n, err := b.inode(op.Ino)
+	if err != nil {
+		return b.gone(err)
+	}
+	if n.Xattrs == 0 {
+		return n.Change, fsop.ENODATA
+	}
+	v, ok, err := b.store.Xattr(op.Ino, op.Name)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return n.Change, fsop.ENODATA
+	}
+	r.Data = v
+	return n.Change, nil
+}
+
+func (b *Brick) listxattr(op *fsop.Listxattr, r *fsop.Reply) (uint64, error) {
+	n, err := b.inode(op.Ino)
+	if err != nil {
+		return b.gone(err)
+	}
+	if n.Xattrs == 0 {
+		return n.Change, nil
+	}
+	r.Data = make([]byte, 0, n.XattrNames)
+	err = b.store.Xattrs(op.Ino, func(name string, _ []byte) error {
+		r.Data = append(append(r.Data, name...), 0)
+		return nil
+	})
+	return n.Change, err
+}
+
+// Values of Seek's Whence (SEEK_DATA, SEEK_HOLE).
+const (
+	seekData = 3
+	seekHole = 4
+)
+
+func (b *Brick) seek(op *fsop.Seek, r *fsop.Reply) (uint64, error) {
+	n, err := b.inode(op.Ino)
+	if err != nil {
+		return b.gone(err)
+	}
+	r.Attr = b.attr(n)
+	switch {
+	case !n.IsRegular() || op.Whence != seekData && op.Whence != seekHole:
+		return n.Change, fsop.EINVAL
+	case op.Off >= n.Size:
+		return n.Change, fsop.ENXIO
+	}
+	if n.Flags&meta.Sparse == 0 {
+		r.Off = op.Off
+		if op.Whence == seekHole {
+			r.Off = n.Size
+		}
+		return n.Change, nil
+	}
+	at, found := op.Off, false
+	err = b.store.Runs(op.Ino, blocksDown(op.Off), func(run meta.Run) (bool, error) {
+		start, end := run.Start*blockSize, run.End*blockSize
+		if op.Whence == seekData {
+			at, found = max(at, start), true
+			return false, nil
+		}
+		if start > at {
+			return false, nil // at is in a hole
+		}
+		at = end
+		return true, nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	if op.Whence == seekHole {
+		r.Off = min(at, n.Size)
+		return n.Change, nil
+	}
+	if !found || at >= n.Size {
+		return n.Change, fsop.ENXIO
+	}
+	r.Off = at
+	return n.Change, nil
+}
+
+// piece is a part of what a Read wants, and where it is.
+type piece struct {
+	p   []byte // where it goes
+	seg *oplog.Segment
+	off int64 // in the segment, or in the data file
+}
+
+// maxTries is how often a read of a data file is repeated because the file was
+// written meanwhile, before writers are made to wait.
+const maxTries = 4
+
+func (b *Brick) readData(op *fsop.Read) (*fsop.Reply, uint64, error) {
+	if op.Len > fsop.MaxData {
+		return nil, 0, fsop.EINVAL
+	}
+	for try := 1; ; try++ {
+		r, dep, again, err := b.tryRead(op, try == maxTries)
+		if !again {
+			return r, dep, err
+		}
+	}
+}
+
+// tryRead reads once. It plans under the lock and reads without it, because the
+// disk may be slow; again says that the plan was overtaken. With exclusive it
+// keeps the lock.
+func (b *Brick) tryRead(op *fsop.Read, exclusive bool) (r *fsop.Reply, dep uint64, again bool, err error) {
+	b.mu.RLock()
+	locked := true
+	unlock := func() {
+		if locked {
+			locked = false
+			b.mu.RUnlock()
+		}
+	}
+	defer unlock()
+	if b.closed.Load() {
+		return nil, 0, false, ErrClosed
+	}
+	r = &fsop.Reply{Seq: b.state.Pos.Seq}
+	n, err := b.inode(op.Ino)
+	if err != nil {
+		dep, err = b.gone(err)
+		return nil, dep, false, err
+	}
+	switch {
+	case n.IsDir():
+		return nil, n.Change, false, fsop.EISDIR
+	case !n.IsRegular():
+		return nil, n.Change, false, fsop.EINVAL
+	}
+	r.Attr.Ino, r.Attr.Window = n.Ino, uint64(b.holder(n))
+	if op.Off >= n.Size || op.Len == 0 {
+		return r, n.Change, false, nil
+	}
+	r.Data = make([]byte, min(uint64(op.Len), n.Size-op.Off))
+	gen := b.gen.Load()
+	name, pieces, err := b.plan(n, r.Data, op.Off)
+	defer func() {
+		for i := range pieces {
+			if pieces[i].seg != nil {
+				pieces[i].seg.Close()
+			}
+		}
+	}()
+	if err != nil {
+		return nil, 0, false, err
+	}
+	if len(pieces) == 0 {
+		return r, n.Change, false, nil
+	}
+	if !exclusive {
+		unlock()
+	}
+	err = b.readPieces(name, pieces)
+	if exclusive {
+		return r, n.Change, false, err
+	}
+	if name == (data.Name{}) && err == nil && b.gen.Load() == gen {
+		return r, n.Change, false, nil // what is in the log does not change
+	}
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed.Load() {
+		return nil, 0, false, ErrClosed
+	}
+	now, err2 := b.inode(op.Ino)
+	if b.gen.Load() != gen || err2 != nil || now.Content != n.Content {
+		return nil, 0, true, nil
+	}
+	return r, n.Change, false, err
+}
+
+// plan finds out where p, the bytes of n from off on, is, and reads at once what
+// is in the KV. If a data file is needed its name is returned. b.mu is held.
+func (b *Brick) plan(n *node, p []byte, off uint64) (name data.Name, pieces []piece, err error) {
+	base, err := b.knownBase(n)
+	if err != nil {
+		return name, nil, err
+	}
+	end := off + uint64(len(p))
+	if base.Kind == meta.BaseInline {
+		// All of it: what extents cover is overwritten below.
+		if _, _, err := b.store.ReadInline(n.Ino, p, off); err != nil {
+			return name, nil, err
+		}
+	}
+	at := off
+	fill := func(to uint64) {
+		if to = min(to, end); base.Kind == meta.BaseFile && at < min(to, base.Len) {
+			name = data.Name{Ino: n.Ino, Incarnation: base.Incarnation}
+			pieces = append(pieces, piece{p: p[at-off : min(to, base.Len)-off], off: int64(at)})
+		}
+	}
+	b.extents[n.Ino].each(off, end, func(e *meta.Extent) bool {
+		if e.Off > at {
+			fill(e.Off)
+		}
+		from, to := max(e.Off, off), min(e.End(), end)
+		at = to
+		if e.Zero {
+			clear(p[from-off : to-off])
+			return true
+		}
+		var seg *oplog.Segment
+		if seg, err = b.log.OpenSegment(e.Segment); err != nil {
+			return false
+		}
+		pieces = append(pieces, piece{p: p[from-off : to-off], seg: seg, off: e.LogOff + int64(from-e.Off)})
+		return true
+	})
+	if err == nil && at < end {
+		fill(end)
+	}
+	return name, pieces, err
+}
+
+// knownBase is baseOf that remembers. b.mu is held.
+func (b *Brick) knownBase(n *node) (meta.Base, error) {
+	if n.baseKnown {
+		return n.base, nil
+	}
+	base, err := b.store.Base(n.Ino, false)
+	if err != nil {
+		return base, err
+	}
+	c := *n
+	c.base, c.baseKnown = base, true
+	b.cache.put(&c)
+	return base, nil
+}
+
+// readPieces carries out a plan.
+func (b *Brick) readPieces(name data.Name, pieces []piece) error {
+	var f *data.File
+	if name != (data.Name{}) {
+		var err error
+		if f, err = b.data.Open(name); err != nil {
+			return err
+		}
+		defer f.Release()
+	}
+	for _, p := range pieces {
+		if p.seg != nil {
+			if err := p.seg.ReadAt(p.p, p.off); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := readFull(f, p.p, p.off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readFull reads p, of which what is behind the file's end is zero.
+func readFull(f io.ReaderAt, p []byte, off int64) error {
+	m, err := f.ReadAt(p, off)
+	if err == io.EOF || errors.Is(err, io.EOF) {
+		clear(p[m:])
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,91 @@
+package brick
+
+import (
+	"slices"
+
+	"mortar/internal/brick/meta"
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+)
+
+// maxReplies bounds the replies that are kept for a session that acknowledges
+// none. The oldest are forgotten; a client that has so many requests under way
+// waits for a lock with the oldest ones, and may ask for that again.
+const maxReplies = 8192
+
+// session is what the brick has in memory of a session. The rest is in the KV.
+type session struct {
+	meta.Session
+	acked   uint64   // replies below were received
+	floor   uint64   // replies below are forgotten
+	replies []uint64 // numbers whose replies are kept, ascending
+}
+
+// done reports whether the session's request was executed before: known with
+// the reply still there, or gone so that nobody can still want it.
+func (s *session) done(number uint64, op fsop.Op) (known, gone bool) {
+	if _, ok := slices.BinarySearch(s.replies, number); ok {
+		return true, false
+	}
+	if number < s.acked {
+		return false, true
+	}
+	_, lock := op.(*fsop.Setlk)
+	return false, number < s.floor && !lock
+}
+
+// sessionEdit is what an entry changes in a session's window.
+type sessionEdit struct {
+	s      *session
+	acked  uint64
+	number uint64
+	forget []uint64 // numbers, a prefix of s.replies
+}
+
+// record plans to keep the reply to number and to forget what is acknowledged.
+func (s *session) record(number, acked uint64) sessionEdit {
+	e := sessionEdit{s: s, acked: max(s.acked, min(acked, number)), number: number}
+	i, _ := slices.BinarySearch(s.replies, e.acked)
+	if left := len(s.replies) - i; left >= maxReplies {
+		i = len(s.replies) - maxReplies + 1
+	}
+	e.forget = s.replies[:i]
+	return e
+}
+
+// apply does what record planned.
+func (e *sessionEdit) apply() {
+	s := e.s
+	s.acked = e.acked
+	if n := len(e.forget); n > 0 {
+		if last := e.forget[n-1]; last >= e.acked {
+			s.floor = last + 1
+		}
+		s.replies = slices.Delete(s.replies, 0, n)
+	}
+	i, _ := slices.BinarySearch(s.replies, e.number)
+	s.replies = slices.Insert(s.replies, i, e.number)
+}
+
+// SessionInfo is a session that the set knows.
+type SessionInfo struct {
+	ID     cluster.SessionID
+	Client string // host and mount point, for people
+}
+
+// Sessions returns the sessions that are open, in the order of their ids.
+func (b *Brick) Sessions() []SessionInfo {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	infos := make([]SessionInfo, 0, len(b.sessions))
+	for _, s := range b.sessions {
+		infos = append(infos, SessionInfo{s.ID, s.Client})
+	}
+	slices.SortFunc(infos, func(x, y SessionInfo) int {
+		if x.ID < y.ID {
+			return -1
+		}
+		return 1
+	})
+	return infos
+}

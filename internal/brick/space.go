@@ -1,0 +1,143 @@
+package brick
+
+import (
+	"sync"
+	"time"
+
+	"mortar/internal/disk"
+	"mortar/internal/fsop"
+)
+
+// space knows how much room the disk has. Asking the file system costs little,
+// but not so little that every write should.
+type space struct {
+	mu    sync.Mutex
+	at    time.Time // of the sample
+	disk  disk.Space
+	spent uint64 // admitted since the sample, bytes
+}
+
+const (
+	sampleAge = time.Second
+	// opCost is what an operation without payload takes at most in log and KV.
+	opCost = 4096
+	// minReserve keeps room for the KV to flush and compact.
+	minReserve = 16 << 20
+)
+
+// sample returns the disk's space, at most a second old if there is plenty. need
+// is what the caller is about to spend. b.space.mu is held.
+func (b *Brick) sample(need uint64) (disk.Space, error) {
+	s := &b.space
+	fresh := time.Since(s.at) < sampleAge
+	if plenty := s.disk.Avail > 4*b.reserve(s.disk.Total)+s.spent+need; !fresh || !plenty {
+		d, err := b.opts.FS.Statfs(b.home)
+		if err != nil {
+			return d, err
+		}
+		s.disk, s.at, s.spent = d, time.Now(), 0
+	}
+	return s.disk, nil
+}
+
+// reserve is what ordinary writes may not use.
+func (b *Brick) reserve(total uint64) uint64 {
+	r := uint64(float64(total) * b.opts.Reserve)
+	return max(r, min(minReserve+2*uint64(b.opts.SegmentSize), total/8))
+}
+
+// free returns the bytes that ordinary writes may still use, and those that
+// deletions may. b.space.mu is held.
+func (b *Brick) free(need uint64) (ordinary, all uint64, d disk.Space, err error) {
+	d, err = b.sample(need)
+	if err != nil {
+		return 0, 0, d, err
+	}
+	promised := uint64(max(b.backlog.promised.Load(), 0)) + b.space.spent
+	if promised >= d.Avail {
+		return 0, 0, d, nil
+	}
+	all = d.Avail - promised
+	if r := b.reserve(d.Total); r < all {
+		ordinary = all - r
+	}
+	return ordinary, all, d, nil
+}
+
+// Admit says whether there is room for op: fsop.ENOSPC if not. What frees space
+// is admitted as long as there is any room at all.
+func (b *Brick) Admit(op fsop.Op) error {
+	need, frees := cost(op)
+	b.space.mu.Lock()
+	defer b.space.mu.Unlock()
+	ordinary, all, d, err := b.free(need)
+	if err != nil {
+		return b.fail(err)
+	}
+	if frees && all > b.reserve(d.Total)/8 {
+		return nil
+	}
+	if !frees && ordinary >= need {
+		b.space.spent += need
+		return nil
+	}
+	b.settle.tight.Store(true)
+	b.settle.kick()
+	return fsop.ENOSPC
+}
+
+// cost is what op takes on the disk at most, in bytes, and whether it helps to
+// give some back.
+func cost(op fsop.Op) (need uint64, frees bool) {
+	switch op := op.(type) {
+	case *fsop.Write:
+		// Once in the log, once where it is settled. Both are whole blocks.
+		return 2*blocksUp(uint64(len(op.Data)))*blockSize + opCost, false
+	case *fsop.Fallocate:
+		if op.Mode&(fsop.FallocPunchHole|fsop.FallocZeroRange) != 0 {
+			return opCost, true
+		}
+		return op.Len + opCost, false
+	case *fsop.Setxattr:
+		return 4*uint64(len(op.Value)) + opCost, false
+	case *fsop.Symlink:
+		return 4*uint64(len(op.Target)) + opCost, false
+	case *fsop.Create, *fsop.Mkdir, *fsop.Mknod, *fsop.Link:
+		return opCost, false
+	}
+	return opCost, true
+}
+
+// Free returns how many bytes of ordinary writes the brick can still take.
+func (b *Brick) Free() uint64 {
+	b.space.mu.Lock()
+	defer b.space.mu.Unlock()
+	ordinary, _, _, err := b.free(0)
+	if err != nil {
+		b.fail(err)
+		return 0
+	}
+	return ordinary
+}
+
+// inodeSpace is about what an empty file takes in the KV.
+const inodeSpace = 512
+
+// statfs answers Statfs. b.mu is held.
+func (b *Brick) statfs(r *fsop.Reply) error {
+	b.space.mu.Lock()
+	defer b.space.mu.Unlock()
+	ordinary, all, d, err := b.free(0)
+	if err != nil {
+		return err
+	}
+	files := ordinary / inodeSpace
+	if d.Files > 0 {
+		files = min(files, d.FilesFree)
+	}
+	r.Statfs = fsop.Statfs{
+		Total: d.Total, Free: all, Avail: ordinary,
+		Files: b.state.Inodes + files, FilesFree: files,
+	}
+	return nil
+}

@@ -1,0 +1,71 @@
+package brick
+
+import (
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+)
+
+// holder returns the session that holds the window of n (fsop.Window), 0 for
+// none. A window ends with its session, and does not come back when a session of
+// the same id is opened again. b.wmu or b.mu is held.
+func (b *Brick) holder(n *node) cluster.SessionID {
+	if n.Attr.Window == 0 {
+		return 0
+	}
+	id := cluster.SessionID(n.Attr.Window)
+	if s := b.sessions[id]; s == nil || n.WindowSince < s.Opened {
+		return 0
+	}
+	return id
+}
+
+// attr is n's attributes as replies show them.
+func (b *Brick) attr(n *node) fsop.Attr {
+	a := n.Attr
+	a.Window = uint64(b.holder(n))
+	return a
+}
+
+// window gives or takes the window of n as an operation of the entry's session
+// wishes. EIO if the operation relies on a window that the session does not hold.
+func (x *exec) window(n *work, w fsop.Window) error {
+	if w == 0 || x.e.Session == 0 {
+		return nil
+	}
+	held := x.b.holder(&n.node) == x.e.Session
+	switch {
+	case w&fsop.WindowHeld != 0 && !held:
+		return fsop.EIO
+	case w&fsop.WindowDone != 0 && held:
+		x.closeTheWindow(n)
+	case w&fsop.WindowAsk != 0 && !held && x.b.holder(&n.node) == 0:
+		n.Attr.Window, n.WindowSince = uint64(x.e.Session), x.e.Time
+		x.reply.Window = true
+	case w&fsop.WindowAsk != 0 && held:
+		x.reply.Window = true
+	}
+	return nil
+}
+
+func (x *exec) closeTheWindow(n *work) {
+	n.Attr.Window, n.WindowSince = 0, 0
+	n.dirty, x.changed = true, true
+	x.released = append(x.released, n.Ino)
+}
+
+// closeWindow executes CloseWindow. The inode's Change stays: nothing of it
+// that is shown to anybody changes.
+func (x *exec) closeWindow(op *fsop.CloseWindow) error {
+	id := cluster.SessionID(op.Session)
+	if x.e.Session != 0 && x.e.Session != id {
+		return fsop.EPERM
+	}
+	n, err := x.node(op.Ino)
+	if err != nil {
+		return err
+	}
+	if id != 0 && x.b.holder(&n.node) == id {
+		x.closeTheWindow(n)
+	}
+	return nil
+}
