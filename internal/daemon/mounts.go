@@ -60,6 +60,7 @@ type mountConn struct {
 	readOnly bool
 	state    sessionState
 	session  *replica.Session
+	holds    []proto.Hold // of the next Attach; used by Message only
 	cancels  map[uint64]context.CancelFunc // of calls being answered
 }
 
@@ -113,6 +114,9 @@ func (c *mountConn) Message(_ *wire.Conn, msg wire.Message) {
 	}
 }
 
+// maxHolds bounds the inodes that a session may say it holds, some 100 MiB.
+const maxHolds = 4 << 20
+
 var errOrder = errors.New("not in this order")
 
 func (c *mountConn) message(msg wire.Message) error {
@@ -131,11 +135,20 @@ func (c *mountConn) message(msg wire.Message) error {
 		c.volume, c.version = q.Volume, vm.Version
 		c.mu.Unlock()
 		c.conn.Reply(msg, codec.Append(nil, vm))
+	case proto.KindHold:
+		var q proto.Forget
+		if err := decode(msg, !isCall, &q); err != nil {
+			return err
+		}
+		if c.holds = append(c.holds, q.Holds...); len(c.holds) > maxHolds {
+			return errors.New("more held inodes than a session may have")
+		}
 	case proto.KindAttach:
 		q := new(proto.Attach)
 		if err := decode(msg, isCall, q); err != nil {
 			return err
 		}
+		q.Holds, c.holds = append(c.holds, q.Holds...), nil
 		c.mu.Lock()
 		busy := c.state != noSession
 		if !busy {
