@@ -341,16 +341,18 @@ func parseDuration(s string) (time.Duration, bool) {
 	return d, err == nil && d >= 0 && d%time.Millisecond == 0
 }
 
-// formatDuration is time.Duration's form less its empty minutes and seconds.
+// formatDuration writes a time in the largest unit that leaves it whole; a
+// minute is written as 60s, as people do.
 func formatDuration(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
+	switch {
+	case d != 0 && d%time.Hour == 0:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d > time.Minute && d%time.Minute == 0:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d%time.Second == 0:
+		return fmt.Sprintf("%ds", d/time.Second)
 	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
+	return d.String()
 }
 
 var sizeUnits = []struct {
@@ -469,22 +471,26 @@ func (a Access) Allows(ip netip.Addr) bool {
 	return slices.ContainsFunc(a.patterns, func(p string) bool { return globMatch(p, text) })
 }
 
-// globMatch matches '*' against any run of characters.
+// globMatch matches '*' against any run of characters. Each part between stars
+// may be taken where it is first found, so the time is bounded by the lengths.
 func globMatch(pattern, s string) bool {
-	head, rest, star := strings.Cut(pattern, "*")
-	if !strings.HasPrefix(s, head) {
+	parts := strings.Split(pattern, "*")
+	if len(parts) == 1 {
+		return pattern == s
+	}
+	first, last := parts[0], parts[len(parts)-1]
+	if !strings.HasPrefix(s, first) {
 		return false
 	}
-	s = s[len(head):]
-	if !star {
-		return s == ""
-	}
-	for i := range len(s) + 1 {
-		if globMatch(rest, s[i:]) {
-			return true
+	s = s[len(first):]
+	for _, part := range parts[1 : len(parts)-1] {
+		i := strings.Index(s, part)
+		if i < 0 {
+			return false
 		}
+		s = s[i+len(part):]
 	}
-	return false
+	return strings.HasSuffix(s, last)
 }
 
 // VolumeOptions are the options of a volume in typed form, defaults filled in.

@@ -29,6 +29,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -89,7 +90,7 @@ const (
 	leaderLease      = 250 * time.Millisecond
 	// commitTick is how often the library looks whether followers know the
 	// commit index. They do: transport tells them at once. It is only a net.
-	commitTick = 100 * time.Millisecond
+	commitTick = 200 * time.Millisecond
 
 	// snapshotEvery and trailing bound the log: the state is small, and so is a
 	// snapshot; a peer that was away for less than trailing commands catches up
@@ -113,6 +114,11 @@ type Control struct {
 
 	closeOnce sync.Once
 	closeErr  error
+
+	// forgetful is set while the peer may have forgotten what it promised; see
+	// amnesia.go.
+	forgetful atomic.Bool
+	behind    atomic.Uint64 // the highest commit index heard of while forgetful
 
 	mu          sync.Mutex // guards all below
 	st          *state.State
@@ -149,6 +155,7 @@ func Open(cfg Config) (*Control, error) {
 		return nil, err
 	}
 	c.store = st
+	c.forgetful.Store(st.forgetful())
 	snaps, err := openSnapshots(cfg.Dir)
 	if err != nil {
 		cfg.Listener.Close()
@@ -158,12 +165,14 @@ func Open(cfg Config) (*Control, error) {
 	sl := newStream(cfg.Listener, cfg.Self, cfg.Log)
 	sl.dial, sl.hello, sl.check = cfg.Dial, c.hello, c.checkHello
 	c.trans = newTransport(sl, newRaftLog(cfg.Log))
+	c.trans.amnesia = c.amnesia
 	c.raft, err = raft.NewRaft(c.raftConfig(), (*fsm)(c), st, st, snaps, c.trans)
 	if err != nil {
 		c.trans.Close()
 		st.close()
 		return nil, fmt.Errorf("control store %s: %w", cfg.Dir, err)
 	}
+	c.trans.start()
 	return c, nil
 }
 
@@ -302,6 +311,10 @@ func (c *Control) Bootstrap(ctx context.Context, init state.Init) error {
 	}
 	if m := c.Map(); !m.Pool.IsZero() {
 		return state.Refusal(state.CodePoolExists, "this machine belongs to pool %v already", m.Pool)
+	}
+	// Nobody else is there whom anything could have been promised.
+	if err := c.remember(); err != nil {
+		return err
 	}
 	err := c.raft.BootstrapCluster(raft.Configuration{Servers: []raft.Server{{ID: serverID(c.cfg.Self), Address: raft.ServerAddress(serverID(c.cfg.Self))}}}).Error()
 	if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {

@@ -187,6 +187,24 @@ func (l *leader) suspect(s *suspicion) {
 
 // handover works on a planned change and waits for it.
 func (l *leader) handover(ctx context.Context, h *handover) error {
+	select {
+	case <-l.ready:
+	case <-l.ctx.Done():
+		return errAgain
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	v, cfg := l.config(h.Set)
+	switch {
+	case cfg == nil:
+		return state.Refusal(state.CodeNotStarted, "set %v is not one of a started volume", h.Set)
+	case cfg.Epoch != h.Epoch:
+		return state.Refusal(state.CodeStaleEpoch, "volume %s, set %d has epoch %d by now", v.Name, h.Set.Index, cfg.Epoch)
+	case !cfg.IsInSync(h.Leaving):
+		return nil // nobody counts on it
+	case len(cfg.InSync) == 1:
+		return state.Refusal(state.CodeUnsafe, "volume %s: no other brick is in sync to take over", v.Name)
+	}
 	t := l.begin(&trouble{set: h.Set, epoch: h.Epoch, planned: true, leaving: h.Leaving})
 	if !t.planned || t.leaving != h.Leaving {
 		return state.Refusal(state.CodeConflict, "the set is being given another primary already")
@@ -270,7 +288,7 @@ func (l *leader) resolve(t *trouble) error {
 		if l.ctx.Err() != nil {
 			return errAgain
 		}
-		f := state.Failover{Config: *cfg, Results: results, Elapsed: time.Since(t.since), Leaving: t.leaving}
+		f := state.Failover{Config: *cfg, Results: results, Elapsed: time.Since(t.since), Insisted: planned, Leaving: t.leaving}
 		verdict := f.Decide()
 		if verdict.Next != nil {
 			return l.configure(v, t, verdict.Next)

@@ -284,7 +284,11 @@ func (c *Control) serve(ctx context.Context, from cluster.PeerID, req *request) 
 		}
 	case req.Handover != nil:
 		if l := c.leading(); l != nil {
-			if err := l.handover(ctx, req.Handover); err != nil {
+			err := l.handover(ctx, req.Handover)
+			switch {
+			case errors.Is(err, errAgain):
+				return &answer{Retry: true}
+			case err != nil:
 				return &answer{Err: asRefusal(err)}
 			}
 			return &answer{}

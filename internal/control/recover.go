@@ -67,7 +67,7 @@ func Recover(dir string, self cluster.PeerID) error {
 	if err := raft.RecoverCluster(rc, f, st, st, snaps, trans, only); err != nil {
 		return fmt.Errorf("recover the pool from %s: %w", dir, err)
 	}
-	return nil
+	return st.put(forgetfulKey, []byte{0})
 }
 
 // recovery is the state machine that Recover replays the log into.

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -123,6 +125,7 @@ func openStore(dir string, failed func(error)) (_ *store, err error) {
 	}()
 	_, err = os.Stat(s.path)
 	if errors.Is(err, os.ErrNotExist) {
+		s.values[forgetfulKey] = []byte{1}
 		return s, s.rewriteLocked()
 	}
 	if err != nil {
@@ -430,15 +433,8 @@ func (s *store) rewriteLocked() error {
 	b = append(b, storeMagic...)
 	b = binary.LittleEndian.AppendUint32(b, storeVersion)
 	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[:12], castagnoli))
-	for _, k := range []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand"} {
-		if v, ok := s.values[k]; ok {
-			b = appendRecord(b, valueBody(k, v))
-		}
-	}
-	for k, v := range s.values {
-		if k != "CurrentTerm" && k != "LastVoteTerm" && k != "LastVoteCand" {
-			b = appendRecord(b, valueBody(k, v))
-		}
+	for _, k := range slices.Sorted(maps.Keys(s.values)) {
+		b = appendRecord(b, valueBody(k, s.values[k]))
 	}
 	for _, l := range s.logs {
 		b = appendRecord(b, entryBody([]byte{recEntries}, l))
@@ -639,16 +635,21 @@ var errNotFound = errors.New("not found") // raft compares the text
 // already and ends it in order; until then the machine is held here, where it
 // can promise nothing to anybody.
 func (s *store) Set(key, val []byte) error {
-	s.mu.Lock()
-	err := s.writeLocked(valueBody(string(key), val), 0)
-	if err == nil {
-		s.values[string(key)] = bytes.Clone(val)
-	}
-	s.mu.Unlock()
-	if err != nil {
+	if err := s.put(string(key), val); err != nil {
 		<-s.abandoned
 	}
 	return nil
+}
+
+// put stores a value durably.
+func (s *store) put(key string, val []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.writeLocked(valueBody(key, val), 0)
+	if err == nil {
+		s.values[key] = bytes.Clone(val)
+	}
+	return err
 }
 
 // Get implements raft.StableStore.

@@ -21,7 +21,7 @@ import (
 // group of three exchanges some hundred messages a second. transport keeps its
 // wire format and changes when messages are sent:
 //
-//   - heartbeats to one peer are paced, one per beatEvery;
+//   - heartbeats to one peer are paced, one per beatEvery, to all at one time;
 //   - an append that says nothing new (no entries, the same commit index) is
 //     not sent at all; nothing is faked, the library simply gets no answer to
 //     a message whose answer it does not wait for;
@@ -37,7 +37,14 @@ import (
 type transport struct {
 	*raft.NetworkTransport
 	stream *stream
+	begin  time.Time
 	done   chan struct{} // closed at shutdown
+	inbox  chan raft.RPC // to the consensus machine
+	sorted chan struct{} // closed when the goroutine that fills inbox has ended; nil before it is started
+
+	// amnesia, if set, is asked about every request that arrives before the
+	// machine gets it; see amnesia.go.
+	amnesia func(raft.RPC) error
 
 	mu       sync.Mutex // guards all below, and the link fields marked so
 	links    map[raft.ServerID]*link
@@ -61,8 +68,8 @@ type link struct {
 
 const (
 	// beatEvery is the time between heartbeats. The leader's lease is 250 ms: one
-	// may be lost.
-	beatEvery = 100 * time.Millisecond
+	// may be late.
+	beatEvery = 120 * time.Millisecond
 	// rpcTimeout bounds one request. A peer that needs longer than that to flush
 	// an entry is asked again.
 	rpcTimeout = time.Second
@@ -74,7 +81,9 @@ const (
 func newTransport(st *stream, log hclog.Logger) *transport {
 	t := &transport{
 		stream:   st,
+		begin:    time.Now(),
 		done:     make(chan struct{}),
+		inbox:    make(chan raft.RPC),
 		links:    map[raft.ServerID]*link{},
 		released: make(chan struct{}),
 		pipes:    map[*pipe]struct{}{},
@@ -88,6 +97,37 @@ func newTransport(st *stream, log hclog.Logger) *transport {
 	})
 	return t
 }
+
+// start begins to hand requests to the consensus machine.
+func (t *transport) start() {
+	t.sorted = make(chan struct{})
+	go func() {
+		defer close(t.sorted)
+		for {
+			select {
+			case rpc := <-t.NetworkTransport.Consumer():
+				if err := t.amnesia(rpc); err != nil {
+					rpc.Respond(nil, err)
+				} else {
+					t.inject(rpc)
+				}
+			case <-t.done:
+				return
+			}
+		}
+	}()
+}
+
+// inject hands a request to the consensus machine.
+func (t *transport) inject(rpc raft.RPC) {
+	select {
+	case t.inbox <- rpc:
+	case <-t.done:
+	}
+}
+
+// Consumer implements raft.Transport.
+func (t *transport) Consumer() <-chan raft.RPC { return t.inbox }
 
 var (
 	_ raft.Transport   = (*transport)(nil)
@@ -106,6 +146,9 @@ func (t *transport) Close() error {
 	err := t.NetworkTransport.Close()
 	t.NetworkTransport.CloseStreams()
 	t.stream.wait()
+	if t.sorted != nil {
+		<-t.sorted
+	}
 	return err
 }
 
@@ -170,9 +213,11 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 func (t *transport) heartbeat(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	t.mu.Lock()
 	l := t.linkLocked(id)
-	due := time.Until(l.lastBeat.Add(beatEvery))
-	if !l.alive {
-		due = 0
+	due := time.Duration(0)
+	if l.alive && time.Since(l.lastBeat) < beatEvery {
+		// All peers' heartbeats on one beat: the process wakes once for them.
+		since := time.Since(t.begin)
+		due = since.Truncate(beatEvery) + beatEvery - since
 	}
 	released := t.released
 	t.mu.Unlock()

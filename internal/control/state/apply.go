@@ -437,7 +437,11 @@ func CheckCreate(m *cluster.Map, c *CreateVolume) error {
 	case n%c.Replica != 0:
 		return Refusal(CodeBadReplica, "number of bricks is not a multiple of replica count")
 	case n > c.Replica:
-		return Refusal(CodeNotSupported, "%d bricks with replica %d would make %d sets; distributed volumes are not supported yet: give exactly %d brick(s), or replica %d", n, c.Replica, n/c.Replica, c.Replica, n)
+		or := ""
+		if n <= cluster.MaxReplica {
+			or = fmt.Sprintf(", or say replica %d to have every file on all of them", n)
+		}
+		return Refusal(CodeNotSupported, "%d bricks with replica %d would make %d sets; distributed volumes are not supported yet: give exactly %d brick(s)%s", n, c.Replica, n/c.Replica, c.Replica, or)
 	}
 	ids := map[cluster.BrickID]bool{}
 	for i := range c.Bricks {

@@ -34,6 +34,9 @@ type Failover struct {
 	Config  cluster.SetConfig
 	Results []SealResult  // of the in-sync bricks, in any order; one missing did not answer
 	Elapsed time.Duration // since the first round of seals
+	// Insisted tells that the bricks were to be sealed even if they hear their
+	// primary; so it is in every planned failover.
+	Insisted bool
 	// Leaving is a brick that goes away by intent: it neither leads nor stays in
 	// sync. Zero in an unplanned failover.
 	Leaving cluster.BrickID
@@ -71,16 +74,13 @@ func (f *Failover) Decide() Verdict {
 	var trusted, sealed []SealResult
 	answered := 0
 	var refusal *SealResult
-	primaryAnswered := cfg.Primary.IsZero()
+	primary := f.result(cfg.Primary)
 	for _, id := range f.order() {
 		r := f.result(id)
 		if !r.Answered {
 			continue
 		}
 		answered++
-		if id == cfg.Primary {
-			primaryAnswered = true
-		}
 		switch {
 		case !r.Reply.Sealed:
 			if refusal == nil {
@@ -94,10 +94,13 @@ func (f *Failover) Decide() Verdict {
 			sealed = append(sealed, r)
 		}
 	}
-	if refusal != nil {
+	if refusal != nil && !f.Insisted {
 		reason := fmt.Sprintf("brick %v keeps its primary: %s", refusal.Brick, refusal.Reply.Text)
-		if primaryAnswered {
+		switch {
+		case primary.Answered && !primary.Reply.Sealed:
 			return Verdict{Reason: reason}
+		case primary.Answered || cfg.Primary.IsZero():
+			return Verdict{Again: true, Insist: true, Reason: reason}
 		}
 		return Verdict{Again: true, Insist: f.Elapsed >= InsistAfter, Reason: reason}
 	}
@@ -115,8 +118,15 @@ func (f *Failover) Decide() Verdict {
 		}
 		return f.next(best, inSync)
 	}
+	if left := f.result(f.Leaving); left.Answered && left.Reply.Sealed && left.Reply.Trusted && cfg.IsInSync(f.Leaving) {
+		return Verdict{Reason: "only the brick that is to go away has certainly kept everything: wait until the others have healed"}
+	}
 	if len(sealed) == 0 {
-		return Verdict{Again: true, Reason: fmt.Sprintf("none of the %d in-sync brick(s) can be reached", candidates)}
+		reason := fmt.Sprintf("none of the %d in-sync brick(s) can be reached", candidates)
+		if refusal != nil {
+			reason = fmt.Sprintf("none of the %d in-sync brick(s) can lead; brick %v: %s", candidates, refusal.Brick, refusal.Reply.Text)
+		}
+		return Verdict{Again: true, Reason: reason}
 	}
 	if answered < len(cfg.InSync) && f.Elapsed < TrustWait {
 		return Verdict{Again: true, Reason: fmt.Sprintf("the bricks that can be reached stopped uncleanly; waiting for the other in-sync brick(s), %d of %d answered", answered, len(cfg.InSync))}
@@ -129,15 +139,19 @@ func (f *Failover) Decide() Verdict {
 }
 
 // order lists the in-sync bricks in the order in which equals are preferred: as
-// the user gave them, the failed primary last, since something was wrong with it.
+// the user gave them, but the primary last, since something was wrong with it,
+// or first, if it is another brick that goes away.
 func (f *Failover) order() []cluster.BrickID {
 	var ids []cluster.BrickID
+	if !f.Leaving.IsZero() && f.Config.IsInSync(f.Config.Primary) {
+		ids = append(ids, f.Config.Primary)
+	}
 	for _, b := range f.Config.Members {
 		if f.Config.IsInSync(b) && b != f.Config.Primary {
 			ids = append(ids, b)
 		}
 	}
-	if f.Config.IsInSync(f.Config.Primary) {
+	if f.Leaving.IsZero() && f.Config.IsInSync(f.Config.Primary) {
 		ids = append(ids, f.Config.Primary)
 	}
 	return ids
@@ -166,8 +180,5 @@ func (f *Failover) next(best SealResult, inSync []cluster.BrickID) Verdict {
 	n.Epoch++
 	n.Primary = best.Brick
 	n.InSync = inSync
-	if best.Reply.Tail.Compare(n.Floor) > 0 {
-		n.Floor = best.Reply.Tail
-	}
 	return Verdict{Next: &n}
 }

@@ -16,8 +16,10 @@ package state
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"mortar/internal/cluster"
 )
@@ -85,7 +87,7 @@ func (s *State) Token(hash string) *Token {
 }
 
 func (s *State) findToken(hash string) (int, bool) {
-	return slices.BinarySearchFunc(s.Tokens, hash, func(t Token, h string) int { return bytes.Compare([]byte(t.Hash), []byte(h)) })
+	return slices.BinarySearchFunc(s.Tokens, hash, func(t Token, h string) int { return strings.Compare(t.Hash, h) })
 }
 
 // Clone returns a copy that shares nothing that Apply changes.
@@ -127,13 +129,38 @@ func Decode(b []byte) (*State, error) {
 	if err := d.Decode(s); err != nil {
 		return nil, fmt.Errorf("control state: %w", err)
 	}
-	if s.Map == nil {
-		return nil, fmt.Errorf("control state: it has no map")
+	if err := s.sound(); err != nil {
+		return nil, fmt.Errorf("control state: %w", err)
 	}
 	if s.Changed == nil {
 		s.Changed = map[cluster.ID]uint64{}
 	}
 	return s, nil
+}
+
+// sound reports what would make Apply stumble. A state that was encoded is
+// sound; one that was tampered with need not be.
+func (s *State) sound() error {
+	if s.Map == nil {
+		return errors.New("it has no map")
+	}
+	if slices.Contains(s.Map.Peers, nil) || slices.Contains(s.Map.Volumes, nil) {
+		return errors.New("a peer or volume is empty")
+	}
+	for _, v := range s.Map.Volumes {
+		if v.Replica < 1 || len(v.Sets) == 0 || len(v.Bricks) != v.Replica*len(v.Sets) {
+			return fmt.Errorf("volume %q has %d bricks in %d sets of %d", v.Name, len(v.Bricks), len(v.Sets), v.Replica)
+		}
+		for i := range v.Sets {
+			if len(v.Sets[i].Members) != v.Replica {
+				return fmt.Errorf("volume %q: set %d has %d members", v.Name, i, len(v.Sets[i].Members))
+			}
+		}
+	}
+	if !slices.IsSortedFunc(s.Tokens, func(a, b Token) int { return strings.Compare(a.Hash, b.Hash) }) {
+		return errors.New("its tokens are not in order")
+	}
+	return nil
 }
 
 // epochLeap is far more than the number of configurations that a set can have

@@ -1,0 +1,103 @@
+package control
+
+import (
+	"errors"
+
+	"github.com/hashicorp/raft"
+
+	"mortar/internal/cluster"
+)
+
+// A voter promises two things: to keep every entry that it acknowledged, and to
+// vote once per term. A peer whose store was lost and begins again with an empty
+// one has forgotten both, while the others still count on it: with its vote a
+// leader could be elected that lacks decisions which the lost store had helped
+// to make.
+//
+// So a store that was made empty is marked, and while it is marked the peer
+// votes for nobody. The mark goes when the log has reached the commit index that
+// the leader sent: from then on it holds all that the old one could have
+// acknowledged. (A second vote in the very term of that leader would need a
+// candidate that stayed one while the leader was at work; it gives up at the
+// leader's first heartbeat.) Peers that join a pool pass through the same door.
+
+const forgetfulKey = "Forgetful"
+
+// forgetful reports whether the store bears the mark.
+func (s *store) forgetful() bool {
+	v, err := s.Get([]byte(forgetfulKey))
+	return err == nil && len(v) > 0 && v[0] == 1
+}
+
+var errForgetful = errors.New("this peer's control store is new and does not know yet what the old one had promised")
+
+// amnesia refuses requests for votes as long as the peer may have forgotten
+// something.
+func (c *Control) amnesia(rpc raft.RPC) error {
+	if !c.forgetful.Load() {
+		return nil
+	}
+	switch req := rpc.Command.(type) {
+	case *raft.AppendEntriesRequest:
+		for old := c.behind.Load(); req.LeaderCommitIndex > old && !c.behind.CompareAndSwap(old, req.LeaderCommitIndex); old = c.behind.Load() {
+		}
+	case *raft.InstallSnapshotRequest:
+		for old := c.behind.Load(); req.LastLogIndex > old && !c.behind.CompareAndSwap(old, req.LastLogIndex); old = c.behind.Load() {
+		}
+	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
+		if behind := c.behind.Load(); behind == 0 || c.raft.LastIndex() < behind {
+			return errForgetful
+		}
+		return c.remember()
+	}
+	return nil
+}
+
+// remember takes the mark away.
+func (c *Control) remember() error {
+	if !c.forgetful.Load() {
+		return nil
+	}
+	if err := c.store.put(forgetfulKey, []byte{0}); err != nil {
+		return err
+	}
+	c.forgetful.Store(false)
+	return nil
+}
+
+// LeaderDied tells that the daemon of a peer has certainly ended, because its
+// machine's kernel or the daemon itself said so. If that peer led the pool, the
+// others need not wait until its silence is long enough: the first of the
+// remaining voters stands for election at once. A mere lost connection is no
+// such proof.
+func (c *Control) LeaderDied(peer cluster.PeerID) {
+	if leader, ok := c.Leader(); !ok || leader != peer || peer == c.cfg.Self || c.forgetful.Load() {
+		return
+	}
+	for _, id := range c.Status().Voters {
+		if id == peer {
+			continue
+		}
+		if id != c.cfg.Self {
+			return // that one stands; should it be dead too, time decides
+		}
+		break
+	}
+	if !c.votes() {
+		return
+	}
+	c.trans.inject(raft.RPC{
+		Command:  &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}},
+		RespChan: make(chan raft.RPCResponse, 1),
+	})
+}
+
+// votes reports whether this peer is a voter.
+func (c *Control) votes() bool {
+	for _, s := range c.raft.GetConfiguration().Configuration().Servers {
+		if s.ID == serverID(c.cfg.Self) {
+			return s.Suffrage == raft.Voter
+		}
+	}
+	return false
+}
