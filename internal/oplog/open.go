@@ -73,6 +73,10 @@ func (l *Log) load() error {
 			return fmt.Errorf("op log: %w", err)
 		}
 	}
+	// What a crash left of a segment being prepared.
+	if err := l.fs.Remove(l.fs.PathJoin(l.dir, nextName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("op log: %w", err)
+	}
 	if len(void) > 0 {
 		if err := l.fs.SyncDir(l.dir); err != nil {
 			return fmt.Errorf("op log: %w", err)
@@ -117,7 +121,7 @@ func (l *Log) chain(nums []uint64) (void []uint64, err error) {
 }
 
 // list returns the numbers of the segments in the directory, in order. It makes
-// the directory, and removes what a crash left of a segment being prepared.
+// the directory.
 func (l *Log) list() ([]uint64, error) {
 	if !l.ro {
 		if err := l.fs.MkdirAll(l.dir, 0o700); err != nil {
@@ -135,10 +139,6 @@ func (l *Log) list() ([]uint64, error) {
 	for _, name := range names {
 		if num := parseSegmentName(name); num != 0 {
 			nums = append(nums, num)
-		} else if name == nextName && !l.ro {
-			if err := l.fs.Remove(l.fs.PathJoin(l.dir, name)); err != nil {
-				return nil, fmt.Errorf("op log: %w", err)
-			}
 		}
 	}
 	slices.Sort(nums)
