@@ -149,7 +149,11 @@ func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if err != nil {
 		return 0, f.status(r, err)
 	}
-	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	if reply.Attr.Ino == 0 {
+		f.nodes.written(ino) // answered before it was carried out
+	} else {
+		f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	}
 	if op.Append && reply.Off != in.Offset {
 		// The kernel put the data in its page cache at in.Offset. It has to ask
 		// for the size before it reads, which drops the page; mapped pages and
@@ -245,7 +249,11 @@ func (f *fileSystem) copyOnce(r *request, in *fuse.CopyFileRangeIn, done uint64,
 	if err != nil {
 		return 0, err
 	}
-	f.nodes.changed(&wrote.Attr, wrote.Seq, r.began)
+	if wrote.Attr.Ino == 0 {
+		f.nodes.written(out)
+	} else {
+		f.nodes.changed(&wrote.Attr, wrote.Seq, r.began)
+	}
 	return uint64(len(read.Data)), nil
 }
 

@@ -221,6 +221,16 @@ func (t *nodes) changed(a *fsop.Attr, seq uint64, b began) {
 	s.own[a.Ino] = ownAttr{*a, seq, b.own}
 }
 
+// written says that ino was written to and that its attributes are not known. No
+// reply to an older change can be on its way: the kernel makes changes of one
+// file one after the other.
+func (t *nodes) written(ino fsop.Ino) {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.own, ino)
+}
+
 // touched says that one of this mount's own changes, at seq, changed ino in a
 // way that the reply did not tell. Whatever is older is not to be cached.
 func (t *nodes) touched(ino fsop.Ino, seq uint64) {

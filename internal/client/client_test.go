@@ -1,0 +1,488 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+)
+
+func createOp(name string) fsop.Op {
+	return &fsop.Create{Node: fsop.Node{Parent: 1, Name: name}, Excl: true}
+}
+
+// TestExactlyOnce makes files through connections that are cut at any moment, by
+// daemons that come and go. Each is made once, and each caller is told so.
+func TestExactlyOnce(t *testing.T) {
+	s := newSet(t, 3)
+	var mu sync.Mutex
+	rng := rand.New(rand.NewPCG(1, 1))
+	s.cutReply = func(do *proto.Do) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return do.Number != 0 && rng.IntN(30) == 0
+	}
+	c := newClient(t, s, &fakeKernel{})
+	awaitReady(t, c)
+	stop := make(chan struct{})
+	var cutter sync.WaitGroup
+	cutter.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(30 * time.Millisecond):
+				s.daemons[i%3].cut()
+			}
+		}
+	})
+	const workers, each = 8, 50
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := range each {
+				name := fmt.Sprintf("%d-%d", w, i)
+				if _, err := c.Do(t.Context(), createOp(name)); err != nil {
+					t.Errorf("create %s: %v", name, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	close(stop)
+	cutter.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.names) != workers*each {
+		t.Errorf("%d files, want %d", len(s.names), workers*each)
+	}
+	for n, times := range s.executed {
+		if times != 1 {
+			t.Errorf("number %d carried out %d times", n, times)
+		}
+	}
+}
+
+// TestGivenUp gives up changes while their answers are being cut off. They are
+// resolved without their callers, and the numbers behind them are acknowledged.
+func TestGivenUp(t *testing.T) {
+	s := newSet(t, 2)
+	c := newClient(t, s, &fakeKernel{})
+	awaitReady(t, c)
+	for _, d := range s.daemons {
+		d.set(func() { d.mute = true })
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	data := bytes.Repeat([]byte("x"), 100000)
+	errs := make(chan error, 2)
+	go func() { _, err := c.Do(ctx, createOp("given-up")); errs <- err }()
+	go func() { _, err := c.Do(ctx, &fsop.Write{Ino: 5, Data: data}); errs <- err }()
+	eventually(t, "both sent", func() bool {
+		c.mu.Lock()
+		h := c.home
+		c.mu.Unlock()
+		return h == nil || h.inflight.Load() == 2
+	})
+	cancel()
+	for range 2 {
+		if err := <-errs; !errors.Is(err, context.Canceled) {
+			t.Errorf("given up: %v", err)
+		}
+	}
+	for i := range data {
+		data[i] = 'y' // the caller's buffer is his again
+	}
+	for _, d := range s.daemons {
+		d.set(func() { d.mute = false })
+		d.cut()
+	}
+	eventually(t, "resolved", func() bool { return c.numbers.acked() == 3 })
+	s.mu.Lock()
+	made := maps.Clone(s.names)
+	var wrote []byte
+	for _, r := range s.answers {
+		if r.Reply.Attr.Ino == 5 {
+			wrote = r.Reply.Data
+		}
+	}
+	s.mu.Unlock()
+	if len(made) != 1 {
+		t.Errorf("names: %v", made)
+	}
+	if wrote != nil && wrote[0] != 'x' {
+		t.Error("the write took bytes that its caller had taken back")
+	}
+	// The inode that nobody was told of is forgotten.
+	eventually(t, "forgotten", func() bool {
+		for _, d := range s.daemons {
+			d.mu.Lock()
+			n := len(d.forgets)
+			d.mu.Unlock()
+			if n > 0 {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// TestAbandonedLookup gives up a lookup: the hold that its answer counts goes back.
+func TestAbandonedLookup(t *testing.T) {
+	s := newSet(t, 1)
+	c := newClient(t, s, &fakeKernel{})
+	awaitReady(t, c)
+	if _, err := c.Do(t.Context(), createOp("a")); err != nil {
+		t.Fatal(err)
+	}
+	d := s.daemons[0]
+	block := make(chan struct{})
+	d.set(func() { d.block = block })
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := make(chan error, 1)
+	go func() { _, err := c.Do(ctx, &fsop.Lookup{Parent: 1, Name: "a"}); errs <- err }()
+	eventually(t, "sent", func() bool { return c.home.inflight.Load() == 1 })
+	cancel()
+	if err := <-errs; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	d.set(func() { d.block = nil })
+	close(block)
+	eventually(t, "forgotten", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return len(d.forgets) == 1 && d.forgets[0] == proto.Hold{Ino: 1001, N: 1}
+	})
+}
+
+// TestHomes has a session leave homes that end, fall silent, fall out of sync
+// and send it away, with what its kernel holds, dropping its caches each time.
+func TestHomes(t *testing.T) {
+	s := newSet(t, 2)
+	k := &fakeKernel{}
+	for i := range 70000 {
+		k.holds = append(k.holds, proto.Hold{Ino: fsop.Ino(i + 2), N: 1})
+	}
+	c := newClient(t, s, k)
+	awaitReady(t, c)
+	at := func() int {
+		for i, d := range s.daemons {
+			if d.attachedConns() == 1 {
+				return i
+			}
+		}
+		return -1
+	}
+	if at() != 0 {
+		t.Fatalf("the first home is %d", at())
+	}
+	for _, leave := range []struct {
+		name         string
+		break_, mend func(d *fakeDaemon)
+	}{
+		{"ended", func(d *fakeDaemon) { d.stop() }, func(d *fakeDaemon) { d.start() }},
+		{"silent", func(d *fakeDaemon) { d.set(func() { d.mute = true }) }, func(d *fakeDaemon) { d.set(func() { d.mute = false }) }},
+		{"out of sync", func(d *fakeDaemon) { d.set(func() { d.inSync = false }) }, func(d *fakeDaemon) { d.set(func() { d.inSync = true }) }},
+		{"no lease", func(d *fakeDaemon) { d.set(func() { d.serving = false }) }, func(d *fakeDaemon) { d.set(func() { d.serving = true }) }},
+	} {
+		was := at()
+		drops := k.dropCount()
+		began := time.Now()
+		leave.break_(s.daemons[was])
+		eventually(t, leave.name+": another home", func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			if _, err := c.Do(ctx, &fsop.Getattr{Ino: 1}); err != nil {
+				t.Fatalf("%s: %v", leave.name, err)
+			}
+			return at() >= 0 && at() != was
+		})
+		if d := time.Since(began); d > 2*time.Second {
+			t.Errorf("%s: %v until the next home", leave.name, d)
+		}
+		if k.dropCount() == drops {
+			t.Errorf("%s: caches were not dropped", leave.name)
+		}
+		d := s.daemons[at()]
+		d.mu.Lock()
+		a := d.attaches[len(d.attaches)-1]
+		d.mu.Unlock()
+		if len(a.Holds) != len(k.holds) || a.Session != c.Session() {
+			t.Errorf("%s: attached with %d holds, want %d", leave.name, len(a.Holds), len(k.holds))
+		}
+		leave.mend(s.daemons[was])
+	}
+}
+
+// TestGoesHome has a session begin elsewhere because its own machine's brick is
+// not in sync, and go home when it is.
+func TestGoesHome(t *testing.T) {
+	s := newSet(t, 2)
+	local := filepath.Join(t.TempDir(), "data.sock")
+	l, err := net.Listen("unix", local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := s.daemons[1]
+	d.accept(l)
+	d.set(func() { d.inSync = false })
+	c := newClient(t, s, &fakeKernel{}, func(cfg *Config) { cfg.Local = local })
+	awaitReady(t, c)
+	if s.daemons[0].attachedConns() != 1 {
+		t.Fatal("not at the replica in sync")
+	}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for w := range 4 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := c.Do(t.Context(), createOp(fmt.Sprint(w, "-", i))); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	s.pushMap() // it looks, and is refused
+	eventually(t, "asked", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.refused > 0 })
+	d.set(func() { d.inSync = true })
+	s.pushMap()
+	eventually(t, "home", func() bool { return d.attachedConns() == 1 && s.daemons[0].attachedConns() == 0 })
+	close(stop)
+	wg.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n, times := range s.executed {
+		if times != 1 {
+			t.Errorf("number %d carried out %d times", n, times)
+		}
+	}
+}
+
+// TestDropBeforeAnswer holds DropAll up after a change of home: nothing is
+// answered before it has returned.
+func TestDropBeforeAnswer(t *testing.T) {
+	s := newSet(t, 1)
+	k := &fakeKernel{}
+	c := newClient(t, s, k)
+	awaitReady(t, c)
+	gate := make(chan struct{})
+	k.mu.Lock()
+	k.inDrop = gate
+	drops := k.drops
+	k.mu.Unlock()
+	s.daemons[0].cut()
+	answered := make(chan error, 1)
+	go func() { _, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1}); answered <- err }()
+	eventually(t, "dropping", func() bool { return k.dropCount() > drops })
+	select {
+	case err := <-answered:
+		t.Fatalf("answered (%v) while caches were being dropped", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	k.mu.Lock()
+	k.inDrop = nil
+	k.mu.Unlock()
+	close(gate)
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLease lets the lease run out at a home that goes on answering: the caches
+// are dropped in time, and answers are not to be cached until the lease is back.
+func TestLease(t *testing.T) {
+	s := newSet(t, 1)
+	k := &fakeKernel{}
+	c := newClient(t, s, k)
+	awaitReady(t, c)
+	r, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1})
+	if err != nil || r.Seq == 0 {
+		t.Fatalf("with a lease: %+v, %v", r, err)
+	}
+	d := s.daemons[0]
+	drops := k.dropCount()
+	d.set(func() { d.mute = true })
+	silenced := monotonic()
+	eventually(t, "dropped", func() bool { return k.dropCount() > drops })
+	k.mu.Lock()
+	late := k.droppedAt[len(k.droppedAt)-1] - silenced
+	k.mu.Unlock()
+	if late > cluster.LeaseGuard {
+		t.Errorf("caches dropped %v after the last answer, the home waits %v", late, cluster.LeaseGuard)
+	}
+	d.set(func() { d.mute, d.serving = false, true })
+	eventually(t, "a lease again", func() bool {
+		r, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1})
+		return err == nil && r.Seq != 0
+	})
+}
+
+// TestUncached asks before a pong and is answered after it: the answer may be
+// older than what the home takes back, so it is not to be cached.
+func TestUncached(t *testing.T) {
+	s := newSet(t, 1)
+	c := newClient(t, s, &fakeKernel{})
+	awaitReady(t, c)
+	d := s.daemons[0]
+	block := make(chan struct{})
+	d.set(func() { d.block = block })
+	type answer struct {
+		r   *fsop.Reply
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() { r, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1}); got <- answer{r, err} }()
+	eventually(t, "sent", func() bool { return c.home.inflight.Load() == 1 })
+	c.lapse("test") // and at the next pong the lease is back
+	eventually(t, "granted", func() bool { return c.lease.current() != 0 })
+	d.set(func() { d.block = nil })
+	close(block)
+	a := <-got
+	if a.err != nil || a.r.Seq != 0 {
+		t.Errorf("got %+v, %v; want Seq 0", a.r, a.err)
+	}
+}
+
+// TestInvals has invalidations carried out beside each other, each acknowledged
+// by its own number when it is done and not before.
+func TestInvals(t *testing.T) {
+	s := newSet(t, 1)
+	k := &fakeKernel{hold: make(chan struct{})}
+	c := newClient(t, s, k)
+	awaitReady(t, c)
+	d := s.daemons[0]
+	eventually(t, "attached", func() bool { return d.attachedConns() == 1 })
+	d.inval(&proto.Inval{Seq: 7, Effects: []proto.Effect{{Ino: 1, Name: "a"}}})
+	acks := func() int { d.mu.Lock(); defer d.mu.Unlock(); return len(d.acks) }
+	if _, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1}); err != nil { // in order behind it
+		t.Fatal(err)
+	}
+	if acks() != 0 {
+		t.Fatal("acknowledged before it was done")
+	}
+	k.mu.Lock()
+	hold := k.hold
+	k.hold = nil
+	k.mu.Unlock()
+	d.inval(&proto.Inval{Seq: 8, Effects: []proto.Effect{{Ino: 1, Name: "b"}}})
+	eventually(t, "8 overtakes 7", func() bool { return acks() == 1 })
+	close(hold)
+	eventually(t, "7 acknowledged", func() bool { return acks() == 2 })
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.acks[0] != 8 || d.acks[1] != 7 {
+		t.Errorf("acknowledged %v", d.acks)
+	}
+}
+
+// TestForgets tells the home what the kernel forgot.
+func TestForgets(t *testing.T) {
+	s := newSet(t, 1)
+	k := &fakeKernel{}
+	c := newClient(t, s, k)
+	awaitReady(t, c)
+	k.mu.Lock()
+	for i := range 40000 {
+		k.forgot = append(k.forgot, proto.Hold{Ino: fsop.Ino(i + 2), N: 3})
+	}
+	k.mu.Unlock()
+	d := s.daemons[0]
+	eventually(t, "told", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.forgets) == 40000 })
+}
+
+// TestLimit has the volume's io-timeout end what waits for a set that is away,
+// and change with the map.
+func TestLimit(t *testing.T) {
+	s := newSet(t, 1)
+	s.options = []proto.Option{{Key: cluster.OptIOTimeout, Value: "50ms"}}
+	var mu sync.Mutex
+	var told []map[string]string
+	c := newClient(t, s, &fakeKernel{}, func(cfg *Config) {
+		cfg.Options = func(o map[string]string) { mu.Lock(); told = append(told, o); mu.Unlock() }
+	})
+	awaitReady(t, c)
+	d := s.daemons[0]
+	d.set(func() { d.inSync = false })
+	d.cut()
+	if _, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1}); err != fsop.EIO {
+		t.Errorf("read: %v, want EIO", err)
+	}
+	if _, err := c.Do(t.Context(), createOp("late")); err != fsop.EIO {
+		t.Errorf("change: %v, want EIO", err)
+	}
+	d.set(func() { d.inSync = true })
+	eventually(t, "answers again", func() bool {
+		_, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1})
+		return err == nil
+	})
+	s.mu.Lock()
+	s.options = []proto.Option{{Key: cluster.OptIOTimeout, Value: "0s"}}
+	s.mu.Unlock()
+	s.pushMap()
+	eventually(t, "the option is gone", func() bool { return c.ioLimit.Load() == 0 })
+	mu.Lock()
+	defer mu.Unlock()
+	if len(told) != 2 || told[1][cluster.OptIOTimeout] != "0s" {
+		t.Errorf("told of options: %v", told)
+	}
+}
+
+// TestRefused ends Run when a volume cannot be mounted at all, and waits when
+// time may help.
+func TestRefused(t *testing.T) {
+	for _, tc := range []struct {
+		status proto.Status
+		ends   bool
+	}{{proto.UnknownSet, true}, {proto.Refused, true}, {proto.NotServing, false}} {
+		t.Run(statusText(tc.status), func(t *testing.T) {
+			s := newSet(t, 1)
+			s.status = tc.status
+			c := New(Config{Volume: "v", Addrs: []string{"d0:1"}, Dial: dialerOf(s)})
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			err := c.Run(ctx)
+			var r *refusal
+			if ended := errors.As(err, &r); ended != tc.ends {
+				t.Errorf("Run: %v", err)
+			}
+			if _, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1}); err != ErrClosed {
+				t.Errorf("Do after Run: %v", err)
+			}
+		})
+	}
+}
+
+// TestCloses closes the session when Run ends.
+func TestCloses(t *testing.T) {
+	s := newSet(t, 1)
+	c := New(Config{Volume: "v", Addrs: []string{"d0:1"}, Dial: dialerOf(s)})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	awaitReady(t, c)
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: %v", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		t.Error("the session was left open")
+	}
+}
