@@ -228,6 +228,9 @@ func (l *loop) publish() {
 		l.store.Commit(v.commit)
 	}
 	if turn {
+		if l.healing != nil && cfg.Primary != old.cfg.Primary {
+			l.healing() // its source is no longer the truth
+		}
 		l.roleChanged(old.role, v.role)
 	}
 }

@@ -60,7 +60,7 @@ const (
 	probeRetry     = 500 * time.Millisecond
 	suspectRetry   = 300 * time.Millisecond
 	proposeRetry   = 300 * time.Millisecond
-	primaryIsAlive = 500 * time.Millisecond // a backup that heard its primary within this does not let itself be sealed
+	primaryIsAlive = 400 * time.Millisecond // a backup that heard its primary within this does not let itself be sealed
 )
 
 // Brick is what the machine must know of the storage it speaks for.
