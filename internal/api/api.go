@@ -84,7 +84,6 @@ type Peer struct {
 type InviteRequest struct {
 	TTL     int  `json:"ttl_seconds"` // 0: the default, one hour
 	Uses    int  `json:"uses"`        // machines that may use it; 0: one
-	Witness bool `json:"witness"`     // the machine will vote and hold no bricks
 }
 
 // Invitation is the answer to an InviteRequest. It is shown once: the pool
@@ -113,7 +112,7 @@ type JoinReply struct {
 // EnrollRequest is what a joining machine sends, over TLS pinned by the token's
 // CA digest, to a peer of the pool.
 type EnrollRequest struct {
-	Secret  string   `json:"secret"` // of the token
+	Token   string   `json:"token"`
 	CSR     []byte   `json:"csr"`    // DER; carries the machine's public key
 	Name    string   `json:"name"`
 	Port    int      `json:"port"`            // TCP port where the machine listens

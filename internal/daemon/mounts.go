@@ -60,7 +60,7 @@ type mountConn struct {
 	readOnly bool
 	state    sessionState
 	session  *replica.Session
-	holds    []proto.Hold // of the next Attach; used by Message only
+	holds    []proto.Hold                  // of the next Attach; used by Message only
 	cancels  map[uint64]context.CancelFunc // of calls being answered
 }
 
@@ -263,7 +263,12 @@ func (c *mountConn) admit(q *proto.Attach) (s *replica.Session, reply proto.Atta
 	}
 	r := c.m.bricks.ofSet(q.Set)
 	if r == nil {
-		return nil, proto.AttachReply{Status: proto.UnknownSet, Text: "no brick of the set is served on this machine"}, false
+		for i, b := range v.Bricks {
+			if b.Peer == c.m.keeper.ID() && v.Sets[i/v.Replica].Set == q.Set {
+				return nil, proto.AttachReply{Status: proto.NotServing, Text: fmt.Sprintf("brick %s is not open", b)}, false
+			}
+		}
+		return nil, proto.AttachReply{Status: proto.UnknownSet, Text: "no brick of the set is on this machine"}, false
 	}
 	s, reply = r.Attach(c.ctx, q, c)
 	return s, reply, readOnly

@@ -1,0 +1,184 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+
+	"mortar/internal/api"
+)
+
+// Where things are unless somebody says otherwise.
+const (
+	DefaultConfig   = "/etc/mortar/mortar.toml"
+	DefaultStateDir = "/var/lib/mortar"
+	DefaultRunDir   = "/run/mortar"
+)
+
+// Config is what an administrator can say about one node: in the file, key by
+// key as tagged, or with the flag of the same name, which wins.
+type Config struct {
+	// StateDir keeps the identity of the node and its copy of the pool's state.
+	StateDir string `toml:"state-dir"`
+	// RunDir holds the sockets for programs on this machine.
+	RunDir string `toml:"run-dir"`
+	// Listen is the one TCP address for everything between machines, host:port;
+	// the host may be empty for all addresses of the machine.
+	Listen string `toml:"listen"`
+	// Advertise are addresses (host or host:port) where others reach this
+	// machine, if it is not the address its connections come from.
+	Advertise []string `toml:"advertise"`
+	// Name is what the pool shall call this machine; the host name by default.
+	// It counts when the machine joins.
+	Name string `toml:"name"`
+	// Witness makes the node vote and hold no bricks. It counts when the machine joins.
+	Witness bool `toml:"witness"`
+	// AcceptProbe lets a peer of another pool bring this machine in with "peer
+	// probe" as long as it belongs to no pool of its own.
+	AcceptProbe bool `toml:"accept-probe"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `toml:"log-level"`
+
+	// NewIdentity, once and by flag only, makes a cloned machine another one.
+	NewIdentity bool `toml:"-"`
+	// Log gets what happens. nil: discarded.
+	Log *slog.Logger `toml:"-"`
+}
+
+// DefaultPort is the one TCP port between machines.
+const DefaultPort = api.DefaultPort
+
+// ReadConfig reads the file over what c holds already. Keys that it does not
+// know are refused. A file that does not exist is an error.
+func (c *Config) ReadConfig(path string) error {
+	meta, err := toml.DecodeFile(path, c)
+	if errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var parse toml.ParseError
+	if errors.As(err, &parse) {
+		return fmt.Errorf("%s: line %d: %s", path, parse.Position.Line, parse.Message)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		return fmt.Errorf("%s: there is no setting %q", path, unknown[0].String())
+	}
+	return nil
+}
+
+// validate fills in defaults and says what cannot be.
+func (c *Config) validate() error {
+	if c.StateDir == "" {
+		c.StateDir = DefaultStateDir
+	}
+	if c.RunDir == "" {
+		c.RunDir = DefaultRunDir
+	}
+	if c.Listen == "" {
+		c.Listen = ":" + strconv.Itoa(DefaultPort)
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []*string{&c.StateDir, &c.RunDir} {
+		abs, err := filepath.Abs(*d)
+		if err != nil {
+			return err
+		}
+		*d = abs
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("listen = %q: want host:port or :port: %w", c.Listen, err)
+	}
+	// Linux allows 107 bytes for the path of a socket.
+	if p := c.DataSocket(); len(p) > 107 {
+		return fmt.Errorf("run-dir = %q: the path of a socket in it would be %d bytes long, more than the 107 that Linux allows", c.RunDir, len(p))
+	}
+	for i, a := range c.Advertise {
+		hp, err := hostPort(a, c.Listen)
+		if err != nil {
+			return fmt.Errorf("advertise: %w", err)
+		}
+		c.Advertise[i] = hp
+	}
+	if c.Name == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("the machine has no name: %w; give it one with --name", err)
+		}
+		c.Name = name
+	}
+	if err := checkName(c.Name); err != nil {
+		return fmt.Errorf("name = %q: %w", c.Name, err)
+	}
+	if c.LogLevel == "" {
+		c.LogLevel = "info"
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return fmt.Errorf("log-level = %q: want debug, info, warn or error", c.LogLevel)
+	}
+	return nil
+}
+
+// APISocket is the path of the socket that the command line asks.
+func (c *Config) APISocket() string { return filepath.Join(c.RunDir, "mortar.sock") }
+
+// DataSocket is the path of the socket that mounts on this machine use.
+func (c *Config) DataSocket() string { return filepath.Join(c.RunDir, "data.sock") }
+
+// hostPort completes host, host:port or [v6]:port with the port of listen,
+// or the default one.
+func hostPort(s, listen string) (string, error) {
+	host, port := s, ""
+	if h, p, err := net.SplitHostPort(s); err == nil {
+		host, port = h, p
+	} else if strings.Count(s, ":") == 1 || strings.ContainsAny(s, "[]") {
+		return "", fmt.Errorf("%q is no address: want host or host:port", s)
+	}
+	if host == "" {
+		return "", fmt.Errorf("%q is no address: the host is missing", s)
+	}
+	if port == "" {
+		if _, p, err := net.SplitHostPort(listen); err == nil && p != "0" {
+			port = p
+		} else {
+			port = strconv.Itoa(DefaultPort)
+		}
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		return "", fmt.Errorf("%q is no address: port %q", s, port)
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// checkName says what is wrong with s as the name of a machine. Bricks are
+// written NAME:/path, so a name has neither of these two characters unless it
+// is an IPv6 address.
+func checkName(s string) error {
+	if net.ParseIP(s) != nil {
+		return nil
+	}
+	if s == "" || len(s) > 253 {
+		return errors.New("want 1 to 253 characters")
+	}
+	for _, r := range s {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-' || r == '_') {
+			return fmt.Errorf("a name has letters, digits, dots, dashes and underscores, not %q", r)
+		}
+	}
+	if s[0] == '-' || s[0] == '.' {
+		return fmt.Errorf("a name begins with a letter or digit")
+	}
+	return nil
+}

@@ -1,0 +1,141 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockState makes the state directory and takes it for this process. The lock
+// ends with the returned file, or with the process.
+func lockState(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("locking %s: %w", path, err)
+		}
+		who := "another mortar daemon"
+		var pid [16]byte
+		if n, _ := f.Read(pid[:]); n > 0 {
+			who += " (pid " + strings.TrimSpace(string(pid[:n])) + ")"
+		}
+		return nil, fmt.Errorf("%s already runs on %s: stop it first, or give this one its own --state-dir", who, dir)
+	}
+	f.Truncate(0)
+	f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return f, nil
+}
+
+// listenUnix makes a socket at path, only for this user and, with share, for
+// the group mortar where there is one. What a daemon that died has left there is
+// replaced; anything else, a symbolic link above all, is not touched.
+func listenUnix(path string, share bool) (net.Listener, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if fi, err := os.Lstat(dir); err != nil {
+		return nil, err
+	} else if !fi.IsDir() {
+		return nil, fmt.Errorf("%s is not a directory: refused", dir)
+	}
+	switch fi, err := os.Lstat(path); {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case fi.Mode().Type() != os.ModeSocket:
+		return nil, fmt.Errorf("%s exists and is no socket: refused; remove it", path)
+	default:
+		if c, err := net.Dial("unix", path); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("another daemon listens on %s: give this one its own --run-dir", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	// The umask is the process's: instead, the socket is born under another
+	// name in a directory of its own and moved when its mode is right.
+	birth, err := os.MkdirTemp(dir, ".new-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(birth)
+	temp := filepath.Join(birth, "s")
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	ln.SetUnlinkOnClose(false)
+	mode := os.FileMode(0o600)
+	if share && os.Geteuid() == 0 {
+		if g, err := user.LookupGroup("mortar"); err == nil {
+			if gid, err := strconv.Atoi(g.Gid); err == nil && os.Lchown(temp, 0, gid) == nil {
+				mode = 0o660
+			}
+		}
+	}
+	err = os.Chmod(temp, mode)
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		ln.Close()
+		return nil, err
+	}
+	return &unixListener{Listener: ln, path: path}, nil
+}
+
+// unixListener removes its socket when it is closed.
+type unixListener struct {
+	net.Listener
+	path string
+}
+
+func (l *unixListener) Close() error {
+	os.Remove(l.path)
+	return l.Listener.Close()
+}
+
+// peerUID is the user at the other end of a unix socket; ok is false for any
+// other connection.
+func peerUID(c net.Conn) (uid uint32, ok bool) {
+	uc, isUnix := c.(*net.UnixConn)
+	if !isUnix {
+		return 0, false
+	}
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	err = raw.Control(func(fd uintptr) {
+		var cred *unix.Ucred
+		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			uid, ok = cred.Uid, true
+		}
+	})
+	return uid, ok && err == nil
+}
+
+// trusted reports whether the process at the other end of a unix socket may do
+// everything: root, and whoever runs the daemon.
+func trusted(c net.Conn) bool {
+	uid, ok := peerUID(c)
+	return ok && (uid == 0 || uid == uint32(os.Geteuid()))
+}

@@ -1,0 +1,322 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"mortar/internal/client"
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+	"mortar/internal/mount"
+	"mortar/internal/pki"
+	"mortar/internal/proto"
+)
+
+// MountConfig says what to mount where, and how to find it.
+type MountConfig struct {
+	Volume string
+	// Hosts are machines of the pool, host or host:port, to ask while the daemon
+	// of this machine does not answer. They may be empty.
+	Hosts []string
+	Dir   string
+	// Mount has the options of the mount itself. Its CacheTimeout counts if it
+	// is not 0, else the volume's option.
+	Mount mount.Options
+	// StateDir and RunDir are those of the daemon on this machine.
+	StateDir, RunDir string
+	// Wait is how long to wait for the volume to be served: at boot, daemons and
+	// mounts start together.
+	Wait time.Duration
+	// Ready is called once the mount answers.
+	Ready func()
+	Log   *slog.Logger
+}
+
+// RunMount mounts a volume and serves it until it is unmounted or ctx ends,
+// which unmounts it. It is a process of its own: it outlives restarts of the
+// daemon, and while the daemon is down it goes on with other machines of the
+// pool, as the peer that this machine is.
+func RunMount(ctx context.Context, cfg MountConfig) error {
+	if err := checkMountPoint(cfg.Dir); err != nil {
+		return err
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	k := new(lateKernel)
+	c, err := newClient(cfg, host+":"+cfg.Dir, k)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// The session ends after the mount, whatever ends that.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	refused := make(chan error, 1)
+	g.Go(func() error {
+		err := c.Run(life)
+		if life.Err() != nil {
+			return nil
+		}
+		refused <- err
+		cancel()
+		return nil
+	})
+	g.Go(func() error {
+		defer end()
+		if err := await(ctx, c, cfg, refused); err != nil {
+			return err
+		}
+		o := cfg.Mount
+		if o.CacheTimeout == 0 {
+			o.CacheTimeout = k.cacheTimeout()
+		}
+		if o.FsName == "" {
+			o.FsName = strings.Join(cfg.Hosts, ",") + ":/" + cfg.Volume
+		}
+		o.Log = cfg.Log
+		m := mount.New(o)
+		k.mount.Store(m)
+		g.Go(func() error {
+			select {
+			case <-m.Ready():
+				if cfg.Ready != nil {
+					cfg.Ready()
+				}
+			case <-ctx.Done():
+			}
+			return nil
+		})
+		defer cancel()
+		return m.Serve(ctx, cfg.Dir, c)
+	})
+	err = g.Wait()
+	select {
+	case rerr := <-refused:
+		if rerr != nil {
+			return rerr
+		}
+	default:
+	}
+	return err
+}
+
+// await waits until the volume answers.
+func await(ctx context.Context, c *client.Client, cfg MountConfig, refused chan error) error {
+	var limit <-chan time.Time
+	if cfg.Wait > 0 {
+		timer := time.NewTimer(cfg.Wait)
+		defer timer.Stop()
+		limit = timer.C
+	}
+	select {
+	case <-c.Ready():
+		return nil
+	case <-limit:
+		return fmt.Errorf("volume %s does not answer within %v: is mortar running (mortar peer status), and has the volume a brick in sync (mortar volume status %s)?", cfg.Volume, cfg.Wait, cfg.Volume)
+	case err := <-refused:
+		refused <- err
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Session opens a session of a volume without mounting it, has f use it, and
+// closes it.
+func Session(ctx context.Context, cfg MountConfig, f func(ctx context.Context, h fsop.Handler) error) error {
+	c, err := newClient(cfg, "command line", nil)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	refused := make(chan error, 1)
+	var g errgroup.Group
+	g.Go(func() error {
+		err := c.Run(life)
+		if life.Err() == nil {
+			refused <- err
+			cancel()
+		}
+		return nil
+	})
+	err = await(ctx, c, cfg, refused)
+	if err == nil {
+		err = f(ctx, c)
+	}
+	end()
+	g.Wait()
+	return err
+}
+
+// newClient makes the session's client, which finds the volume by way of the
+// daemon on this machine or, with the identity of this machine, of others.
+func newClient(cfg MountConfig, name string, k client.Kernel) (*client.Client, error) {
+	dirs := Config{StateDir: cfg.StateDir, RunDir: cfg.RunDir, Listen: ":0", Name: "mount"}
+	if err := dirs.validate(); err != nil {
+		return nil, err
+	}
+	cc := client.Config{Volume: cfg.Volume, Name: name, Local: dirs.DataSocket(), Kernel: k, Log: cfg.Log}
+	if late, ok := k.(*lateKernel); ok {
+		cc.Options = late.options
+	}
+	path := filepath.Join(dirs.StateDir, identityFile)
+	id, err := pki.Load(path)
+	switch _, serr := os.Lstat(cc.Local); {
+	case err == nil && id.Cert != nil:
+		cc.Dial = func(ctx context.Context, peer cluster.PeerID, addr string) (net.Conn, error) {
+			return dialAsPeer(ctx, path, peer, addr)
+		}
+		cc.Addrs = peerAddrs(filepath.Join(dirs.StateDir, mapFile), id.ID())
+		for _, h := range cfg.Hosts {
+			if a, err := hostPort(h, ""); err == nil && h != "localhost" {
+				cc.Addrs = append(cc.Addrs, a)
+			}
+		}
+	case serr == nil: // the daemon is there, and who we are is its business
+	case err == nil || errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("no mortar daemon runs on this machine (%s does not exist), and the machine belongs to no pool (%s): "+
+			"start the daemon with \"systemctl start mortar\" or \"mortar server\", and join a pool with \"mortar join\"", cc.Local, dirs.StateDir)
+	default:
+		return nil, fmt.Errorf("the identity of this machine: %w", err)
+	}
+	return client.New(cc), nil
+}
+
+// dialAsPeer connects to another machine as the peer that this machine is. The
+// identity is read each time: the daemon renews it.
+func dialAsPeer(ctx context.Context, path string, peer cluster.PeerID, addr string) (net.Conn, error) {
+	id, err := pki.Load(path)
+	if err != nil {
+		return nil, err
+	}
+	keeper, err := pki.NewKeeper(id, pki.KeeperOptions{})
+	if err != nil {
+		return nil, err
+	}
+	tc, err := dial(ctx, addr, keeper.ClientTo(alpnData, peer))
+	if err != nil {
+		return nil, err
+	}
+	return tc, nil
+}
+
+// peerAddrs are the addresses of the other peers in a saved map.
+func peerAddrs(path string, self cluster.PeerID) []string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	known := new(cluster.Map)
+	if json.Unmarshal(raw, known) != nil {
+		return nil
+	}
+	var addrs []string
+	for _, p := range known.Peers {
+		if p.ID != self {
+			addrs = append(addrs, p.Addrs...)
+		}
+	}
+	return addrs
+}
+
+// checkMountPoint refuses places where a mount would do harm.
+func checkMountPoint(dir string) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if abs == "/" {
+		return errors.New("Cannot mount over root")
+	}
+	fi, err := os.Stat(abs)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("mount point %s does not exist; make it with mkdir", dir)
+	case err != nil:
+		return fmt.Errorf("mount point %s: %w", dir, err)
+	case !fi.IsDir():
+		return fmt.Errorf("mount point %s is not a directory", dir)
+	}
+	for d := abs; ; d = filepath.Dir(d) {
+		if isBrick(d) {
+			return fmt.Errorf("ERROR: %s is in use as a brick of a mortar volume", d)
+		}
+		if d == "/" {
+			return nil
+		}
+	}
+}
+
+// lateKernel is the mount as the session's client sees it, which comes first.
+// Until the mount is there, nothing is cached.
+type lateKernel struct {
+	mount   atomic.Pointer[mount.Mount]
+	timeout atomic.Int64
+}
+
+var _ client.Kernel = (*lateKernel)(nil)
+
+func (k *lateKernel) Invalidate(ctx context.Context, seq uint64, effects []proto.Effect) error {
+	if m := k.mount.Load(); m != nil {
+		return m.Invalidate(ctx, seq, effects)
+	}
+	return nil
+}
+
+func (k *lateKernel) DropAll(ctx context.Context) error {
+	if m := k.mount.Load(); m != nil {
+		return m.DropAll(ctx)
+	}
+	return nil
+}
+
+func (k *lateKernel) Holds() []proto.Hold {
+	if m := k.mount.Load(); m != nil {
+		return m.Holds()
+	}
+	return nil
+}
+
+func (k *lateKernel) Forgotten() []proto.Hold {
+	if m := k.mount.Load(); m != nil {
+		return m.Forgotten()
+	}
+	return nil
+}
+
+// options takes the volume's options. The cache timeout counts for mounts that
+// are made later.
+func (k *lateKernel) options(all map[string]string) {
+	v := cluster.Volume{Options: all}
+	k.timeout.Store(int64(v.EffectiveOptions().CacheTimeout))
+}
+
+// cacheTimeout is the volume's, in the words of mount.Options.
+func (k *lateKernel) cacheTimeout() time.Duration {
+	if d := time.Duration(k.timeout.Load()); d > 0 {
+		return d
+	}
+	return -1
+}

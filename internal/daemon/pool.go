@@ -1,0 +1,304 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"mortar/internal/api"
+	"mortar/internal/cluster"
+	"mortar/internal/control/state"
+	"mortar/internal/pki"
+)
+
+// Pool implements httpd.Pool.
+func (n *Node) Pool(ctx context.Context) (*api.Pool, error) {
+	n.mu.Lock()
+	m, fault, id := n.member, n.faultLocked(), n.identity.ID()
+	n.mu.Unlock()
+	if m == nil {
+		return &api.Pool{Self: id.String(), Peers: []api.Peer{{
+			ID: id.String(), Name: n.cfg.Name, Addrs: n.cfg.Advertise, Self: true, Connected: true,
+			State: api.PeerInCluster, StateText: api.PeerInCluster.String(), Witness: n.cfg.Witness,
+		}}}, nil
+	}
+	v := m.latest()
+	p := &api.Pool{ID: m.pool.String(), Version: v.Version, Self: id.String(), Peers: []api.Peer{}}
+	var voters []cluster.PeerID
+	if plane := m.plane.Load(); plane != nil {
+		st := plane.Status()
+		voters = st.Voters
+		if !st.Leader.IsZero() {
+			p.Leader = st.Leader.String()
+		}
+	}
+	for _, peer := range v.Peers {
+		ap := api.Peer{
+			ID: peer.ID.String(), Name: peer.Name, Addrs: peer.Addrs, Self: peer.ID == id,
+			State: api.PeerInCluster, Witness: peer.Witness, Voter: slices.Contains(voters, peer.ID),
+		}
+		if ap.Self {
+			ap.Connected = fault == nil
+			if fault != nil {
+				ap.State, ap.Problem = api.PeerRejected, fault.Error()
+			}
+		} else {
+			ap.Connected, _, ap.Problem = m.links.state(peer.ID)
+		}
+		ap.StateText = ap.State.String()
+		p.Peers = append(p.Peers, ap)
+	}
+	slices.SortFunc(p.Peers, func(a, b api.Peer) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
+	return p, nil
+}
+
+// founded returns the membership, and makes a pool of this machine alone if it
+// has none.
+func (n *Node) founded(ctx context.Context) (*member, error) {
+	n.joining.Lock()
+	defer n.joining.Unlock()
+	n.mu.Lock()
+	m, fault, id := n.member, n.faultLocked(), n.identity
+	n.mu.Unlock()
+	if fault != nil {
+		return nil, apiError(fault)
+	}
+	if m != nil {
+		return m, nil
+	}
+	now := time.Now()
+	pool := cluster.NewID()
+	ca, err := pki.NewCA(pool, now)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := id.CSR()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := ca.Sign(csr, pki.Subject{Role: pki.RolePeer}, now)
+	if err != nil {
+		return nil, err
+	}
+	whole, err := id.With(cert, ca.Cert)
+	if err != nil {
+		return nil, err
+	}
+	if m, err = n.startMember(whole); err != nil {
+		return nil, err
+	}
+	n.log.Info("a new pool begins with this machine", "pool", pool)
+	err = m.ready(ctx, func(ctx context.Context) error {
+		return m.plane.Load().Bootstrap(ctx, state.Init{
+			Pool: pool, Authority: ca.PEM(),
+			Peer: cluster.Peer{ID: id.ID(), Name: n.cfg.Name, Addrs: n.cfg.Advertise, Witness: n.cfg.Witness},
+		})
+	})
+	if err == nil {
+		err = whole.Save(n.path(identityFile))
+	}
+	if err != nil {
+		m.end(errReplaced)
+		<-m.ended
+		return nil, errors.Join(err, n.leave(m))
+	}
+	return m, nil
+}
+
+// ready waits until the control plane of a membership that has just begun is
+// open, has f done, and waits until this machine is in the map.
+func (m *member) ready(ctx context.Context, f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	stop := context.AfterFunc(m.ctx, cancel)
+	defer stop()
+	select {
+	case <-m.opened:
+	case <-ctx.Done():
+		return cmp.Or(context.Cause(m.ctx), context.Cause(ctx))
+	}
+	if err := f(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-m.mapped:
+		return nil
+	case <-ctx.Done():
+		return cmp.Or(context.Cause(m.ctx), context.Cause(ctx))
+	}
+}
+
+// latest is the newest map that this peer has applied.
+func (m *member) latest() *cluster.Map {
+	if plane := m.plane.Load(); plane != nil {
+		if next := plane.Map(); !next.Pool.IsZero() {
+			return next
+		}
+	}
+	return m.view.Load().Map
+}
+
+// Invite implements httpd.Pool.
+func (n *Node) Invite(ctx context.Context, r api.InviteRequest) (*api.Invitation, error) {
+	const most = 30 * 24 * time.Hour
+	if r.TTL == 0 {
+		r.TTL = int(time.Hour / time.Second)
+	}
+	if r.Uses == 0 {
+		r.Uses = 1
+	}
+	if r.TTL < 1 || time.Duration(r.TTL)*time.Second > most {
+		return nil, api.Errorf(api.Invalid, "a token works for 1 second to %d days, not for %d seconds", most/(24*time.Hour), r.TTL)
+	}
+	if r.Uses < 1 || r.Uses > 1000 {
+		return nil, api.Errorf(api.Invalid, "a token is for 1 to 1000 machines, not for %d", r.Uses)
+	}
+	m, err := n.founded(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	ttl := time.Duration(r.TTL) * time.Second
+	token, err := m.newToken(ctx, ttl, r.Uses)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	return &api.Invitation{Token: token.String(), Hosts: n.hosts(m), Expires: time.Now().Add(ttl).Truncate(time.Second), Uses: r.Uses}, nil
+}
+
+// newToken makes a token and registers it with the pool.
+func (m *member) newToken(ctx context.Context, ttl time.Duration, uses int) (pki.JoinToken, error) {
+	token := pki.NewJoinToken(m.keeper.Identity().CA)
+	now := time.Now()
+	return token, m.propose(ctx, state.Command{AddToken: &state.AddToken{
+		Token: state.Token{Hash: token.Hash(), Role: string(pki.RolePeer), Expires: now.Add(ttl).Unix(), Uses: uses, By: m.keeper.ID()},
+		Now:   now.Unix(),
+	}})
+}
+
+// hosts are addresses under which another machine may reach this one, best
+// first: those that an administrator gave, those that have worked, and those of the
+// network interface that leads to the outside.
+func (n *Node) hosts(m *member) []string {
+	var hosts []string
+	add := func(addr string) {
+		if h, p, err := net.SplitHostPort(addr); err == nil && p == strconv.Itoa(api.DefaultPort) && net.ParseIP(h).To4() != nil {
+			addr = h
+		}
+		if !slices.Contains(hosts, addr) {
+			hosts = append(hosts, addr)
+		}
+	}
+	for _, a := range n.cfg.Advertise {
+		add(a)
+	}
+	if p := m.view.Load().Peer(m.keeper.ID()); p != nil {
+		for _, a := range p.Addrs {
+			add(a)
+		}
+	}
+	if len(hosts) > 0 {
+		return hosts
+	}
+	host, _, err := net.SplitHostPort(n.tcp.Addr().String())
+	if ip := net.ParseIP(host); err == nil && ip != nil && !ip.IsUnspecified() {
+		add(n.tcp.Addr().String())
+		return hosts
+	}
+	for _, ip := range outside() {
+		add(net.JoinHostPort(ip, strconv.Itoa(int(n.port))))
+	}
+	return hosts
+}
+
+// outside are this machine's addresses on the way to other networks. Nothing is sent.
+func outside() []string {
+	var ips []string
+	for _, probe := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} { // RFC 5737, RFC 3849: nobody's
+		c, err := net.Dial("udp", probe)
+		if err != nil {
+			continue
+		}
+		if host, _, err := net.SplitHostPort(c.LocalAddr().String()); err == nil && !net.ParseIP(host).IsLoopback() {
+			ips = append(ips, host)
+		}
+		c.Close()
+	}
+	return ips
+}
+
+// isSelf reports whether addr, host:port, is where this very node listens.
+func (n *Node) isSelf(ctx context.Context, addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port != strconv.Itoa(int(n.port)) {
+		return false
+	}
+	if h, err := os.Hostname(); err == nil && h == host {
+		return true
+	}
+	ips, err := net.DefaultResolver.LookupHost(ctx, host)
+	if err != nil {
+		return false
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, a := range own {
+		if ipn, ok := a.(*net.IPNet); ok && slices.Contains(ips, ipn.IP.String()) {
+			return true
+		}
+	}
+	return false
+}
+
+// Detach implements httpd.Pool.
+func (n *Node) Detach(ctx context.Context, host string, force bool) error {
+	m, err := n.need()
+	if err != nil {
+		if api.IsCode(err, api.Conflict) {
+			return api.Errorf(api.NotFound, "%s is not part of cluster", host)
+		}
+		return err
+	}
+	v := m.latest()
+	p, err := n.findPeer(ctx, v, host)
+	if err != nil {
+		return apiError(err)
+	}
+	if p.ID == m.keeper.ID() {
+		return api.Errorf(api.Conflict, "%s is localhost", host)
+	}
+	if up, _, _ := m.links.state(p.ID); !up && !force {
+		return api.Errorf(api.NodeDown, "Peer %s is down, and would not hear that it is detached. Use force to detach it all the same; if it comes back it is refused", host)
+	}
+	return apiError(m.propose(ctx, state.Command{Seen: v.Version, RemovePeer: &state.RemovePeer{Peer: p.ID}}))
+}
+
+// findPeer finds the peer that an administrator means: by name, id or address,
+// or by a name that resolves to one of its addresses.
+func (n *Node) findPeer(ctx context.Context, known *cluster.Map, host string) (*cluster.Peer, error) {
+	p, err := state.FindPeer(known, host)
+	if err == nil || net.ParseIP(host) != nil {
+		return p, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	ips, rerr := net.DefaultResolver.LookupHost(ctx, host)
+	if rerr != nil {
+		return nil, err
+	}
+	for _, ip := range ips {
+		if net.ParseIP(ip).IsLoopback() {
+			continue // says nothing about who it is
+		}
+		if p, err := state.FindPeer(known, ip); err == nil {
+			return p, nil
+		}
+	}
+	return nil, err
+}

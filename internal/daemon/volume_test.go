@@ -1,0 +1,306 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"mortar/internal/api"
+	"mortar/internal/cluster"
+	"mortar/internal/codec"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+	"mortar/internal/wire"
+)
+
+// newVolume makes and starts a volume with a brick on each node.
+func newVolume(t *testing.T, nodes []*testNode, name string) {
+	t.Helper()
+	r := api.VolumeCreate{Name: name, Replica: len(nodes), Force: true}
+	for _, n := range nodes {
+		r.Bricks = append(r.Bricks, n.cfg.Name+":"+filepath.Join(filepath.Dir(n.cfg.StateDir), "bricks", name))
+	}
+	if _, err := nodes[0].api.CreateVolume(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[0].api.StartVolume(t.Context(), name, false); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, nodes, name)
+}
+
+// inSync waits until all bricks are online and in sync, as the first node sees it.
+func inSync(t *testing.T, nodes []*testNode, name string) {
+	t.Helper()
+	eventually(t, "volume "+name+" is in sync", func() error {
+		st, err := nodes[0].api.VolumeStatus(t.Context(), name, false)
+		if err != nil {
+			return err
+		}
+		for _, b := range st.Bricks {
+			if !b.Online || !b.InSync {
+				return fmt.Errorf("brick %s: online %v, in sync %v: %s", b.Name, b.Online, b.InSync, b.Problem)
+			}
+		}
+		if s := st.Sets[0]; s.Primary == "" || !s.Writable {
+			return fmt.Errorf("set: %+v", s)
+		}
+		return nil
+	})
+}
+
+// mountless is a session on a node's data socket, without a kernel.
+type mountless struct {
+	t      *testing.T
+	conn   *wire.Conn
+	ended  chan error
+	number uint64
+}
+
+func attach(t *testing.T, n *testNode, volume string, id cluster.SessionID) *mountless {
+	t.Helper()
+	nc, err := net.Dial("unix", n.cfg.DataSocket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &mountless{t: t, ended: make(chan error, 1)}
+	s.conn = wire.New(nc, wire.Options{Handler: wire.HandlerFunc(func(c *wire.Conn, m wire.Message) {
+		if m.Kind == proto.KindInval {
+			var i proto.Inval
+			if codec.Decode(m.Body, &i) == nil {
+				c.Send(proto.KindInvalAck, codec.Append(nil, &proto.InvalAck{Seq: i.Seq}))
+			}
+		}
+	})})
+	go func() { s.ended <- s.conn.Run(context.Background()) }()
+	t.Cleanup(s.close)
+	var vm proto.VolumeMap
+	s.call(proto.KindGetMap, &proto.GetMap{Volume: volume}, &vm)
+	if vm.Status != proto.OK {
+		t.Fatalf("map of %s: %s", volume, vm.Text)
+	}
+	eventually(t, "attach to "+n.cfg.Name, func() error {
+		var r proto.AttachReply
+		s.call(proto.KindAttach, &proto.Attach{Version: proto.Version, Set: cluster.SetID{Volume: vm.Volume}, Session: id, Client: "test"}, &r)
+		if r.Status != proto.OK {
+			return errors.New(r.Text)
+		}
+		return nil
+	})
+	var pong proto.Pong
+	s.call(proto.KindPing, &proto.Ping{Stamp: 1}, &pong)
+	return s
+}
+
+func (s *mountless) close() {
+	if s.conn != nil {
+		s.conn.Close(nil)
+		<-s.ended
+		s.conn = nil
+	}
+}
+
+func (s *mountless) call(kind uint8, q, r codec.Coded) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	defer cancel()
+	body, err := s.conn.Call(ctx, kind, codec.Append(nil, q))
+	if err == nil {
+		err = codec.Decode(body, r)
+	}
+	if err != nil {
+		s.t.Fatalf("call of kind %d: %v", kind, err)
+	}
+}
+
+// do runs an operation until the set can serve it.
+func (s *mountless) do(op fsop.Op) (*fsop.Reply, error) {
+	s.t.Helper()
+	q := &proto.Do{Op: op}
+	if op.Kind().Mutates() {
+		s.number++
+		q.Number, q.Acked = s.number, s.number
+	}
+	var r proto.DoReply
+	eventually(s.t, fsop.String(op), func() error {
+		r = proto.DoReply{}
+		s.call(proto.KindDo, q, &r)
+		if r.Status != proto.OK {
+			return fmt.Errorf("status %d", r.Status)
+		}
+		return nil
+	})
+	if r.Errno != 0 {
+		return nil, r.Errno
+	}
+	return &r.Reply, nil
+}
+
+// write makes a file with that content; read reads it.
+func (s *mountless) write(name, content string) {
+	s.t.Helper()
+	r, err := s.do(&fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: name, Mode: 0o644}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := s.do(&fsop.Write{Ino: r.Attr.Ino, Data: []byte(content)}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *mountless) read(name string) (string, error) {
+	s.t.Helper()
+	r, err := s.do(&fsop.Lookup{Parent: fsop.RootIno, Name: name})
+	if err != nil {
+		return "", err
+	}
+	r, err = s.do(&fsop.Read{Ino: r.Attr.Ino, Len: 1 << 16})
+	if err != nil {
+		return "", err
+	}
+	return string(r.Data), nil
+}
+
+func TestVolume(t *testing.T) {
+	nodes := newPool(t, 3)
+	newVolume(t, nodes, "wp")
+	v, err := nodes[2].api.Volume(t.Context(), "wp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Type != "Replicate" || v.StatusText != "Started" || len(v.Bricks) != 3 {
+		t.Errorf("volume %+v", v)
+	}
+	a, b := attach(t, nodes[0], "wp", 1), attach(t, nodes[1], "wp", 2)
+	if _, err := b.read("hello"); err != fsop.ENOENT {
+		t.Errorf("before: %v, want ENOENT", err)
+	}
+	a.write("hello", "world")
+	if got, err := b.read("hello"); got != "world" || err != nil {
+		t.Errorf("on the other node: %q, %v", got, err)
+	}
+	a.close()
+	b.close()
+
+	// The primary dies a planned death; the others go on.
+	st, err := nodes[0].api.VolumeStatus(t.Context(), "wp", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lost *testNode
+	var rest []*testNode
+	for i, row := range st.Bricks {
+		if row.Disk == nil || row.Disk.Total == 0 || row.Disk.FileSystem == "" {
+			t.Errorf("brick %s: disk %+v", row.Name, row.Disk)
+		}
+		if row.Role == "primary" {
+			lost = nodes[i]
+		} else {
+			rest = append(rest, nodes[i])
+		}
+	}
+	if lost == nil {
+		t.Fatalf("no primary in %+v", st)
+	}
+	lost.halt()
+	c := attach(t, rest[0], "wp", 3)
+	c.write("second", "file")
+	if got, err := attach(t, rest[1], "wp", 4).read("second"); got != "file" || err != nil {
+		t.Errorf("after the primary is gone: %q, %v", got, err)
+	}
+	lost.start()
+	inSync(t, rest, "wp")
+	if got, err := attach(t, lost, "wp", 5).read("second"); got != "file" || err != nil {
+		t.Errorf("on the node that came back: %q, %v", got, err)
+	}
+	eventually(t, "nothing to heal", func() error {
+		info, err := rest[0].api.HealInfo(t.Context(), "wp")
+		if err != nil {
+			return err
+		}
+		for _, b := range info.Bricks {
+			if !b.Connected || b.Entries != 0 {
+				return fmt.Errorf("%+v", b)
+			}
+		}
+		return nil
+	})
+}
+
+func TestVolumeRefusals(t *testing.T) {
+	nodes := newPool(t, 2)
+	n := nodes[0]
+	dir := filepath.Dir(n.cfg.StateDir)
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	newVolume(t, nodes[:1], "one")
+	ctx := t.Context()
+	for _, c := range []struct {
+		bricks []string
+		force  bool
+		want   string
+	}{
+		{[]string{"n9:/b"}, true, "Host n9 is not in 'Peer in Cluster' state"},
+		{[]string{"127.0.0.1:/b"}, true, "Please provide a valid hostname/ip other than localhost"},
+		{[]string{"n1:" + dir + "/file"}, true, "which is already present, is not a directory"},
+		{[]string{"n1:" + dir + "/link"}, true, "is a symbolic link"},
+		{[]string{"n1:" + dir + "/bricks/one"}, true, "is already part of a volume"},
+		{[]string{"n1:" + dir + "/bricks/one/sub"}, true, "Brick may be containing or be contained by an existing brick."},
+		{[]string{"n1:" + n.cfg.StateDir + "/x"}, true, "Brick isn't allowed to be created inside mortar's working directory."},
+		{[]string{"n1:" + dir + "/a", "n1:" + dir + "/a"}, true, "Found duplicate exports"},
+		{[]string{"n1:/"}, true, "root"},
+		{[]string{"n1:/proc/self/x"}, true, "Failed to create brick directory for brick n1:/proc/self/x. Reason : "},
+	} {
+		_, err := nodes[1].api.CreateVolume(ctx, api.VolumeCreate{Name: "two", Replica: len(c.bricks), Bricks: c.bricks, Force: c.force})
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v: %v; want %q", c.bricks, err, c.want)
+		}
+	}
+	if vs, err := n.api.Volumes(ctx); err != nil || len(vs) != 1 {
+		t.Errorf("volumes %v, %v: nothing may have been made", vs, err)
+	}
+	// A good brick is taken back when its sibling is not.
+	_, err := n.api.CreateVolume(ctx, api.VolumeCreate{Name: "two", Replica: 2, Force: true,
+		Bricks: []string{"n1:" + dir + "/fresh/brick", "n2:" + dir + "/bricks/one"}})
+	if err == nil {
+		t.Error("a volume with another's brick was made")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "fresh", "brick", ".mortar")); err == nil {
+		t.Error("the brick of a refused volume remains")
+	}
+	for _, c := range []struct {
+		what string
+		err  error
+		code api.Code
+		want string
+	}{
+		{"start twice", n.api.StartVolume(ctx, "one", false), api.VolumeStarted, "Volume one already started"},
+		{"delete started", n.api.DeleteVolume(ctx, "one"), api.VolumeStarted, "Volume one has been started.Volume needs to be stopped before deletion."},
+		{"start unknown", n.api.StartVolume(ctx, "none", false), api.NoVolume, "Volume none does not exist"},
+		{"stop", n.api.StopVolume(ctx, "one", false), "", ""},
+		{"stop twice", n.api.StopVolume(ctx, "one", false), api.VolumeStopped, "Volume one is not in the started state"},
+		{"delete", n.api.DeleteVolume(ctx, "one"), "", ""},
+	} {
+		switch {
+		case c.code == "" && c.err != nil:
+			t.Errorf("%s: %v", c.what, c.err)
+		case c.code != "" && (!api.IsCode(c.err, c.code) || c.err.Error() != c.want):
+			t.Errorf("%s: %#v, want %s: %s", c.what, c.err, c.code, c.want)
+		}
+	}
+	// The data stay, and their directory is not used again.
+	_, err = n.api.CreateVolume(ctx, api.VolumeCreate{Name: "one", Bricks: []string{"n1:" + dir + "/bricks/one"}, Force: true})
+	if err == nil || !strings.Contains(err.Error(), "is already part of a volume") {
+		t.Errorf("re-use: %v", err)
+	}
+}
