@@ -242,11 +242,10 @@ func (c *Conn) reclaim(turn uint64, parts [][]byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if turn > c.turn { // still queued
-		for i := range c.out.refs {
-			r := &c.out.refs[i]
+		for i, v := range c.out.vec {
 			for _, p := range parts {
-				if len(r.part) == len(p) && unsafe.SliceData(r.part) == unsafe.SliceData(p) {
-					r.part = bytes.Clone(p)
+				if len(v) == len(p) && unsafe.SliceData(v) == unsafe.SliceData(p) {
+					c.out.vec[i] = bytes.Clone(p)
 				}
 			}
 		}

@@ -116,13 +116,12 @@ type Conn struct {
 	ready    bool       // hellos were exchanged: writing may begin
 	owner    owner      // who may touch sink and cur
 	out      batch      // queued and in nobody's hands
-	spare    []byte     // an empty buffer for the next batch
+	free     [][]byte   // chunks for the next batches
 	queued   int        // bytes in out and cur
 	turn     uint64     // batches taken so far; out will be number turn+1
 	finished uint64     // batches written or dropped
 	changed  chan struct{}
-
-	cur batch // being written by the owner
+	cur      batch // being written by the owner, who alone changes it; else empty
 
 	calls calls
 
@@ -183,7 +182,7 @@ func (c *Conn) Close(cause error) {
 	}
 	c.err = cause
 	c.out = batch{}
-	c.spare = nil
+	c.free = nil
 	if c.owner == nobody {
 		c.finished = c.turn + 1
 	}

@@ -67,20 +67,29 @@ type header struct {
 	flags  uint8
 }
 
-// encode writes h into b. With crc the checksum over h and the parts of the
-// body goes in as well.
-func (h *header) encode(b *[headerSize]byte, crc bool, parts [][]byte) {
+// encode writes h into b.
+func (h *header) encode(b *[headerSize]byte) {
 	binary.LittleEndian.PutUint32(b[0:], uint32(h.length))
-	binary.LittleEndian.PutUint32(b[4:], 0)
+	binary.LittleEndian.PutUint32(b[4:], h.crc)
 	binary.LittleEndian.PutUint64(b[8:], h.id)
 	b[16], b[17], b[18], b[19] = h.kind, h.flags, 0, 0
-	if crc {
-		sum := crc32.Update(0, castagnoli, b[:])
-		for _, p := range parts {
-			sum = crc32.Update(sum, castagnoli, p)
-		}
-		binary.LittleEndian.PutUint32(b[4:], sum)
+}
+
+// sum computes the checksum of a frame with the parts as its body.
+func (h *header) sum(parts ...[]byte) uint32 {
+	var b [headerSize]byte
+	clean := *h
+	clean.crc = 0
+	clean.encode(&b)
+	sum := ^uint32(0)
+	for _, v := range b { // crc32.Update would have b on the heap
+		sum = castagnoli[byte(sum)^v] ^ sum>>8
 	}
+	sum = ^sum
+	for _, p := range parts {
+		sum = crc32.Update(sum, castagnoli, p)
+	}
+	return sum
 }
 
 // parseHeader decodes and checks everything about a frame that can be checked
@@ -115,10 +124,7 @@ func parseHeader(b []byte, crc bool) (header, error) {
 
 // check verifies the checksum of a whole frame.
 func (h *header) check(body []byte) error {
-	var b [headerSize]byte
-	again := *h
-	again.encode(&b, true, [][]byte{body})
-	if sum := binary.LittleEndian.Uint32(b[4:]); sum != h.crc {
+	if sum := h.sum(body); sum != h.crc {
 		return fmt.Errorf("%w: checksum %08x, computed %08x", ErrFrame, h.crc, sum)
 	}
 	return nil

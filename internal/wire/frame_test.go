@@ -16,8 +16,11 @@ import (
 // frame encodes a frame as a correct sender does.
 func frame(h header, crc bool, body []byte) []byte {
 	h.length = len(body)
+	if crc {
+		h.crc = h.sum(body)
+	}
 	var head [headerSize]byte
-	h.encode(&head, crc, [][]byte{body})
+	h.encode(&head)
 	return append(head[:], body...)
 }
 

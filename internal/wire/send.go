@@ -9,48 +9,77 @@ import (
 // longer one is written from where it is.
 const copyLimit = 8 << 10
 
-// keepBuffer is the largest queue buffer that is kept for the next batch.
-const keepBuffer = 256 << 10
+// Batches are gathered in chunks of chunkSize bytes. keepChunks of them are kept
+// for the next batches; a connection that is kept up with needs two.
+const (
+	chunkSize  = 32 << 10
+	keepChunks = 4
+)
 
 // batch is a run of frames on their way to the network.
 type batch struct {
-	buf  []byte // headers and short parts, in order
-	refs []ref  // long parts
-	size int    // bytes in all
+	vec    [][]byte // in the order of the stream: runs of short pieces in chunks, and long parts
+	tail   []byte   // the chunk that short pieces go to
+	from   int      // tail[from:] is not in vec yet
+	chunks [][]byte // the chunks before tail
+	size   int      // bytes in all
 }
 
-// ref is a long part, which goes in front of buf[at:].
-type ref struct {
-	at   int
-	part []byte
-}
-
-func (b *batch) add(head *[headerSize]byte, parts [][]byte, size int) {
-	b.buf = append(b.buf, head[:]...)
+// add puts a frame of size bytes at the end. Chunks come from free if it has any.
+func (b *batch) add(head *[headerSize]byte, parts [][]byte, size int, free *[][]byte) {
+	b.short(head[:], free)
 	for _, p := range parts {
 		if len(p) <= copyLimit {
-			b.buf = append(b.buf, p...)
+			b.short(p, free)
 		} else {
-			b.refs = append(b.refs, ref{len(b.buf), p})
+			b.close()
+			b.vec = append(b.vec, p)
 		}
 	}
 	b.size += size
 }
 
-// vector appends the batch in the order of the stream to v.
-func (b *batch) vector(v [][]byte) [][]byte {
-	from := 0
-	for _, r := range b.refs {
-		if r.at > from {
-			v = append(v, b.buf[from:r.at])
-			from = r.at
+// short copies a piece of at most copyLimit bytes.
+func (b *batch) short(p []byte, free *[][]byte) {
+	if len(p) > cap(b.tail)-len(b.tail) {
+		b.close()
+		if b.tail != nil {
+			b.chunks = append(b.chunks, b.tail)
 		}
-		v = append(v, r.part)
+		if n := len(*free); n > 0 {
+			b.tail, *free = (*free)[n-1], (*free)[:n-1]
+		} else {
+			b.tail = make([]byte, 0, chunkSize)
+		}
+		b.from = 0
 	}
-	if from < len(b.buf) {
-		v = append(v, b.buf[from:])
+	b.tail = append(b.tail, p...)
+}
+
+// close completes vec.
+func (b *batch) close() {
+	if len(b.tail) > b.from {
+		b.vec = append(b.vec, b.tail[b.from:])
+		b.from = len(b.tail)
 	}
-	return v
+}
+
+// reset empties the batch and gives its chunks back. It keeps vec's memory.
+func (b *batch) reset(free *[][]byte) {
+	if b.tail != nil {
+		b.chunks = append(b.chunks, b.tail)
+	}
+	for _, c := range b.chunks {
+		if len(*free) < keepChunks {
+			*free = append(*free, c[:0])
+		}
+	}
+	clear(b.vec)
+	clear(b.chunks)
+	*b = batch{vec: b.vec[:0], chunks: b.chunks[:0]}
+	if cap(b.vec) > 1024 {
+		b.vec = nil
+	}
 }
 
 // when says what a sender does after it has queued a message.
@@ -175,8 +204,11 @@ func (c *Conn) queue(h header, parts [][]byte, w when) (turn uint64, err error) 
 	if h.length > MaxBody {
 		return 0, fmt.Errorf("%w: %d bytes, %d allowed", ErrTooLong, h.length, MaxBody)
 	}
+	if c.o.Integrity {
+		h.crc = h.sum(parts...)
+	}
 	var head [headerSize]byte
-	h.encode(&head, c.o.Integrity, parts)
+	h.encode(&head)
 	size := headerSize + h.length
 
 	c.mu.Lock()
@@ -189,10 +221,7 @@ func (c *Conn) queue(h header, parts [][]byte, w when) (turn uint64, err error) 
 		c.mu.Unlock()
 		return 0, ErrBacklog
 	}
-	if c.out.buf == nil {
-		c.out.buf, c.spare = c.spare, nil
-	}
-	c.out.add(&head, parts, size)
+	c.out.add(&head, parts, size, &c.free)
 	c.queued += size
 	turn = c.turn + 1
 	if w == now && c.takeLocked(caller) {
@@ -223,11 +252,10 @@ func (c *Conn) takeLocked(o owner) bool {
 		return false
 	}
 	c.owner = o
-	c.cur = c.out
-	c.out = batch{buf: c.spare}
-	c.spare = nil
+	c.cur, c.out = c.out, c.cur
+	c.cur.close()
 	c.turn++
-	c.sink.load(&c.cur)
+	c.sink.load(c.cur.vec)
 	return true
 }
 
@@ -236,15 +264,7 @@ func (c *Conn) finishLocked() {
 	c.owner = nobody
 	c.finished = c.turn
 	c.queued -= c.cur.size
-	if cap(c.cur.buf) <= keepBuffer {
-		if c.out.buf == nil {
-			c.out.buf = c.cur.buf[:0]
-		} else if c.spare == nil {
-			c.spare = c.cur.buf[:0]
-		}
-	}
-	clear(c.cur.refs)
-	c.cur = batch{}
+	c.cur.reset(&c.free)
 	c.changedLocked()
 }
 

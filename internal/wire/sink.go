@@ -17,8 +17,9 @@ import (
 type sink interface {
 	// hello writes b, waiting if need be, before any batch.
 	hello(b []byte) error
-	// load makes b the batch to write. The one before is finished.
-	load(b *batch)
+	// load makes vec the batch to write. The one before is finished. The sink may
+	// change vec's elements.
+	load(vec [][]byte)
 	// write writes until the batch is finished, which it reports, or, unless it
 	// may block, until the socket is full. After an error the sink is useless.
 	write(block bool) (done bool, err error)
@@ -51,7 +52,6 @@ type raw struct {
 	rc    syscall.RawConn // nil if nc is not a socket: then every write may block
 	stall time.Duration
 	vec   [][]byte // what is left to write
-	all   [][]byte // the same from its beginning, to be used again
 
 	// Results of attempt, which is made once so that no write has to allocate it.
 	attempt func(fd uintptr) bool
@@ -157,10 +157,7 @@ func (s *plainSink) hello(b []byte) error {
 	return err
 }
 
-func (s *plainSink) load(b *batch) {
-	s.all = b.vector(s.all[:0])
-	s.vec = s.all
-}
+func (s *plainSink) load(vec [][]byte) { s.vec = vec }
 
 // tlsSink encrypts batches into memory and writes that. Records of several
 // frames, and the many records of a long one, leave in one system call.
@@ -169,10 +166,9 @@ type tlsSink struct {
 	cork *cork
 	raw  *raw
 
-	vec [][]byte // what is left to encrypt
-	all [][]byte
-
-	records []byte // being written
+	vec     [][]byte  // what is left to encrypt
+	records []byte    // being written
+	one     [1][]byte // records as a vector
 }
 
 // corkFill is how much is encrypted before it is written.
@@ -187,10 +183,7 @@ func (s *tlsSink) hello(b []byte) error {
 	return nil
 }
 
-func (s *tlsSink) load(b *batch) {
-	s.all = b.vector(s.all[:0])
-	s.vec = s.all
-}
+func (s *tlsSink) load(vec [][]byte) { s.vec = vec }
 
 func (s *tlsSink) write(block bool) (done bool, err error) {
 	for {
@@ -216,7 +209,7 @@ func (s *tlsSink) write(block bool) (done bool, err error) {
 			}
 		}
 		s.records = s.cork.take(s.records)
-		s.raw.all = append(s.raw.all[:0], s.records)
-		s.raw.vec = s.raw.all
+		s.one[0] = s.records
+		s.raw.vec = s.one[:]
 	}
 }
