@@ -222,8 +222,7 @@ func (m *Mount) breakReads(jobs []*entryJob) {
 // DropAll returns when the kernel uses nothing that it was told before the call
 // without asking again.
 func (m *Mount) DropAll(ctx context.Context) error {
-	m.nodes.dropGen.Add(1) // replies to requests in flight are not cached
-	m.nodes.dropOwn()
+	known := m.nodes.drop()
 	for _, l := range m.listings.drop(func(*listing) bool { return true }) {
 		m.unused(l)
 	}
@@ -236,7 +235,7 @@ func (m *Mount) DropAll(ctx context.Context) error {
 		}
 	}
 	var late []fsop.Ino
-	for _, ino := range m.nodes.all() {
+	for _, ino := range known {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -16,7 +16,16 @@ import (
 	"mortar/internal/fsop/memfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if w := os.Getenv(workloadEnv); w != "" {
+		if err := runWorkload(w); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // needFUSE skips the test, in print, where nothing can be mounted.
 func needFUSE(t testing.TB) {

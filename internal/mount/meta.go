@@ -125,6 +125,9 @@ func (m *Mount) made(r *request, reply *fsop.Reply, parent fsop.Ino, name string
 	if st == fuse.OK {
 		out.SetAttrTimeout(0)
 		m.nodes.changed(&reply.Attr, reply.Seq, r.began)
+		if reply.Attr.Nlink == 1 { // it is new
+			m.nodes.setNoCap(reply.Attr.Ino, reply.Seq, r.began)
+		}
 	}
 	return st
 }
@@ -192,7 +195,7 @@ func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 		return fuse.EIO
 	}
 	fillAttr(&out.Attr, &attr)
-	if f.nodes.fresh(ino, seq, r.began) {
+	if f.nodes.read(ino, seq, r.began) {
 		out.SetTimeout(f.cacheTimeout())
 	}
 	return fuse.OK

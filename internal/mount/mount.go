@@ -26,6 +26,9 @@ type Options struct {
 	// LocksNode keeps flock and fcntl locks within this machine. In return the
 	// kernel opens and closes files without a request.
 	LocksNode bool
+	// NoXattr has the kernel know of no extended attributes. In return it does
+	// not ask for one before the first write to a file.
+	NoXattr bool
 	// ReadOnly mounts read-only.
 	ReadOnly bool
 	// AllowOther lets users other than the mounting one in.
@@ -200,6 +203,7 @@ func (m *Mount) serverOptions() *fuse.MountOptions {
 		MaxBackground:        maxBackground,
 		EnableLocks:          !m.o.LocksNode,
 		EnableSymlinkCaching: true,
+		DisableXAttrs:        m.o.NoXattr,
 		ExtraCapabilities:    extra,
 		// Replies are byte slices; a pipe in between would only cost.
 		DisableSplice: true,

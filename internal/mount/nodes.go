@@ -53,6 +53,8 @@ type nodeShard struct {
 type node struct {
 	lookups uint32 // how many replies named it less what the kernel forgot
 	kind    uint8  // S_IFMT bits >> 12
+	watched bool   // the replica tells of the next change by others
+	noCap   bool   // it has no security.capability
 	inval   uint64 // highest sequence number of an invalidation
 }
 
@@ -147,6 +149,7 @@ func (t *nodes) named(a *fsop.Attr, seq uint64, b began) (fresh bool) {
 	}
 	n.kind = uint8(a.Type() >> 12)
 	n.lookups++
+	n.watched = n.watched || fresh
 	s.known[a.Ino] = n
 	return fresh
 }
@@ -157,6 +160,53 @@ func (t *nodes) fresh(ino fsop.Ino, seq uint64, b began) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return t.freshLocked(s, ino, seq, b)
+}
+
+// read is fresh for a reply that is the inode's attributes: from then on the
+// replica tells of its next change.
+func (t *nodes) read(ino fsop.Ino, seq uint64, b began) bool {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !t.freshLocked(s, ino, seq, b) {
+		return false
+	}
+	if n, ok := s.known[ino]; ok {
+		n.watched = true
+		s.known[ino] = n
+	}
+	return true
+}
+
+// setNoCap says that ino had no security.capability at seq. That is remembered
+// until the inode changes, if the replica tells of that.
+func (t *nodes) setNoCap(ino fsop.Ino, seq uint64, b began) {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, ok := s.known[ino]; ok && n.watched && t.freshLocked(s, ino, seq, b) {
+		n.noCap = true
+		s.known[ino] = n
+	}
+}
+
+// noCap says whether ino certainly has no security.capability.
+func (t *nodes) noCap(ino fsop.Ino) bool {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known[ino].noCap
+}
+
+// setXattr says that this mount changes extended attributes of ino.
+func (t *nodes) setXattr(ino fsop.Ino) {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, ok := s.known[ino]; ok {
+		n.noCap = false
+		s.known[ino] = n
+	}
 }
 
 // isDir says whether the kernel knows ino as a directory.
@@ -179,6 +229,7 @@ func (t *nodes) invalidated(ino fsop.Ino, seq uint64) (known bool, kind uint8) {
 		return false, 0
 	}
 	n.inval = max(n.inval, seq)
+	n.watched, n.noCap = false, false
 	s.known[ino] = n
 	return true, n.kind
 }
@@ -208,6 +259,7 @@ func (t *nodes) changed(a *fsop.Attr, seq uint64, b began) {
 		return
 	}
 	n.inval = seq
+	n.watched = n.watched || b.drop == t.dropGen.Load()
 	s.known[a.Ino] = n
 	if b.drop != t.dropGen.Load() || b.own != t.ownGen.Load() {
 		return
@@ -267,14 +319,24 @@ func (t *nodes) ownAttr(ino fsop.Ino) (fsop.Attr, uint64, bool) {
 	return o.attr, o.seq, true
 }
 
-// dropOwn forgets all remembered attributes.
-func (t *nodes) dropOwn() {
+// drop forgets everything that was remembered of inodes but that they are
+// known, and lets no reply be cached to a request that began before. It returns
+// the inodes that the kernel knows.
+func (t *nodes) drop() []fsop.Ino {
+	t.dropGen.Add(1)
+	var all []fsop.Ino
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.Lock()
 		clear(s.own)
+		for ino, n := range s.known {
+			n.watched, n.noCap = false, false
+			s.known[ino] = n
+			all = append(all, ino)
+		}
 		s.mu.Unlock()
 	}
+	return all
 }
 
 // forgot takes n of the kernel's lookups of ino back, and says whether the
@@ -335,20 +397,6 @@ func (t *nodes) holds() []proto.Hold {
 		s.mu.Lock()
 		for ino, n := range s.known {
 			all = append(all, proto.Hold{Ino: ino, N: uint64(n.lookups)})
-		}
-		s.mu.Unlock()
-	}
-	return all
-}
-
-// all returns the inodes that the kernel knows.
-func (t *nodes) all() []fsop.Ino {
-	var all []fsop.Ino
-	for i := range t.shards {
-		s := &t.shards[i]
-		s.mu.Lock()
-		for ino := range s.known {
-			all = append(all, ino)
 		}
 		s.mu.Unlock()
 	}

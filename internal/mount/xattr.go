@@ -18,8 +18,16 @@ func (f *fileSystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name str
 	if strings.HasPrefix(name, aclPrefix) {
 		return 0, fuse.Status(syscall.EOPNOTSUPP)
 	}
-	return f.xattr(cancel, h, dest, &fsop.Getxattr{Ino: fsop.Ino(h.NodeId), Name: name})
+	ino := fsop.Ino(h.NodeId)
+	if name == capability && f.nodes.noCap(ino) {
+		return 0, fuse.ENODATA
+	}
+	return f.xattr(cancel, h, dest, &fsop.Getxattr{Ino: ino, Name: name})
 }
+
+// capability is asked for by the kernel before it writes to a file whose
+// attributes it has just been told, to take it away.
+const capability = "security.capability"
 
 // ListXAttr implements fuse.RawFileSystem.
 func (f *fileSystem) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
@@ -31,6 +39,9 @@ func (f *fileSystem) xattr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte
 	defer f.inflight.remove(r)
 	reply, err := f.handler.Do(r, op)
 	if err != nil {
+		if x, ok := op.(*fsop.Getxattr); ok && err == fsop.ENODATA && x.Name == capability {
+			f.nodes.setNoCap(x.Ino, seqOf(reply), r.began)
+		}
 		return 0, f.status(r, err)
 	}
 	n := uint32(len(reply.Data))
@@ -67,7 +78,9 @@ func (f *fileSystem) setXattr(cancel <-chan struct{}, h *fuse.InHeader, op fsop.
 	ino := fsop.Ino(h.NodeId)
 	f.inflight.changing(ino) // of a directory, the kernel holds the lock
 	defer f.inflight.doneChanging(ino)
+	f.nodes.setXattr(ino)
 	reply, err := f.handler.Do(r, op)
+	f.nodes.setXattr(ino) // what was read meanwhile may be from before
 	if err != nil {
 		return f.status(r, err)
 	}
