@@ -73,8 +73,8 @@ var packages = []struct {
 		"mount", "nfs", "dockervol", "httpd", "httpd/web",
 	}, "the one place where packages meet"},
 	{"cli/ui", nil, "how to talk to people, whatever it is about"},
-	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "brick", "disk"},
-		"words into calls of the REST interface; brick and disk are for the tools that work on a brick's directory alone"},
+	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "brick", "disk"},
+		"words into calls of the REST interface; mount is for the options of its command line, brick and disk for the tools that work on a brick's directory alone"},
 
 	// For tests.
 	{"codec/codectest", nil, "what is asked of every coded type"},
