@@ -451,6 +451,11 @@ func TestFaults(t *testing.T) {
 		}
 		fs.Clear()
 		must(t, log.Sync())
+		must(t, fs.Rename("/1.log", "/2.old"))
+		fs.Add(Fault{Path: "*.old", Err: boom})
+		if err := log.Sync(); !errors.Is(err, boom) {
+			t.Errorf("sync of a file that was renamed while open: %v", err)
+		}
 	})
 	t.Run("torn write", func(t *testing.T) {
 		fs := NewFaulty(NewMem(), Fault{Op: OpWrite, Err: boom, Torn: true})

@@ -60,6 +60,7 @@ type Faulty struct {
 	mu      sync.Mutex
 	faults  []*Fault // guarded by mu, as are their counts
 	observe func(op Op, name string)
+	files   map[*faultyFile]struct{} // open files, whose names follow renames; guarded by mu
 }
 
 var (
@@ -70,7 +71,7 @@ var (
 // NewFaulty returns fs with faults, of which the first that matches a call and
 // is not used up decides.
 func NewFaulty(fs FS, faults ...Fault) *Faulty {
-	f := &Faulty{fs: fs}
+	f := &Faulty{fs: fs, files: map[*faultyFile]struct{}{}}
 	f.Add(faults...)
 	return f
 }
@@ -163,7 +164,22 @@ func (f *Faulty) wrap(op Op, name string, open func() (vfs.File, error)) (vfs.Fi
 	if err != nil {
 		return nil, err
 	}
-	return &faultyFile{f: f, name: name, vf: file, dir: op == OpDir}, nil
+	ff := &faultyFile{f: f, path: name, vf: file, dir: op == OpDir}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.files[ff] = struct{}{}
+	return ff, nil
+}
+
+// renamed tells open files their new name.
+func (f *Faulty) renamed(oldname, newname string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for ff := range f.files {
+		if ff.path == oldname {
+			ff.path = newname
+		}
+	}
 }
 
 // OpenFile implements FS.
@@ -240,7 +256,11 @@ func (f *Faulty) Rename(oldname, newname string) error {
 	if err := f.fail(OpRename, newname); err != nil {
 		return err
 	}
-	return f.fs.Rename(oldname, newname)
+	if err := f.fs.Rename(oldname, newname); err != nil {
+		return err
+	}
+	f.renamed(oldname, newname)
+	return nil
 }
 
 // ReuseForWrite implements vfs.FS.
@@ -304,9 +324,15 @@ func (f *Faulty) Unwrap() vfs.FS { return f.fs }
 // what vfs.File does not have.
 type faultyFile struct {
 	f    *Faulty
-	name string
+	path string // guarded by f.mu
 	vf   vfs.File
 	dir  bool
+}
+
+func (f *faultyFile) name() string {
+	f.f.mu.Lock()
+	defer f.f.mu.Unlock()
+	return f.path
 }
 
 func (f *faultyFile) unwrap() File {
@@ -314,18 +340,24 @@ func (f *faultyFile) unwrap() File {
 	return file
 }
 
-func (f *faultyFile) Close() error { return f.vf.Close() }
-func (f *faultyFile) Fd() uintptr  { return f.vf.Fd() }
+func (f *faultyFile) Close() error {
+	f.f.mu.Lock()
+	delete(f.f.files, f)
+	f.f.mu.Unlock()
+	return f.vf.Close()
+}
+
+func (f *faultyFile) Fd() uintptr { return f.vf.Fd() }
 
 func (f *faultyFile) Read(p []byte) (int, error) {
-	if err := f.f.fail(OpRead, f.name); err != nil {
+	if err := f.f.fail(OpRead, f.name()); err != nil {
 		return 0, err
 	}
 	return f.vf.Read(p)
 }
 
 func (f *faultyFile) ReadAt(p []byte, off int64) (int, error) {
-	if err := f.f.fail(OpRead, f.name); err != nil {
+	if err := f.f.fail(OpRead, f.name()); err != nil {
 		return 0, err
 	}
 	return f.vf.ReadAt(p, off)
@@ -340,7 +372,7 @@ func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *faultyFile) write(p []byte, write func([]byte) (int, error)) (int, error) {
-	ft := f.f.before(OpWrite, f.name)
+	ft := f.f.before(OpWrite, f.name())
 	if ft == nil {
 		return write(p)
 	}
@@ -356,7 +388,7 @@ func (f *faultyFile) sync(sync func() error) error {
 	if f.dir {
 		op = OpSyncDir
 	}
-	if err := f.f.fail(op, f.name); err != nil {
+	if err := f.f.fail(op, f.name()); err != nil {
 		return err
 	}
 	return sync()
@@ -374,7 +406,7 @@ func (f *faultyFile) SyncTo(length int64) (fullSync bool, err error) {
 }
 
 func (f *faultyFile) Stat() (vfs.FileInfo, error) {
-	if err := f.f.fail(OpStat, f.name); err != nil {
+	if err := f.f.fail(OpStat, f.name()); err != nil {
 		return nil, err
 	}
 	return f.vf.Stat()
@@ -384,7 +416,7 @@ func (f *faultyFile) Evict() error                { return f.unwrap().Evict() }
 func (f *faultyFile) Prefetch(off, n int64) error { return f.vf.Prefetch(off, n) }
 
 func (f *faultyFile) resize(call func() error) error {
-	if err := f.f.fail(OpResize, f.name); err != nil {
+	if err := f.f.fail(OpResize, f.name()); err != nil {
 		return err
 	}
 	return call()
@@ -407,7 +439,7 @@ func (f *faultyFile) PunchHole(off, n int64) error {
 }
 
 func (f *faultyFile) CloneRange(src File, srcOff, dstOff, n int64) error {
-	if err := f.f.fail(OpClone, f.name); err != nil {
+	if err := f.f.fail(OpClone, f.name()); err != nil {
 		return err
 	}
 	return f.unwrap().CloneRange(src, srcOff, dstOff, n)

@@ -33,18 +33,18 @@ func (l *Log) Read(after uint64, maxBytes int) (payloads [][]byte, poss []cluste
 			return nil, nil, nil, nil
 		}
 		payloads, poss, locs, err = l.read(after, tail.Seq, maxBytes)
-		if err == nil {
-			return payloads, poss, locs, nil
+		if err != nil {
+			// What was read may have been trimmed or undone under our eyes. If
+			// that is still going on, see its end.
+			l.write.Lock()
+			l.write.Unlock() //nolint:staticcheck // it is only waited for
 		}
-		// What was read may have been trimmed or undone under our eyes. If that
-		// is still going on, see its end.
-		l.write.Lock()
-		l.write.Unlock() //nolint:staticcheck // it is only waited for
 		l.mu.Lock()
-		moved := l.cuts != cuts || l.base != base
+		undone, trimmed := l.cuts != cuts, l.base != base
 		l.mu.Unlock()
-		if !moved {
-			return nil, nil, nil, err
+		// Records of before and after an undoing do not go together.
+		if !undone && (err == nil || !trimmed) {
+			return payloads, poss, locs, err
 		}
 	}
 }
@@ -52,7 +52,11 @@ func (l *Log) Read(after uint64, maxBytes int) (payloads [][]byte, poss []cluste
 func (l *Log) read(after, tail uint64, maxBytes int) (payloads [][]byte, poss []cluster.Pos, locs []Loc, err error) {
 	total := 0
 	for after < tail {
-		s, err := l.open(l.find(after))
+		seg := l.find(after)
+		if seg.base.Seq > after {
+			return nil, nil, nil, ErrTrimmed // meanwhile
+		}
+		s, err := l.open(seg)
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -195,13 +199,13 @@ func (s *Segment) readAt(p []byte, off int64) (int, error) {
 	l.mu.Lock()
 	p = p[:max(0, min(int64(len(p)), seg.end-off))]
 	inFile := max(0, min(int64(len(p)), seg.flushed-off))
-	if rest := p[inFile:]; len(rest) > 0 { // of the active segment
-		from := int(off + inFile - seg.flushed)
-		if n := len(l.flight) - from; n > 0 {
-			c := copy(rest, l.flight[from:])
-			rest, from = rest[c:], from+c
+	rest, from := p[inFile:], int(max(0, off-seg.flushed)) // only the active segment has a rest
+	for _, unwritten := range [][]byte{l.flight, l.buffered} {
+		if from < len(unwritten) {
+			n := copy(rest, unwritten[from:])
+			rest = rest[n:]
 		}
-		copy(rest, l.buffered[from-len(l.flight):])
+		from = max(0, from-len(unwritten))
 	}
 	l.mu.Unlock()
 	if inFile > 0 {
