@@ -190,7 +190,7 @@ func (l *lab) build(chosen []*target) (err error) {
 		programs[l.mortar] = "mortar/cmd/mortar"
 	}
 	for out, pkg := range programs {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
+		cmd := exec.Command("go", "build", "-o", out, pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if text, err := cmd.CombinedOutput(); err != nil {
 			return errors.Join(fmt.Errorf("go build %s: %w: %s", pkg, err, text), os.RemoveAll(l.bin))

@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 		defer os.RemoveAll(binDir)
 		mortar, workload = filepath.Join(binDir, "mortar"), filepath.Join(binDir, "workload")
 		for out, pkg := range map[string]string{mortar: "mortar/cmd/mortar", workload: "mortar/test/workload"} {
-			cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
+			cmd := exec.Command("go", "build", "-o", out, pkg)
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if text, err := cmd.CombinedOutput(); err != nil {
 				fmt.Fprintf(os.Stderr, "go build %s: %v\n%s", pkg, err, text)
