@@ -18,7 +18,7 @@ const nextName = "next.tmp"
 // zeros. The first write to a preallocated block changes file system metadata,
 // which the next fdatasync must write to the file system's journal; so one sync
 // per aheadStep pays for that instead of every one
-// (doc/decisions/0010-log-preallocation.md).
+// (doc/decisions/0012-log-preallocation.md).
 const aheadStep = 256 << 10
 
 // ahead appends zeros to b, which is about to be written at off, if it reaches
