@@ -55,9 +55,9 @@
 // TruncateAfter, Reset and the cutting of a torn tail overwrite nothing. They
 // write a new segment that continues segment s after position p:
 //
-//	 3: base 1.200 <-- 4: base 1.310 <-- 5: base 2.417
-//	                        ^
-//	                        +----------- 6: base 2.350, continues 4
+//	3: base 1.200 <-- 4: base 1.310 <-- 5: base 2.417
+//	                       ^
+//	                       +----------- 6: base 2.350, continues 4
 //
 // The log is the chain from the segment with the highest number back: 3, 4 up
 // to sequence 350, 6. Segment 5 and the rest of 4 are void from the moment that 6
