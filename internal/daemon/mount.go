@@ -177,7 +177,10 @@ func newClient(cfg MountConfig, name string, k client.Kernel) (*client.Client, e
 	if err := dirs.validate(); err != nil {
 		return nil, err
 	}
-	cc := client.Config{Volume: cfg.Volume, Name: name, Local: dirs.DataSocket(), Kernel: k, Log: cfg.Log}
+	cc := client.Config{Volume: cfg.Volume, Name: name, Local: dirs.DataSocket(), Kernel: k, Log: cfg.Log,
+		// Without FLUSH there is no close that could wait for what is in a window.
+		Windows: k != nil && !cfg.Mount.LocksNode && !cfg.Mount.ReadOnly,
+	}
 	if late, ok := k.(*lateKernel); ok {
 		cc.Options = late.options
 	}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -177,7 +178,7 @@ func (c *mountConn) message(msg wire.Message) error {
 			delete(c.cancels, msg.ID)
 			c.mu.Unlock()
 			cancel()
-			c.conn.Reply(msg, codec.Append(nil, &reply))
+			c.conn.Reply(msg, encodeReply(&reply)...)
 		})
 	case proto.KindPing:
 		var q proto.Ping
@@ -209,6 +210,18 @@ func (c *mountConn) message(msg wire.Message) error {
 		return errors.New("unknown kind")
 	}
 	return nil
+}
+
+// encodeReply encodes a reply. The data of a read, which comes last, is not copied.
+func encodeReply(d *proto.DoReply) [][]byte {
+	data := d.Reply.Data
+	if len(data) < 4096 {
+		return [][]byte{codec.Append(nil, d)}
+	}
+	d.Reply.Data = nil
+	head := codec.Append(nil, d)
+	binary.LittleEndian.PutUint32(head[len(head)-4:], uint32(len(data)))
+	return [][]byte{head, data}
 }
 
 // decode reads a message that must be a call, or must not.
