@@ -50,6 +50,12 @@ func newMount(a *app) *cobra.Command {
 		f.BoolVarP(&foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
 	}
 	c.RunE = func(cmd *cobra.Command, args []string) error {
+		// Only the process that serves the mount, not the one that starts it.
+		if foreground || os.Getenv(readyEnv) != "" {
+			if err := a.thrifty(); err != nil {
+				return err
+			}
+		}
 		if namespace != "" {
 			return &usageError{text: "mount -N is not supported: use nsenter(1)"}
 		}

@@ -29,6 +29,9 @@ func newServer(a *app) *cobra.Command {
 	f.BoolVar(&flags.NewIdentity, "new-identity", false, "on the copy of a cloned machine, once: become another machine")
 	f.StringVar(&flags.LogLevel, "log-level", "info", "debug, info, warn or error")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := a.thrifty(); err != nil {
+			return err
+		}
 		var cfg daemon.Config
 		err := cfg.ReadConfig(path)
 		if err != nil && (cmd.Flags().Changed("config") || !errors.Is(err, fs.ErrNotExist)) {
