@@ -148,6 +148,10 @@ type Brick struct {
 	err      error // set before failed is closed
 	closed   atomic.Bool
 
+	waiters atomic.Int32 // for a commit
+	waitMu  sync.Mutex
+	waitc   chan struct{} // closed and replaced when committed grows; guarded by waitMu
+
 	// settling is held for a cycle of settling, and by those who need that none
 	// runs. interrupt asks a running cycle to end early.
 	settling  sync.Mutex
@@ -171,8 +175,7 @@ type Brick struct {
 	locks    map[fsop.Ino][]meta.Lock
 	garbage  []garbage
 	jobs     map[fsop.Ino]*job // what is being settled
-	sources  map[*Source]struct{}
-	pins     map[*pin]struct{}
+	held     map[*held]struct{}
 
 	backlog backlog
 	space   space
@@ -204,8 +207,9 @@ func Open(o Options) (*Brick, error) {
 		salt:   binary.BigEndian.Uint64(id.Volume[:8]),
 		clog:   o.Log.With("brick", o.Dir),
 		failed: make(chan struct{}),
+		waitc:  make(chan struct{}),
 		cache:  newCache(o.Inodes),
-		jobs:   map[fsop.Ino]*job{}, sources: map[*Source]struct{}{}, pins: map[*pin]struct{}{},
+		jobs:   map[fsop.Ino]*job{}, held: map[*held]struct{}{},
 	}
 	b.settle.wake = make(chan struct{}, 1)
 	b.data = data.New(o.FS, b.path(dataName), 128)
@@ -397,7 +401,7 @@ func (b *Brick) Close(clean bool) error {
 		return nil
 	}
 	b.settle.stop(b)
-	b.closeSources(ErrClosed)
+	b.closeHeld(ErrClosed)
 	var err error
 	if clean {
 		if err = b.Err(); err == nil || errors.Is(err, ErrClosed) {
@@ -604,8 +608,38 @@ func (b *Brick) Commit(seq uint64) {
 			return
 		}
 		if b.committed.CompareAndSwap(old, seq) {
-			b.settle.committed(b)
-			return
+			break
+		}
+	}
+	b.settle.committed(b)
+	if b.waiters.Load() > 0 {
+		b.waitMu.Lock()
+		close(b.waitc)
+		b.waitc = make(chan struct{})
+		b.waitMu.Unlock()
+	}
+}
+
+// waitCommitted returns when the entries up to seq are committed.
+func (b *Brick) waitCommitted(ctx context.Context, seq uint64) error {
+	if seq <= b.committed.Load() {
+		return nil
+	}
+	b.waiters.Add(1)
+	defer b.waiters.Add(-1)
+	for {
+		b.waitMu.Lock()
+		c := b.waitc
+		b.waitMu.Unlock()
+		if seq <= b.committed.Load() {
+			return nil
+		}
+		select {
+		case <-c:
+		case <-b.failed:
+			return b.err
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"syscall"
 
 	"mortar/internal/brick/data"
@@ -196,22 +197,54 @@ func (b *Brick) readdir(op *fsop.Readdir, r *fsop.Reply) (uint64, error) {
 		if n := len(r.Entries); n > 0 && (size > limit || n >= fsop.MaxEntries) && r.Entries[n-1].Cookie != uint64(d.Cookie) {
 			return false, nil // entries of one cookie are never torn apart
 		}
-		e := fsop.Dirent{Ino: d.Ino, Name: d.Name, Type: d.Type, Cookie: uint64(d.Cookie)}
-		if op.Plus {
-			n, err := b.inode(d.Ino)
-			if errors.Is(err, fsop.ESTALE) {
-				return false, fmt.Errorf("%w: entry %q of directory %d is inode %d, which does not exist", meta.ErrFormat, d.Name, op.Ino, d.Ino)
-			}
-			if err != nil {
-				return false, err
-			}
-			e.Attr = b.attr(n)
-			dep = max(dep, n.Change)
-		}
-		r.Entries = append(r.Entries, e)
+		r.Entries = append(r.Entries, fsop.Dirent{Ino: d.Ino, Name: d.Name, Type: d.Type, Cookie: uint64(d.Cookie)})
 		return true, nil
 	})
-	return dep, err
+	if err != nil || !op.Plus {
+		return dep, err
+	}
+	if err := b.addAttrs(r.Entries); err != nil {
+		return 0, err
+	}
+	for i := range r.Entries {
+		e := &r.Entries[i]
+		if e.Attr.Ino == 0 {
+			return 0, fmt.Errorf("%w: entry %q of directory %d is inode %d, which does not exist", meta.ErrFormat, e.Name, op.Ino, e.Ino)
+		}
+		dep = max(dep, e.Attr.Change)
+	}
+	return dep, nil
+}
+
+// addAttrs fills in the attributes of entries, in the order of the inodes: those
+// of a directory are often neighbours. b.mu is held.
+func (b *Brick) addAttrs(entries []fsop.Dirent) error {
+	var missing []fsop.Ino
+	for i := range entries {
+		if n := b.cache.get(entries[i].Ino); n != nil {
+			entries[i].Attr = n.Attr
+		} else {
+			missing = append(missing, entries[i].Ino)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	slices.Sort(missing)
+	missing = slices.Compact(missing)
+	found := make(map[fsop.Ino]*node, len(missing))
+	err := b.store.InodesOf(missing, func(n *meta.Inode) error {
+		c := &node{Inode: *n}
+		found[n.Ino] = c
+		b.cache.put(c)
+		return nil
+	})
+	for i := range entries {
+		if n := found[entries[i].Ino]; n != nil {
+			entries[i].Attr = n.Attr
+		}
+	}
+	return err
 }
 
 func (b *Brick) getxattr(op *fsop.Getxattr, r *fsop.Reply) (uint64, error) {

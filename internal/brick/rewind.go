@@ -66,7 +66,7 @@ func (b *Brick) Rewind(to cluster.Pos) error {
 
 // reopen takes the KV back to its last flush. b.wmu is held.
 func (b *Brick) reopen() error {
-	b.closeSources(errors.New("the brick was taken back to an earlier position"))
+	b.closeHeld(errors.New("the brick was taken back to an earlier position"))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.gen.Add(1)

@@ -165,6 +165,12 @@ func (s *settler) note(seq uint64, n int) {
 	}
 }
 
+// restart forgets what was known of a log that is no longer there. Both
+// Brick.settling and Brick.wmu are held.
+func (s *settler) restart() {
+	s.steps, s.settledTo, s.marks, s.logged = nil, 0, nil, 0
+}
+
 func (s *settler) start(b *Brick) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.quit, s.done = cancel, make(chan struct{})

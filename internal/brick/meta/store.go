@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -82,14 +83,15 @@ func Open(o Options) (*Store, error) {
 		FormatMajorVersion:          format,
 		MemTableSize:                uint64(o.MemTable),
 		MemTableStopWritesThreshold: 4,
-		CacheSize:                   o.Cache,
-		MaxOpenFiles:                500,
-		L0CompactionThreshold:       4,
-		L0StopWritesThreshold:       64,
-		LBaseMaxBytes:               64 << 20,
-		BytesPerSync:                1 << 20,
-		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
-		Logger:                      logger{s},
+		// The library takes write buffers out of its cache; there are two as a rule.
+		CacheSize:                  o.Cache + 2*o.MemTable,
+		MaxOpenFiles:               500,
+		L0CompactionThreshold:      4,
+		L0StopWritesThreshold:      64,
+		LBaseMaxBytes:              64 << 20,
+		BytesPerSync:               1 << 20,
+		CompactionConcurrencyRange: func() (int, int) { return 1, 1 },
+		Logger:                     logger{s},
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) { s.fail(err) },
 			FlushEnd: func(i pebble.FlushInfo) {
@@ -100,6 +102,17 @@ func Open(o Options) (*Store, error) {
 		},
 	}
 	po.Experimental.FileCacheShards = 2
+	// The contents of small files go to files of their own: the tables stay small
+	// enough to be cached, and merging them does not copy contents again and again.
+	po.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
+		return pebble.ValueSeparationPolicy{
+			Enabled:               true,
+			MinimumSize:           512,
+			MaxBlobReferenceDepth: 10,
+			RewriteMinimumAge:     time.Minute,
+			TargetGarbageRatio:    0.3,
+		}
+	}
 	for i := range po.Levels {
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}

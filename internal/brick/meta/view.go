@@ -93,6 +93,45 @@ func (v View) Inodes(from fsop.Ino, fn func(*Inode) (bool, error)) error {
 	})
 }
 
+// InodesOf calls fn for those of the inodes that exist. inos is in ascending
+// order. It is faster than Inode for many that were made together.
+func (v View) InodesOf(inos []fsop.Ino, fn func(*Inode) error) error {
+	if len(inos) == 0 {
+		return nil
+	}
+	it, err := v.r.NewIter(&pebble.IterOptions{
+		LowerBound: key1(tableInode, uint64(inos[0])), UpperBound: after1(tableInode, uint64(inos[len(inos)-1])),
+	})
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	ok := it.First()
+	var k [9]byte
+	for _, ino := range inos {
+		if ok && keyIno(it.Key()) < ino {
+			ok = it.Next()
+		}
+		if ok && keyIno(it.Key()) < ino {
+			ok = it.SeekGE(putKey1(k[:], tableInode, uint64(ino)))
+		}
+		if !ok {
+			break
+		}
+		if keyIno(it.Key()) != ino {
+			continue
+		}
+		var n Inode
+		if err := getInode(it.Value(), ino, &n); err != nil {
+			return err
+		}
+		if err := fn(&n); err != nil {
+			return err
+		}
+	}
+	return it.Error()
+}
+
 func (v View) blob(k []byte, what string) ([]byte, bool, error) {
 	val, c, err := v.get(k)
 	if val == nil || err != nil {
