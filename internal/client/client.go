@@ -11,6 +11,8 @@
 // An operation passes, in this order,
 //
 //	limit     fails it after the volume's io-timeout        limit.go
+//	windows   answers writes before they are sent, if the
+//	          set lets it, and joins them                   window.go
 //	numbering numbers a change, keeps it going if its
 //	          caller gives up                               number.go
 //	sending   sends it to the home, waits for a home        send.go
@@ -80,6 +82,9 @@ type Config struct {
 	// Options is called with the volume's options that concern clients, once
 	// they are known and when they change. nil: nobody wants to know.
 	Options func(map[string]string)
+	// Windows lets writes be answered before they are sent (fsop.Window). Whoever
+	// sets it sends a Flush with every close of a file that was written.
+	Windows bool
 	// Log gets what happens to the connection; nil: nothing does.
 	Log *slog.Logger
 }
@@ -96,6 +101,7 @@ type Client struct {
 	session cluster.SessionID
 	chain   fsop.Handler
 	numbers numbers
+	windows *windows     // nil if there are none
 	ioLimit atomic.Int64 // io-timeout in nanoseconds, 0: none
 
 	// gate is held for reading while a reply is given out, and for writing while
@@ -145,7 +151,12 @@ func New(cfg Config) *Client {
 	c.life, c.end = context.WithCancelCause(context.Background())
 	c.numbers.init()
 	c.lease.init()
-	c.chain = &limit{c, &numbering{c, &sending{c}}}
+	c.chain = &numbering{c, &sending{c}}
+	if cfg.Windows {
+		c.windows = newWindows(c.chain, uint64(c.session))
+		c.chain = c.windows
+	}
+	c.chain = &limit{c, c.chain}
 	return c
 }
 
@@ -171,6 +182,9 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	inner, stop := context.WithCancelCause(ctx)
 	c.wg.Go(func() { c.watchLease(inner) })
+	if c.windows != nil {
+		c.wg.Go(func() { _ = c.windows.Run(c.life) })
+	}
 	err := c.keepHome(inner)
 	c.mu.Lock()
 	c.closed = ErrClosed

@@ -77,6 +77,11 @@ func (h *home) Message(_ *wire.Conn, m wire.Message) {
 		if err = codec.Decode(m.Body, vm); err == nil {
 			h.c.newMap(vm)
 		}
+	case proto.KindRecall:
+		r := new(proto.Recall)
+		if err = codec.Decode(m.Body, r); err == nil && h.c.windows != nil {
+			h.c.windows.Recall(r.Ino)
+		}
 	case proto.KindDetached:
 		var d proto.Detached
 		if err = codec.Decode(m.Body, &d); err == nil {
@@ -118,6 +123,9 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 		}
 		holds = holds[holdsPerMessage:]
 	}
+	// A replica that already was this session's home forgets at once what it gave
+	// it to cache, so nothing may be cached any more when it is asked.
+	c.lapse("the session moves")
 	var a proto.AttachReply
 	err := h.call(ctx, proto.KindAttach, &proto.Attach{
 		Version: proto.Version, Set: set, Session: c.session, Client: c.cfg.Name, Holds: holds,
@@ -128,10 +136,7 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 	if a.Status != proto.OK {
 		return &refusal{a.Status, a.Text}
 	}
-	c.gate.Lock()
-	c.lease.end()
-	c.dropAll()
-	c.gate.Unlock()
+	c.lapse("the session moved")
 	return nil
 }
 

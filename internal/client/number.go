@@ -70,6 +70,9 @@ type numbering struct {
 // Do implements fsop.Handler.
 func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	o := &outcome{op: op}
+	if op.Kind() == fsop.KindFlush {
+		return &fsop.Reply{}, nil // every write has arrived before it was answered
+	}
 	if !op.Kind().Mutates() {
 		return n.next.send(ctx, o)
 	}

@@ -133,7 +133,7 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	case *fsop.Flush:
 		return &fsop.Reply{}, w.flush(ctx, op.Ino)
 	case *fsop.Fsync:
-		if err := w.drain(op.Ino, true); err != nil {
+		if err := w.drain(ctx, op.Ino, true); err != nil {
 			return nil, err
 		}
 		return w.next.Do(ctx, op)
@@ -141,7 +141,7 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		return w.create(ctx, op)
 	}
 	if ino := subject(op); ino != 0 {
-		if err := w.drain(ino, false); err != nil {
+		if err := w.drain(ctx, ino, false); err != nil {
 			return nil, err
 		}
 	}
@@ -187,7 +187,7 @@ func (w *windows) refresh(ctx context.Context, reply *fsop.Reply) (*fsop.Reply, 
 		if a.Ino == 0 || !w.dirty(a.Ino) {
 			return nil
 		}
-		if err := w.drain(a.Ino, false); err != nil {
+		if err := w.drain(ctx, a.Ino, false); err != nil {
 			return err
 		}
 		now, err := w.next.Do(ctx, &fsop.Getattr{Ino: a.Ino})
@@ -251,7 +251,10 @@ func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error
 		return nil, err
 	}
 	if op.Append || !f.held || f.closing {
-		w.drainLocked(f)
+		if err := w.drainLocked(ctx, f); err != nil {
+			w.mu.Unlock()
+			return nil, err
+		}
 		return w.writeThrough(ctx, f, op)
 	}
 	defer w.mu.Unlock()
@@ -263,7 +266,9 @@ func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error
 		if len(f.flights) == 0 {
 			w.sendLocked(f)
 		}
-		w.idle.Wait()
+		if err := w.waitLocked(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if err := f.takeError(); err != nil {
 		return nil, err
@@ -329,17 +334,33 @@ func (w *windows) sendLocked(f *written) {
 	op := &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: fsop.WindowHeld}
 	t := &flight{f.off, f.off + uint64(len(f.data))}
 	f.data = nil
-	f.flights = append(f.flights, t) // whoever waits for all waits for this one from now on
-	for f.overtakes(t) {
-		w.idle.Wait()
-	}
+	f.flights = append(f.flights, t)
 	w.wg.Go(func() {
-		_, err := w.next.Do(w.life, op)
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		for f.overtakes(t) {
+			w.idle.Wait()
+		}
+		w.mu.Unlock()
+		_, err := w.next.Do(w.life, op)
+		w.mu.Lock()
 		f.flights = slices.DeleteFunc(f.flights, func(o *flight) bool { return o == t })
 		w.landLocked(f, len(op.Data), err)
 	})
+}
+
+// waitLocked waits for something to land, or for ctx to end.
+func (w *windows) waitLocked(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.idle.Broadcast()
+	})()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	w.idle.Wait()
+	return ctx.Err()
 }
 
 // overtakes reports whether a flight that began before t has bytes in common with it.
@@ -381,20 +402,21 @@ func errnoOf(err error) error {
 }
 
 // drainLocked waits until everything written to f has arrived.
-func (w *windows) drainLocked(f *written) {
+func (w *windows) drainLocked(ctx context.Context, f *written) error {
 	for f.bytes > 0 {
 		if len(f.data) > 0 && !f.closing {
 			w.sendLocked(f)
 		}
-		if f.bytes > 0 {
-			w.idle.Wait()
+		if err := w.waitLocked(ctx); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // drain waits until everything written to a file has arrived, and with report
 // returns the error of what has not.
-func (w *windows) drain(ino fsop.Ino, report bool) error {
+func (w *windows) drain(ctx context.Context, ino fsop.Ino, report bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f := w.files[ino]
@@ -402,27 +424,34 @@ func (w *windows) drain(ino fsop.Ino, report bool) error {
 		return nil
 	}
 	f.used = time.Now()
-	w.drainLocked(f)
+	if err := w.drainLocked(ctx, f); err != nil {
+		return err
+	}
 	if report {
 		return f.takeError()
 	}
 	return nil
 }
 
-// flush sends everything and gives the window up, if possible with the last write.
+// flush has everything sent and the window given up, if possible with the last
+// write, and waits until everything has arrived.
 func (w *windows) flush(ctx context.Context, ino fsop.Ino) error {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	f := w.files[ino]
 	if f == nil {
-		w.mu.Unlock()
 		return nil
 	}
-	w.closeLocked(f, true)
+	if err := w.closeLocked(ctx, f); err != nil {
+		return err
+	}
+	if err := w.drainLocked(ctx, f); err != nil {
+		return err
+	}
 	err := f.takeError()
 	if f.bytes == 0 && !f.held && !f.closing && w.files[ino] == f {
 		delete(w.files, ino)
 	}
-	w.mu.Unlock()
 	return err
 }
 
@@ -438,50 +467,48 @@ func (w *windows) Recall(ino fsop.Ino) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		f := w.fileLocked(ino)
-		if f.closing || f.held {
-			w.closeLocked(f, false)
-			return
+		switch {
+		case f.closing:
+		case f.held:
+			_ = w.closeLocked(w.life, f) // ends with the session at the latest
+		default:
+			// The set thinks that this session holds it: the answer is on its way, or
+			// nobody waited for it.
+			w.giveUpLater(f)
 		}
-		// The set thinks that this session holds it: the answer is on its way, or
-		// nobody waited for it.
-		f.closing = true
-		f.closes++
-		w.mu.Unlock()
-		w.giveUp(f)
-		w.mu.Lock()
 	})
 }
 
-// closeLocked sends everything and gives the window up. With later, giving it up
-// need not be over when everything has arrived.
-func (w *windows) closeLocked(f *written, later bool) {
-	for f.closing && !later {
-		w.idle.Wait()
-	}
+// closeLocked has everything sent and the window given up: when it returns, both
+// are under way.
+func (w *windows) closeLocked(ctx context.Context, f *written) error {
 	for len(f.flights) > 0 || f.closing && f.bytes > 0 {
-		w.idle.Wait()
+		// The last write gives the window up, so the others come before it.
+		if err := w.waitLocked(ctx); err != nil {
+			return err
+		}
 	}
-	if f.closing || !f.held {
-		w.drainLocked(f)
-		return
-	}
-	if len(f.data) == 0 && later {
+	switch {
+	case f.closing:
+	case !f.held:
+		w.sendLocked(f)
+	case len(f.data) == 0:
 		w.giveUpLater(f)
-		return
+	default:
+		f.closing = true
+		f.closes++
+		op := &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: fsop.WindowHeld | fsop.WindowDone}
+		f.data = nil
+		w.wg.Go(func() { w.sendLast(f, op) })
 	}
-	f.closing = true
-	f.closes++
-	if len(f.data) == 0 {
-		w.mu.Unlock()
-		w.giveUp(f)
-		w.mu.Lock()
-		return
-	}
-	op := &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: fsop.WindowHeld | fsop.WindowDone}
-	f.data = nil
-	w.mu.Unlock()
+	return nil
+}
+
+// sendLast sends the write that gives the window up.
+func (w *windows) sendLast(f *written, op *fsop.Write) {
 	_, err := w.next.Do(w.life, op)
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	f.held, f.closing = false, false
 	w.landLocked(f, len(op.Data), err)
 	if err != nil {
@@ -501,11 +528,21 @@ func (w *windows) giveUp(f *written) {
 	w.idle.Broadcast()
 }
 
-// drainAll waits until everything written has arrived and all windows are given up.
-func (w *windows) drainAll() {
+// drainAll waits until everything written has arrived and all windows are given
+// up, or ctx ends.
+func (w *windows) drainAll(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range slices.Collect(maps.Values(w.files)) {
-		w.closeLocked(f, false)
+		for f.held || f.closing || f.bytes > 0 {
+			if w.closeLocked(ctx, f) != nil {
+				return
+			}
+			if f.held || f.closing || f.bytes > 0 {
+				if w.waitLocked(ctx) != nil {
+					return
+				}
+			}
+		}
 	}
 }

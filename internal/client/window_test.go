@@ -77,11 +77,12 @@ func withWindows(t *testing.T, seed uint64, f func(ctx context.Context, w *windo
 	synctest.Test(t, func(t *testing.T) {
 		g := &granter{next: memfs.New().Session(nil), held: map[fsop.Ino]bool{}, rng: rand.New(rand.NewPCG(seed, 0))}
 		w := newWindows(g, 1)
-		ctx, cancel := context.WithCancel(t.Context())
+		// Not the test's context, which ends outside of the bubble.
+		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		wg.Go(func() { _ = w.Run(ctx) })
-		f(t.Context(), w, g)
-		w.drainAll()
+		f(ctx, w, g)
+		w.drainAll(ctx)
 		cancel()
 		wg.Wait()
 		if len(g.held) != 0 {
@@ -92,20 +93,20 @@ func withWindows(t *testing.T, seed uint64, f func(ctx context.Context, w *windo
 
 func mustDo(t *testing.T, h fsop.Handler, op fsop.Op) *fsop.Reply {
 	t.Helper()
-	r, err := h.Do(t.Context(), op)
+	r, err := h.Do(context.Background(), op)
 	if err != nil {
 		t.Fatalf("%s: %v", fsop.String(op), err)
 	}
 	return r
 }
 
-func create(t *testing.T, h fsop.Handler, name string) fsop.Ino {
+func createFile(t *testing.T, h fsop.Handler, name string) fsop.Ino {
 	return mustDo(t, h, &fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: name, Mode: 0o644}, Excl: true}).Attr.Ino
 }
 
 func TestSmallFileIsOneWrite(t *testing.T) {
 	withWindows(t, 1, func(ctx context.Context, w *windows, g *granter) {
-		ino := create(t, w, "a")
+		ino := createFile(t, w, "a")
 		began := time.Now()
 		mustDo(t, w, &fsop.Write{Ino: ino, Data: make([]byte, 4096)})
 		if d := time.Since(began); d != 0 {
@@ -123,7 +124,7 @@ func TestSmallFileIsOneWrite(t *testing.T) {
 
 func TestWritesAreJoined(t *testing.T) {
 	withWindows(t, 2, func(ctx context.Context, w *windows, g *granter) {
-		ino := create(t, w, "a")
+		ino := createFile(t, w, "a")
 		for i := range 1024 {
 			mustDo(t, w, &fsop.Write{Ino: ino, Off: uint64(i) * 4096, Data: bytes.Repeat([]byte{byte(i)}, 4096)})
 		}
@@ -139,7 +140,7 @@ func TestWritesAreJoined(t *testing.T) {
 
 func TestErrorSurfacesOnce(t *testing.T) {
 	withWindows(t, 3, func(ctx context.Context, w *windows, g *granter) {
-		ino := create(t, w, "a")
+		ino := createFile(t, w, "a")
 		g.mu.Lock()
 		g.fail = fsop.ENOSPC
 		g.mu.Unlock()
@@ -155,7 +156,7 @@ func TestErrorSurfacesOnce(t *testing.T) {
 
 func TestLostWindowLosesWritesLoudly(t *testing.T) {
 	withWindows(t, 4, func(ctx context.Context, w *windows, g *granter) {
-		ino := create(t, w, "a")
+		ino := createFile(t, w, "a")
 		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("x")})
 		g.mu.Lock()
 		delete(g.held, ino) // the set has taken it
@@ -170,7 +171,7 @@ func TestLostWindowLosesWritesLoudly(t *testing.T) {
 
 func TestRecallClosesTheWindow(t *testing.T) {
 	withWindows(t, 5, func(ctx context.Context, w *windows, g *granter) {
-		ino := create(t, w, "a")
+		ino := createFile(t, w, "a")
 		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("x")})
 		w.Recall(ino)
 		time.Sleep(10 * time.Millisecond)
@@ -189,7 +190,7 @@ func TestRecallClosesTheWindow(t *testing.T) {
 
 func TestHeldBackWritesGoByThemselves(t *testing.T) {
 	withWindows(t, 6, func(ctx context.Context, w *windows, g *granter) {
-		ino := create(t, w, "a")
+		ino := createFile(t, w, "a")
 		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("x")})
 		time.Sleep(3 * holdBack)
 		if r := mustDo(t, g.next, &fsop.Getattr{Ino: ino}); r.Attr.Size != 1 {
@@ -211,7 +212,7 @@ func TestRandomAgainstModel(t *testing.T) {
 			var inos []fsop.Ino
 			model := make([][]byte, 3)
 			for _, n := range []string{"a", "b", "c"} {
-				inos = append(inos, create(t, w, n))
+				inos = append(inos, createFile(t, w, n))
 			}
 			put := func(i int, off int, data []byte) {
 				if n := off + len(data); n > len(model[i]) {
