@@ -10,6 +10,9 @@
 //     synced is kept, of the rest a random part;
 //   - Faulty wraps another FS and fails, tears or hangs chosen calls.
 //
+// A fourth, Overlay, shows another FS and keeps changes to itself, for those who
+// look at the files of a brick that must stay as they are.
+//
 // FS contains the KV's own interface (pebble's vfs.FS), so that log, KV and
 // data files of one brick live on one disk and lose power together.
 package disk

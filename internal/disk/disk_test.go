@@ -3,6 +3,7 @@ package disk
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -21,7 +22,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // everyFS runs a test on every implementation, in a directory of its own.
 func everyFS(t *testing.T, test func(t *testing.T, fs FS, dir string)) {
 	t.Run("OS", func(t *testing.T) { test(t, OS, t.TempDir()) })
-	for name, fs := range map[string]FS{"Mem": NewMem(), "Faulty": NewFaulty(NewMem())} {
+	over := NewOverlay(NewMem())
+	defer over.Close()
+	for name, fs := range map[string]FS{"Mem": NewMem(), "Faulty": NewFaulty(NewMem()), "Overlay": over} {
 		t.Run(name, func(t *testing.T) {
 			if err := fs.MkdirAll("/d", 0o700); err != nil {
 				t.Fatal(err)
@@ -257,12 +260,19 @@ func TestLock(t *testing.T) {
 	})
 }
 
+// quiet keeps the KV from printing what it does.
+type quiet struct{}
+
+func (quiet) Infof(string, ...any)              {}
+func (quiet) Errorf(string, ...any)             {}
+func (quiet) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
+
 // TestKV runs the KV on every FS.
 func TestKV(t *testing.T) {
 	everyFS(t, func(t *testing.T, fs FS, dir string) {
 		dir = fs.PathJoin(dir, "kv")
 		for round := range 2 {
-			db, err := pebble.Open(dir, &pebble.Options{FS: fs})
+			db, err := pebble.Open(dir, &pebble.Options{FS: fs, Logger: quiet{}})
 			must(t, err)
 			for i := range 1000 {
 				k := []byte{byte(i >> 8), byte(i)}
@@ -301,6 +311,117 @@ func TestCloneShares(t *testing.T) {
 	t.Logf("%s: cloning %d bytes took %d bytes of space", after.Filesystem, 5<<20, int64(before.Free)-int64(after.Free))
 	if !bytes.Equal(contents(t, a), contents(t, b)) {
 		t.Fatal("the clone differs")
+	}
+}
+
+// TestOverlayOverFiles changes files that the lower FS has, and compares with a
+// disk that was changed alike.
+func TestOverlayOverFiles(t *testing.T) {
+	lower, model := NewMem(), NewMem()
+	for _, m := range []*Mem{lower, model} {
+		must(t, m.MkdirAll("/d/sub", 0o700))
+		for i := range 6 {
+			b := bytes.Repeat([]byte{byte('a' + i)}, 3000*i)
+			must(t, WriteFile(m, "/d/"+string(rune('a'+i)), b))
+			must(t, WriteFile(m, "/d/sub/"+string(rune('a'+i)), b))
+		}
+	}
+	before := lower.String()
+	over := NewOverlay(lower)
+	defer over.Close()
+	rng := rand.New(rand.NewPCG(3, 4))
+	for step := range 1500 {
+		dir := []string{"/d", "/d/sub"}[rng.IntN(2)]
+		name, other := dir+"/"+string(rune('a'+rng.IntN(8))), "/d/"+string(rune('a'+rng.IntN(8)))
+		off, n := rng.Int64N(20000), 1+rng.Int64N(9000)
+		op := rng.IntN(9)
+		do := func(fs FS) error {
+			switch op {
+			case 0:
+				return fs.Remove(name)
+			case 1:
+				return fs.Rename(name, other)
+			case 2:
+				return fs.Link(name, other)
+			case 3:
+				f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
+				if err == nil {
+					_, err = f.Write([]byte("created"))
+					f.Close()
+				}
+				return err
+			}
+			f, err := fs.OpenFile(name, os.O_RDWR)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			switch op {
+			case 4:
+				return f.Truncate(off)
+			case 5:
+				return f.PunchHole(off, n)
+			case 6:
+				return f.Allocate(off, n)
+			case 7:
+				return f.CloneRange(f, 0, 10000, min(n, size(t, f)))
+			}
+			_, err = f.WriteAt(bytes.Repeat([]byte("w"), int(n)), off)
+			return err
+		}
+		got, want := do(over), do(model)
+		if (got == nil) != (want == nil) || errors.Is(got, os.ErrNotExist) != errors.Is(want, os.ErrNotExist) {
+			t.Fatalf("step %d, op %d on %s: %v, want %v", step, op, name, got, want)
+		}
+		for _, dir := range []string{"/d", "/d/sub"} {
+			got, err := over.List(dir)
+			must(t, err)
+			want, err := model.List(dir)
+			must(t, err)
+			if !slices.Equal(got, want) {
+				t.Fatalf("step %d: %s has %q, want %q", step, dir, got, want)
+			}
+		}
+		if want, err := ReadFile(model, name, 1<<20); err == nil {
+			if got, err := ReadFile(over, name, 1<<20); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("step %d, op %d: %s has %d bytes, want %d: %v", step, op, name, len(got), len(want), err)
+			}
+		}
+	}
+	must(t, over.RemoveAll("/d"))
+	if _, err := over.List("/d"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("list of a removed directory: %v", err)
+	}
+	must(t, over.MkdirAll("/d", 0o700))
+	if names, err := over.List("/d"); err != nil || len(names) != 0 {
+		t.Errorf("a removed directory that was made again has %q, %v", names, err)
+	}
+	if after := lower.String(); after != before {
+		t.Errorf("the lower disk was changed from\n%sto\n%s", before, after)
+	}
+}
+
+// TestOverlayKV uses a KV of the lower FS, and leaves it as it is.
+func TestOverlayKV(t *testing.T) {
+	dir := t.TempDir()
+	db, err := pebble.Open(dir, &pebble.Options{FS: OS, Logger: quiet{}})
+	must(t, err)
+	must(t, db.Set([]byte("k"), []byte("lower"), pebble.Sync))
+	must(t, db.Close())
+	for range 2 {
+		over := NewOverlay(OS)
+		db, err = pebble.Open(dir, &pebble.Options{FS: over, Logger: quiet{}})
+		must(t, err)
+		v, c, err := db.Get([]byte("k"))
+		must(t, err)
+		if string(v) != "lower" {
+			t.Fatalf("%q", v)
+		}
+		must(t, c.Close())
+		must(t, db.Set([]byte("k"), []byte("upper"), pebble.Sync))
+		must(t, db.Flush())
+		must(t, db.Close())
+		over.Close()
 	}
 }
 

@@ -823,11 +823,10 @@ func (f *memFile) PunchHole(off, n int64) error {
 }
 
 func (f *memFile) CloneRange(src File, srcOff, dstOff, n int64) error {
-	s, ok := base(src).(*memFile)
-	if !ok || srcOff < 0 || dstOff < 0 || n < 0 {
+	if srcOff < 0 || dstOff < 0 || n < 0 {
 		return pathError("clone", f.name, syscall.EINVAL)
 	}
-	return copyRange(f, s, srcOff, dstOff, n)
+	return copyRange(f, base(src), srcOff, dstOff, n)
 }
 
 func (f *memFile) Stat() (vfs.FileInfo, error) {
