@@ -91,6 +91,9 @@ func (x *exec) write(op *fsop.Write) error {
 	if op.Append {
 		off = n.Size
 	}
+	if op.Then.Valid&fsop.SetSize != 0 || op.Then.Valid != 0 && size == 0 {
+		return fsop.EINVAL
+	}
 	if size > 0 && (off >= fsop.MaxSize || size > fsop.MaxSize-off) {
 		return fsop.EFBIG
 	}
@@ -113,6 +116,10 @@ func (x *exec) write(op *fsop.Write) error {
 		return err
 	}
 	x.contentChanged(n)
+	if op.Then.Valid != 0 {
+		x.setOwner(n, &op.Then)
+		x.setTimes(n, &op.Then)
+	}
 	x.reply.Attr = n.Attr
 	return nil
 }

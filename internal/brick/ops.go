@@ -387,10 +387,30 @@ func (x *exec) setattr(op *fsop.Setattr) error {
 	if valid&fsop.SetMode != 0 && n.Type() == syscall.S_IFLNK {
 		return fsop.EOPNOTSUPP
 	}
+	if err := x.window(n, op.Window); err != nil {
+		return err
+	}
 	if valid == 0 {
 		x.reply.Attr = n.Attr
 		return nil
 	}
+	x.setOwner(n, op)
+	if valid&fsop.SetSize != 0 {
+		x.dropCaps(n)
+		if err := x.truncate(n, op.Size); err != nil {
+			return err
+		}
+		n.Mtime = x.e.Time
+	}
+	x.setTimes(n, op)
+	x.touch(n)
+	x.reply.Attr = n.Attr
+	return nil
+}
+
+// setOwner sets whose n is and who may do what with it.
+func (x *exec) setOwner(n *work, op *fsop.Setattr) {
+	valid := op.Valid
 	kill := valid&fsop.SetKillPriv != 0
 	if valid&(fsop.SetUID|fsop.SetGID) != 0 && !n.IsDir() {
 		kill = true // whoever changes the owner does not hand privileges on
@@ -407,13 +427,10 @@ func (x *exec) setattr(op *fsop.Setattr) error {
 	if valid&fsop.SetMode != 0 {
 		n.Mode = n.Mode&^permMask | op.Mode&permMask
 	}
-	if valid&fsop.SetSize != 0 {
-		x.dropCaps(n)
-		if err := x.truncate(n, op.Size); err != nil {
-			return err
-		}
-		n.Mtime = x.e.Time
-	}
+}
+
+func (x *exec) setTimes(n *work, op *fsop.Setattr) {
+	valid := op.Valid
 	if valid&fsop.SetAtime != 0 {
 		n.Atime = op.Atime
 	}
@@ -427,9 +444,6 @@ func (x *exec) setattr(op *fsop.Setattr) error {
 		n.Mtime = x.e.Time
 	}
 	n.Ctime = x.e.Time
-	x.touch(n)
-	x.reply.Attr = n.Attr
-	return nil
 }
 
 // killPriv takes away what lets a program run with other rights than its

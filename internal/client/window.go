@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"mortar/internal/fsop"
@@ -44,6 +45,7 @@ type written struct {
 	held    bool
 	asked   bool // a write went through without a window: the next one asks for it
 	closing bool // the window is being given up
+	last    bool // with what was held back
 	closes  int  // how often it was
 	used    time.Time
 
@@ -51,14 +53,25 @@ type written struct {
 	data []byte
 	off  uint64
 	kill bool
-	born time.Time
+	then fsop.Setattr // to be done after data; Valid 0: nothing
+	born time.Time    // when the first of it came
+
+	// attr is what the file's attributes will be, but for times, while the window is held.
+	attr fsop.Attr
 
 	flights []*flight
 	bytes   int   // held back or in flight
 	err     error // of a write that was acknowledged; reported once
 }
 
-// flight is a write on its way.
+// waits reports whether something is held back.
+func (f *written) waits() bool { return len(f.data) > 0 || f.then.Valid != 0 }
+
+// dirty reports whether something has not arrived.
+func (f *written) dirty() bool { return f.waits() || len(f.flights) > 0 || f.bytes > 0 || f.last }
+
+// flight is a write on its way. Attributes are a write to all of the file: they
+// change its times, so nothing may overtake them.
 type flight struct{ off, end uint64 }
 
 const (
@@ -106,9 +119,9 @@ func (w *windows) tend(now time.Time) bool {
 	defer w.mu.Unlock()
 	for _, f := range w.files {
 		switch {
-		case len(f.data) > 0 && now.Sub(f.born) >= holdBack && !f.closing:
+		case f.waits() && now.Sub(f.born) >= holdBack && !f.closing:
 			w.sendLocked(f)
-		case now.Sub(f.used) < windowIdle || len(f.data) > 0 || len(f.flights) > 0 || f.closing:
+		case now.Sub(f.used) < windowIdle || f.dirty() || f.closing:
 		case f.held:
 			w.giveUpLater(f)
 		case f.err == nil:
@@ -139,6 +152,10 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		return w.next.Do(ctx, op)
 	case *fsop.Create:
 		return w.create(ctx, op)
+	case *fsop.Setattr:
+		if reply, ok := w.setattr(op); ok {
+			return reply, nil
+		}
 	}
 	if ino := subject(op); ino != 0 {
 		if err := w.drain(ctx, ino, false); err != nil {
@@ -211,7 +228,7 @@ func (w *windows) dirty(ino fsop.Ino) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f := w.files[ino]
-	return f != nil && f.bytes > 0
+	return f != nil && f.dirty()
 }
 
 func (w *windows) fileLocked(ino fsop.Ino) *written {
@@ -238,8 +255,32 @@ func (w *windows) create(ctx context.Context, op *fsop.Create) (*fsop.Reply, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.fileLocked(reply.Attr.Ino).held = true
+	w.fileLocked(reply.Attr.Ino).hold(&reply.Attr)
 	return reply, nil
+}
+
+// hold notes that the session holds the window of f, which has these attributes.
+func (f *written) hold(a *fsop.Attr) { f.held, f.attr = true, *a }
+
+// setattr puts attributes off until what was written before them is sent, if the
+// window of the file is held: archivers set them on every file just before they
+// close it. Its reply is not to be cached, because the times are not known yet.
+func (w *windows) setattr(op *fsop.Setattr) (*fsop.Reply, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.files[op.Ino]
+	const owner = fsop.SetUID | fsop.SetGID | fsop.SetKillPriv
+	if f == nil || !f.held || f.closing || f.err != nil || op.Valid == 0 || op.Valid&fsop.SetSize != 0 ||
+		op.Valid&owner != 0 && f.then.Valid&fsop.SetMode != 0 { // a new owner would take bits of the mode away
+		return nil, false
+	}
+	if !f.waits() {
+		f.born = time.Now()
+	}
+	f.used = time.Now()
+	merge(&f.then, op)
+	foresee(&f.attr, op, f.used.UnixNano())
+	return &fsop.Reply{Attr: f.attr}, true
 }
 
 // write answers a write as soon as it may.
@@ -258,8 +299,8 @@ func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error
 		return w.writeThrough(ctx, f, op)
 	}
 	defer w.mu.Unlock()
-	joins := len(f.data) > 0 && op.Off == f.off+uint64(len(f.data)) && len(f.data)+len(op.Data) <= joinBytes
-	if len(f.data) > 0 && !joins {
+	joins := len(f.data) > 0 && f.then.Valid == 0 && op.Off == f.off+uint64(len(f.data)) && len(f.data)+len(op.Data) <= joinBytes
+	if f.waits() && !joins {
 		w.sendLocked(f)
 	}
 	for f.bytes > 0 && f.bytes+len(op.Data) > windowBytes || w.bytes > 0 && w.bytes+len(op.Data) > totalBytes {
@@ -281,6 +322,10 @@ func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error
 	f.kill = f.kill || op.KillPriv
 	f.bytes += len(op.Data)
 	w.bytes += len(op.Data)
+	f.attr.Size = max(f.attr.Size, op.Off+uint64(len(op.Data)))
+	if op.KillPriv {
+		f.attr.Mode = killed(f.attr.Mode)
+	}
 	if len(f.data) >= joinBytes {
 		w.sendLocked(f)
 	}
@@ -302,7 +347,7 @@ func (w *windows) writeThrough(ctx context.Context, f *written, op *fsop.Write) 
 		defer w.mu.Unlock()
 		switch now := w.fileLocked(op.Ino); {
 		case now == f && closes == f.closes:
-			f.held = true
+			f.hold(&reply.Attr)
 		case !now.closing:
 			// It was given up, or taken for given up, while the answer was on its way,
 			// and nobody can tell which came last: it is given up for certain.
@@ -328,12 +373,10 @@ func (f *written) takeError() error {
 
 // sendLocked sends what is held back of f, as soon as nothing in flight overlaps it.
 func (w *windows) sendLocked(f *written) {
-	if len(f.data) == 0 {
+	if !f.waits() {
 		return
 	}
-	op := &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: fsop.WindowHeld}
-	t := &flight{f.off, f.off + uint64(len(f.data))}
-	f.data = nil
+	op, t, n := f.take(fsop.WindowHeld)
 	f.flights = append(f.flights, t)
 	w.wg.Go(func() {
 		w.mu.Lock()
@@ -345,8 +388,26 @@ func (w *windows) sendLocked(f *written) {
 		_, err := w.next.Do(w.life, op)
 		w.mu.Lock()
 		f.flights = slices.DeleteFunc(f.flights, func(o *flight) bool { return o == t })
-		w.landLocked(f, len(op.Data), err)
+		w.landLocked(f, n, err)
 	})
+}
+
+// take makes an operation of what is held back of f: n bytes of data.
+func (f *written) take(window fsop.Window) (op fsop.Op, t *flight, n int) {
+	n = len(f.data)
+	t = &flight{f.off, f.off + uint64(n)}
+	if f.then.Valid != 0 {
+		t = &flight{0, fsop.MaxSize}
+	}
+	if n > 0 {
+		op = &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: window, Then: f.then}
+	} else {
+		set := f.then
+		set.Ino, set.Window = f.ino, window
+		op = &set
+	}
+	f.data, f.then = nil, fsop.Setattr{}
+	return op, t, n
 }
 
 // waitLocked waits for something to land, or for ctx to end.
@@ -403,8 +464,8 @@ func errnoOf(err error) error {
 
 // drainLocked waits until everything written to f has arrived.
 func (w *windows) drainLocked(ctx context.Context, f *written) error {
-	for f.bytes > 0 {
-		if len(f.data) > 0 && !f.closing {
+	for f.dirty() {
+		if f.waits() && !f.closing {
 			w.sendLocked(f)
 		}
 		if err := w.waitLocked(ctx); err != nil {
@@ -449,7 +510,7 @@ func (w *windows) flush(ctx context.Context, ino fsop.Ino) error {
 		return err
 	}
 	err := f.takeError()
-	if f.bytes == 0 && !f.held && !f.closing && w.files[ino] == f {
+	if f.bytes == 0 && !f.held && !f.closing && !f.dirty() && w.files[ino] == f {
 		delete(w.files, ino)
 	}
 	return err
@@ -482,7 +543,7 @@ func (w *windows) Recall(ino fsop.Ino) {
 // closeLocked has everything sent and the window given up: when it returns, both
 // are under way.
 func (w *windows) closeLocked(ctx context.Context, f *written) error {
-	for len(f.flights) > 0 || f.closing && f.bytes > 0 {
+	for len(f.flights) > 0 || f.closing && f.dirty() {
 		// The last write gives the window up, so the others come before it.
 		if err := w.waitLocked(ctx); err != nil {
 			return err
@@ -492,25 +553,24 @@ func (w *windows) closeLocked(ctx context.Context, f *written) error {
 	case f.closing:
 	case !f.held:
 		w.sendLocked(f)
-	case len(f.data) == 0:
+	case !f.waits():
 		w.giveUpLater(f)
 	default:
-		f.closing = true
+		f.closing, f.last = true, true
 		f.closes++
-		op := &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: fsop.WindowHeld | fsop.WindowDone}
-		f.data = nil
-		w.wg.Go(func() { w.sendLast(f, op) })
+		op, _, n := f.take(fsop.WindowHeld | fsop.WindowDone)
+		w.wg.Go(func() { w.sendLast(f, op, n) })
 	}
 	return nil
 }
 
 // sendLast sends the write that gives the window up.
-func (w *windows) sendLast(f *written, op *fsop.Write) {
+func (w *windows) sendLast(f *written, op fsop.Op, n int) {
 	_, err := w.next.Do(w.life, op)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	f.held, f.closing = false, false
-	w.landLocked(f, len(op.Data), err)
+	f.held, f.closing, f.last = false, false, false
+	w.landLocked(f, n, err)
 	if err != nil {
 		w.giveUpLater(f) // it did not go with the write
 	}
@@ -522,7 +582,7 @@ func (w *windows) giveUp(f *written) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f.held, f.closing = false, false
-	if err != nil && f.err == nil && f.bytes > 0 {
+	if err != nil && f.err == nil && f.dirty() {
 		f.err = errnoOf(err)
 	}
 	w.idle.Broadcast()
@@ -534,15 +594,76 @@ func (w *windows) drainAll(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range slices.Collect(maps.Values(w.files)) {
-		for f.held || f.closing || f.bytes > 0 {
+		for f.held || f.closing || f.dirty() {
 			if w.closeLocked(ctx, f) != nil {
 				return
 			}
-			if f.held || f.closing || f.bytes > 0 {
+			if f.held || f.closing || f.dirty() {
 				if w.waitLocked(ctx) != nil {
 					return
 				}
 			}
 		}
 	}
+}
+
+// merge adds what a later Setattr sets.
+func merge(s, later *fsop.Setattr) {
+	if later.Valid&fsop.SetMode != 0 {
+		s.Mode = later.Mode
+	}
+	if later.Valid&fsop.SetUID != 0 {
+		s.UID = later.UID
+	}
+	if later.Valid&fsop.SetGID != 0 {
+		s.GID = later.GID
+	}
+	if later.Valid&(fsop.SetAtime|fsop.SetAtimeNow) != 0 {
+		s.Atime = later.Atime
+		s.Valid &^= fsop.SetAtime | fsop.SetAtimeNow
+	}
+	if later.Valid&(fsop.SetMtime|fsop.SetMtimeNow) != 0 {
+		s.Mtime = later.Mtime
+		s.Valid &^= fsop.SetMtime | fsop.SetMtimeNow
+	}
+	s.Valid |= later.Valid
+}
+
+// foresee changes attributes as a Setattr will; times of the primary's clock
+// are guessed.
+func foresee(a *fsop.Attr, s *fsop.Setattr, now int64) {
+	if s.Valid&fsop.SetUID != 0 {
+		a.UID = s.UID
+	}
+	if s.Valid&fsop.SetGID != 0 {
+		a.GID = s.GID
+	}
+	if s.Valid&(fsop.SetUID|fsop.SetGID|fsop.SetKillPriv) != 0 {
+		a.Mode = killed(a.Mode)
+	}
+	if s.Valid&fsop.SetMode != 0 {
+		a.Mode = a.Type() | s.Mode&0o7777
+	}
+	if s.Valid&fsop.SetAtime != 0 {
+		a.Atime = s.Atime
+	}
+	if s.Valid&fsop.SetMtime != 0 {
+		a.Mtime = s.Mtime
+	}
+	if s.Valid&fsop.SetAtimeNow != 0 {
+		a.Atime = now
+	}
+	if s.Valid&fsop.SetMtimeNow != 0 {
+		a.Mtime = now
+	}
+	a.Ctime = now
+}
+
+// killed is a mode without what a change of contents or owner takes away.
+func killed(mode uint32) uint32 {
+	mode &^= syscall.S_ISUID
+	if mode&syscall.S_IXGRP != 0 {
+		mode &^= syscall.S_ISGID
+	}
+	return mode
 }

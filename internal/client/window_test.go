@@ -22,7 +22,7 @@ type granter struct {
 	rng  *rand.Rand
 	fail error // of the next write
 
-	writes int
+	writes, setattrs int
 }
 
 func (g *granter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
@@ -52,10 +52,24 @@ func (g *granter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 			delete(g.held, op.Ino)
 		}
 		r, err := g.next.Do(ctx, op)
+		if err == nil && op.Then.Valid != 0 {
+			set := op.Then
+			set.Ino = op.Ino
+			r, err = g.next.Do(ctx, &set)
+		}
 		if err == nil && op.Window&fsop.WindowAsk != 0 {
 			g.held[op.Ino], r.Window = true, true
 		}
 		return r, err
+	case *fsop.Setattr:
+		if op.Window&fsop.WindowHeld != 0 && !g.held[op.Ino] {
+			return nil, fsop.EIO
+		}
+		if op.Window&fsop.WindowDone != 0 {
+			delete(g.held, op.Ino)
+		}
+		g.setattrs++
+		return g.next.Do(ctx, op)
 	case *fsop.Create:
 		r, err := g.next.Do(ctx, op)
 		if err == nil && op.Window&fsop.WindowAsk != 0 {
@@ -118,6 +132,41 @@ func TestSmallFileIsOneWrite(t *testing.T) {
 		}
 		if r := mustDo(t, g.next, &fsop.Getattr{Ino: ino}); r.Attr.Size != 4096 {
 			t.Errorf("size %d after the flush", r.Attr.Size)
+		}
+	})
+}
+
+// An archiver's file is one write: contents, owner, mode and times.
+func TestAttributesGoWithTheLastWrite(t *testing.T) {
+	withWindows(t, 7, func(ctx context.Context, w *windows, g *granter) {
+		ino := createFile(t, w, "a")
+		mustDo(t, w, &fsop.Write{Ino: ino, Data: make([]byte, 4096)})
+		mustDo(t, w, &fsop.Setattr{Ino: ino, Valid: fsop.SetMtime, Mtime: 77})
+		mustDo(t, w, &fsop.Setattr{Ino: ino, Valid: fsop.SetUID | fsop.SetGID, UID: 5, GID: 6})
+		r := mustDo(t, w, &fsop.Setattr{Ino: ino, Valid: fsop.SetMode, Mode: 0o4755})
+		if a := r.Attr; a.Size != 4096 || a.Mtime != 77 || a.UID != 5 || a.Mode&0o7777 != 0o4755 || r.Seq != 0 {
+			t.Errorf("foreseen %+v at %d", a, r.Seq)
+		}
+		mustDo(t, w, &fsop.Flush{Ino: ino})
+		if n, held := g.state(ino); n != 1 || held || g.setattrs != 0 {
+			t.Errorf("%d writes, %d setattrs, window held: %v", n, g.setattrs, held)
+		}
+		a := mustDo(t, g.next, &fsop.Getattr{Ino: ino}).Attr
+		if a.Size != 4096 || a.Mtime != 77 || a.UID != 5 || a.GID != 6 || a.Mode&0o7777 != 0o4755 {
+			t.Errorf("arrived %+v", a)
+		}
+	})
+}
+
+// What a new owner takes away from the mode is not given back by merging.
+func TestOwnerAfterModeIsNotMerged(t *testing.T) {
+	withWindows(t, 8, func(ctx context.Context, w *windows, g *granter) {
+		ino := createFile(t, w, "a")
+		mustDo(t, w, &fsop.Setattr{Ino: ino, Valid: fsop.SetMode, Mode: 0o4755})
+		mustDo(t, w, &fsop.Setattr{Ino: ino, Valid: fsop.SetUID, UID: 5})
+		mustDo(t, w, &fsop.Flush{Ino: ino})
+		if g.setattrs != 2 {
+			t.Errorf("%d setattrs arrived, want both", g.setattrs)
 		}
 	})
 }
@@ -211,6 +260,7 @@ func TestRandomAgainstModel(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 9))
 			var inos []fsop.Ino
 			model := make([][]byte, 3)
+			modes, mtimes := [3]uint32{0o644, 0o644, 0o644}, [3]int64{}
 			for _, n := range []string{"a", "b", "c"} {
 				inos = append(inos, createFile(t, w, n))
 			}
@@ -222,7 +272,7 @@ func TestRandomAgainstModel(t *testing.T) {
 			}
 			for range 400 {
 				i := rng.IntN(3)
-				switch rng.IntN(10) {
+				switch rng.IntN(12) {
 				case 0, 1, 2, 3:
 					off, data := rng.IntN(2000), make([]byte, 1+rng.IntN(300))
 					for k := range data {
@@ -254,6 +304,18 @@ func TestRandomAgainstModel(t *testing.T) {
 					r := mustDo(t, w, &fsop.Lookup{Parent: fsop.RootIno, Name: string(rune('a' + i))})
 					if r.Attr.Size != uint64(len(model[i])) {
 						t.Fatalf("size %d, want %d", r.Attr.Size, len(model[i]))
+					}
+				case 10:
+					modes[i] = uint32(rng.IntN(0o1000))
+					mustDo(t, w, &fsop.Setattr{Ino: inos[i], Valid: fsop.SetMode, Mode: modes[i]})
+				case 11:
+					mtimes[i] = rng.Int64()
+					mustDo(t, w, &fsop.Setattr{Ino: inos[i], Valid: fsop.SetMtime, Mtime: mtimes[i]})
+					if rng.IntN(2) == 0 {
+						mustDo(t, w, &fsop.Flush{Ino: inos[i]})
+					}
+					if a := mustDo(t, w, &fsop.Getattr{Ino: inos[i]}).Attr; a.Mtime != mtimes[i] || a.Mode&0o7777 != modes[i] {
+						t.Fatalf("seed %d: mtime %d, mode %o; want %d, %o", seed, a.Mtime, a.Mode, mtimes[i], modes[i])
 					}
 				case 9:
 					time.Sleep(time.Duration(rng.IntN(30)) * time.Millisecond)

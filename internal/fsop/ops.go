@@ -216,6 +216,8 @@ type Setattr struct {
 	Size  uint64
 	Atime int64
 	Mtime int64
+	// Window: see Write.
+	Window Window
 }
 
 // Node is what every operation that makes an inode has.
@@ -314,7 +316,10 @@ type Write struct {
 	Append   bool
 	KillPriv bool // clear set-id bits, as SetKillPriv
 	Window   Window
-	Data     []byte
+	// Then are attributes to set after the data is written, in the same step, if
+	// its Valid is not 0. Its Ino and Window do not count, and SetSize is EINVAL.
+	Then Setattr
+	Data []byte
 }
 
 // CloseWindow gives up the window that Session holds of a file, if it does:
@@ -444,7 +449,16 @@ func (w *Window) code(c *codec.Coder) {
 
 func (o *Setattr) Code(c *codec.Coder) {
 	o.Ino.Code(c)
+	o.Window.code(c)
+	o.code(c)
+}
+
+// code codes what Valid says is there.
+func (o *Setattr) code(c *codec.Coder) {
 	c.U32(&o.Valid)
+	if o.Valid == 0 {
+		return
+	}
 	c.U32(&o.Mode)
 	c.U32(&o.UID)
 	c.U32(&o.GID)
@@ -481,6 +495,7 @@ func (o *Write) Code(c *codec.Coder) {
 	c.Bool(&o.Append)
 	c.Bool(&o.KillPriv)
 	o.Window.code(c)
+	o.Then.code(c)
 	c.Bytes(&o.Data, MaxData)
 }
 func (o *Fallocate) Code(c *codec.Coder) {

@@ -150,7 +150,15 @@ func (s *Session) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 			wg.Wait()
 		}
 		for _, ch := range pending {
-			<-ch
+			if mine != nil {
+				<-ch
+				continue
+			}
+			select {
+			case <-ch:
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
 		}
 		if mine != nil {
 			close(mine)
