@@ -94,6 +94,8 @@ type Options struct {
 	// Reserve is the part of the disk that ordinary writes may not use, so that
 	// there is always room to delete something. Default 0.01.
 	Reserve float64
+
+	still bool // do nothing that is not needed to look at the brick
 }
 
 func (o *Options) defaults() {
@@ -307,6 +309,8 @@ func (b *Brick) openStore() error {
 		BeforeSync: b.log.SyncAll,
 		Flushed:    b.settle.kick,
 		Failed:     func(err error) { b.fail(err) },
+
+		NoCompactions: b.opts.still,
 	})
 	if err != nil {
 		return err

@@ -49,9 +49,12 @@ type Options struct {
 	// over. Required.
 	Failed   func(error)
 	ReadOnly bool
-	MemTable int64 // bytes; default 8 MiB
-	Cache    int64 // bytes; default 16 MiB
-	Log      *slog.Logger
+	// NoCompactions keeps the store from tidying itself up. It is for those who
+	// open it for a short time to look.
+	NoCompactions bool
+	MemTable      int64 // bytes; default 8 MiB
+	Cache         int64 // bytes; default 16 MiB
+	Log           *slog.Logger
 }
 
 // A Store is an open key-value store. Its methods may be called concurrently,
@@ -80,6 +83,7 @@ func Open(o Options) (*Store, error) {
 		DisableWAL:                  true,
 		ErrorIfNotExists:            o.ReadOnly,
 		ReadOnly:                    o.ReadOnly,
+		DisableAutomaticCompactions: o.NoCompactions,
 		FormatMajorVersion:          format,
 		MemTableSize:                uint64(o.MemTable),
 		MemTableStopWritesThreshold: 4,
