@@ -32,7 +32,7 @@ func testOptions(fs disk.FS) Options {
 	return Options{FS: fs, Dir: "/b", SegmentSize: 1 << 20, MemTable: 1 << 20, Cache: 1 << 20, SettleAfter: time.Hour}
 }
 
-func format(t testing.TB, fs disk.FS, dir string) {
+func format(t tester, fs disk.FS, dir string) {
 	t.Helper()
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -57,6 +57,7 @@ func (b *Brick) Rewind(to cluster.Pos) error {
 		if err := b.log.TruncateAfter(to.Seq); err != nil {
 			return b.fail(err)
 		}
+		b.settle.cut(to.Seq)
 	}
 	if err := b.replay(to); err != nil {
 		return b.fail(fmt.Errorf("replaying the log up to %v: %w", to, err))
@@ -64,7 +65,7 @@ func (b *Brick) Rewind(to cluster.Pos) error {
 	return tooFar
 }
 
-// reopen takes the KV back to its last flush. b.wmu is held.
+// reopen takes the KV back to its last flush. b.settling and b.wmu are held.
 func (b *Brick) reopen() error {
 	b.closeHeld(errors.New("the brick was taken back to an earlier position"))
 	b.mu.Lock()
@@ -74,6 +75,7 @@ func (b *Brick) reopen() error {
 	if err := b.store.Close(); err != nil {
 		return err
 	}
+	b.settle.steps = nil // what was not flushed is not settled any more
 	return b.openStore()
 }
 

@@ -165,6 +165,13 @@ func (s *settler) note(seq uint64, n int) {
 	}
 }
 
+// cut forgets the entries behind seq. Brick.wmu is held.
+func (s *settler) cut(seq uint64) {
+	for n := len(s.marks); n > 0 && s.marks[n-1].seq > seq; n-- {
+		s.marks = s.marks[:n-1]
+	}
+}
+
 // restart forgets what was known of a log that is no longer there. Both
 // Brick.settling and Brick.wmu are held.
 func (s *settler) restart() {
