@@ -260,11 +260,15 @@ func fill(fs *flag.FlagSet, args []string) (verdict, error) {
 	path := fs.String("file", "", "file to make")
 	most := fs.Int64("most", 1<<40, "bytes to write at most")
 	fs.Parse(args)
+	out := &Filling{}
 	f, err := os.Create(*path)
+	if errors.Is(err, unix.ENOSPC) {
+		out.Error = rootErrno(err)
+		return out, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	out := &Filling{}
 	for out.Bytes < *most {
 		n, err := f.Write(contents(uint64(out.Bytes), 128<<10))
 		out.Bytes += int64(n)
