@@ -53,6 +53,7 @@ type written struct {
 	data []byte
 	off  uint64
 	kill bool
+	sync bool         // an fsync waits for it
 	then fsop.Setattr // to be done after data; Valid 0: nothing
 	born time.Time    // when the first of it came
 
@@ -146,8 +147,9 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	case *fsop.Flush:
 		return &fsop.Reply{}, w.flush(ctx, op.Ino)
 	case *fsop.Fsync:
-		if err := w.drain(ctx, op.Ino, true); err != nil {
-			return nil, err
+		synced, err := w.fsync(ctx, op.Ino)
+		if synced || err != nil {
+			return &fsop.Reply{}, err
 		}
 		return w.next.Do(ctx, op)
 	case *fsop.Create:
@@ -158,7 +160,7 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		}
 	}
 	if ino := subject(op); ino != 0 {
-		if err := w.drain(ctx, ino, false); err != nil {
+		if err := w.drain(ctx, ino); err != nil {
 			return nil, err
 		}
 	}
@@ -204,7 +206,7 @@ func (w *windows) refresh(ctx context.Context, reply *fsop.Reply) (*fsop.Reply, 
 		if a.Ino == 0 || !w.dirty(a.Ino) {
 			return nil
 		}
-		if err := w.drain(ctx, a.Ino, false); err != nil {
+		if err := w.drain(ctx, a.Ino); err != nil {
 			return err
 		}
 		now, err := w.next.Do(ctx, &fsop.Getattr{Ino: a.Ino})
@@ -392,6 +394,32 @@ func (w *windows) sendLocked(f *written) {
 	})
 }
 
+// fsync sends everything written to a file and waits for it. If the last of it
+// could be sent as a write that is answered when it is durable, which a log then
+// is as a whole, it is synced and nothing is left to do.
+func (w *windows) fsync(ctx context.Context, ino fsop.Ino) (synced bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.files[ino]
+	if f == nil {
+		return false, nil
+	}
+	f.used = time.Now()
+	for len(f.flights) > 0 && !f.closing {
+		if err := w.waitLocked(ctx); err != nil {
+			return false, err
+		}
+	}
+	if f.held && !f.closing && len(f.data) > 0 {
+		f.sync, synced = true, true
+		w.sendLocked(f)
+	}
+	if err := w.drainLocked(ctx, f); err != nil {
+		return false, err
+	}
+	return synced, f.takeError()
+}
+
 // take makes an operation of what is held back of f: n bytes of data.
 func (f *written) take(window fsop.Window) (op fsop.Op, t *flight, n int) {
 	n = len(f.data)
@@ -400,13 +428,13 @@ func (f *written) take(window fsop.Window) (op fsop.Op, t *flight, n int) {
 		t = &flight{0, fsop.MaxSize}
 	}
 	if n > 0 {
-		op = &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: window, Then: f.then}
+		op = &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: window, Then: f.then, Sync: f.sync}
 	} else {
 		set := f.then
 		set.Ino, set.Window = f.ino, window
 		op = &set
 	}
-	f.data, f.then = nil, fsop.Setattr{}
+	f.data, f.then, f.sync = nil, fsop.Setattr{}, false
 	return op, t, n
 }
 
@@ -475,9 +503,8 @@ func (w *windows) drainLocked(ctx context.Context, f *written) error {
 	return nil
 }
 
-// drain waits until everything written to a file has arrived, and with report
-// returns the error of what has not.
-func (w *windows) drain(ctx context.Context, ino fsop.Ino, report bool) error {
+// drain waits until everything written to a file has arrived, or failed to.
+func (w *windows) drain(ctx context.Context, ino fsop.Ino) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f := w.files[ino]
@@ -485,13 +512,7 @@ func (w *windows) drain(ctx context.Context, ino fsop.Ino, report bool) error {
 		return nil
 	}
 	f.used = time.Now()
-	if err := w.drainLocked(ctx, f); err != nil {
-		return err
-	}
-	if report {
-		return f.takeError()
-	}
-	return nil
+	return w.drainLocked(ctx, f)
 }
 
 // flush has everything sent and the window given up, if possible with the last

@@ -22,7 +22,7 @@ type granter struct {
 	rng  *rand.Rand
 	fail error // of the next write
 
-	writes, setattrs int
+	writes, setattrs, synced, fsyncs int
 }
 
 func (g *granter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
@@ -38,8 +38,13 @@ func (g *granter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	case *fsop.CloseWindow:
 		delete(g.held, op.Ino)
 		return &fsop.Reply{}, nil
+	case *fsop.Fsync:
+		g.fsyncs++
 	case *fsop.Write:
 		g.writes++
+		if op.Sync {
+			g.synced++
+		}
 		if op.Window&fsop.WindowHeld != 0 && !g.held[op.Ino] {
 			return nil, fsop.EIO
 		}
@@ -132,6 +137,21 @@ func TestSmallFileIsOneWrite(t *testing.T) {
 		}
 		if r := mustDo(t, g.next, &fsop.Getattr{Ino: ino}); r.Attr.Size != 4096 {
 			t.Errorf("size %d after the flush", r.Attr.Size)
+		}
+	})
+}
+
+// A database's page is one write, which is answered when it is durable.
+func TestSyncGoesWithTheWrite(t *testing.T) {
+	withWindows(t, 9, func(ctx context.Context, w *windows, g *granter) {
+		ino := createFile(t, w, "a")
+		for range 5 {
+			mustDo(t, w, &fsop.Write{Ino: ino, Data: make([]byte, 8192)})
+			mustDo(t, w, &fsop.Fsync{Ino: ino})
+		}
+		mustDo(t, w, &fsop.Fsync{Ino: ino}) // nothing was written since, but perhaps by others
+		if n, _ := g.state(ino); n != 5 || g.synced != 5 || g.fsyncs != 1 {
+			t.Errorf("%d writes, %d of them synced, and %d fsyncs", n, g.synced, g.fsyncs)
 		}
 	})
 }

@@ -316,6 +316,7 @@ type Write struct {
 	Append   bool
 	KillPriv bool // clear set-id bits, as SetKillPriv
 	Window   Window
+	Sync     bool // reply only when it is durable, as after a Fsync
 	// Then are attributes to set after the data is written, in the same step, if
 	// its Valid is not 0. Its Ino and Window do not count, and SetSize is EINVAL.
 	Then Setattr
@@ -449,22 +450,14 @@ func (w *Window) code(c *codec.Coder) {
 
 func (o *Setattr) Code(c *codec.Coder) {
 	o.Ino.Code(c)
-	o.Window.code(c)
-	o.code(c)
-}
-
-// code codes what Valid says is there.
-func (o *Setattr) code(c *codec.Coder) {
 	c.U32(&o.Valid)
-	if o.Valid == 0 {
-		return
-	}
 	c.U32(&o.Mode)
 	c.U32(&o.UID)
 	c.U32(&o.GID)
 	c.U64(&o.Size)
 	c.I64(&o.Atime)
 	c.I64(&o.Mtime)
+	o.Window.code(c)
 }
 func (n *Node) code(c *codec.Coder) {
 	n.Parent.Code(c)
@@ -495,7 +488,8 @@ func (o *Write) Code(c *codec.Coder) {
 	c.Bool(&o.Append)
 	c.Bool(&o.KillPriv)
 	o.Window.code(c)
-	o.Then.code(c)
+	c.Bool(&o.Sync)
+	o.Then.Code(c)
 	c.Bytes(&o.Data, MaxData)
 }
 func (o *Fallocate) Code(c *codec.Coder) {

@@ -48,6 +48,7 @@ type loop struct {
 	nextSrc  uint64
 	healing  context.CancelFunc // of the comparison under way
 	kept     core.Ready         // messages and streams that wait for act
+	syncs    []core.Message     // to be sent after the streams
 	lastTime int64
 }
 
@@ -171,20 +172,19 @@ func (l *loop) act() error {
 		}
 		kept := l.kept
 		l.kept = core.Ready{}
-		if len(kept.Messages) == 0 && len(kept.Streams) == 0 {
+		syncs := l.syncs
+		l.syncs = nil
+		if len(kept.Messages) == 0 && len(kept.Streams) == 0 && len(syncs) == 0 {
 			break
 		}
 		if err := l.flush(); err != nil {
 			return err
 		}
-		for _, msg := range kept.Messages {
-			if err := l.transport.Send(msg.To, msg.Kind, l.envelope(msg.To), codec.Append(nil, msg.Body)); err != nil {
-				l.m.Backlogged(msg.To)
-			}
-		}
+		l.sendAll(kept.Messages)
 		for _, s := range kept.Streams {
 			l.stream(s)
 		}
+		l.sendAll(syncs)
 	}
 	if err := l.flush(); err != nil {
 		return err
@@ -192,6 +192,14 @@ func (l *loop) act() error {
 	l.publish()
 	l.answer()
 	return nil
+}
+
+func (l *loop) sendAll(messages []core.Message) {
+	for _, msg := range messages {
+		if err := l.transport.Send(msg.To, msg.Kind, l.envelope(msg.To), codec.Append(nil, msg.Body)); err != nil {
+			l.m.Backlogged(msg.To)
+		}
+	}
 }
 
 func (l *loop) flush() error {

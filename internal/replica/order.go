@@ -100,6 +100,10 @@ func (l *loop) order(q *request) {
 				l.seen[q.session] = l.now
 			}
 		}
+		if w, ok := q.do.Op.(*fsop.Write); ok && w.Sync {
+			l.waitSync(&syncRequest{seq: l.m.Tail().Seq, req: q, reply: proto.DoReply{Reply: res.Reply}})
+			return
+		}
 		l.reply(q, l.m.Tail().Seq, proto.DoReply{Reply: res.Reply})
 	}
 }

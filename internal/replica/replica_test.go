@@ -319,7 +319,7 @@ func TestLockWaiterIsWoken(t *testing.T) {
 // die, return, and are cut off, and checks that no read is older than the last
 // write acknowledged before it began, on any brick.
 func TestRandomFaults(t *testing.T) {
-	for seed := range uint64(24) {
+	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { randomFaults(t, seed) })
 		})

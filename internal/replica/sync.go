@@ -22,6 +22,7 @@ type syncer struct {
 type syncRequest struct {
 	seq   uint64
 	req   *request
+	reply proto.DoReply
 	asked core.Instant
 }
 
@@ -32,7 +33,11 @@ func (l *loop) orderFsync(q *request) {
 	if reply, _, err := l.store.Read(l.ctx, &fsop.Getattr{Ino: ino}); err == nil {
 		seq = reply.Attr.Change
 	}
-	s := &syncRequest{seq: seq, req: q}
+	l.waitSync(&syncRequest{seq: seq, req: q})
+}
+
+// waitSync answers s when every in-sync brick is durable so far.
+func (l *loop) waitSync(s *syncRequest) {
 	l.fsync.waiting = append(l.fsync.waiting, s)
 	l.askSync(s)
 }
@@ -47,7 +52,8 @@ func (l *loop) askSync(s *syncRequest) {
 		case b == l.self:
 			l.syncOwn(s.seq)
 		default:
-			l.kept.Messages = append(l.kept.Messages, core.Message{
+			// After the entries that it is about.
+			l.syncs = append(l.syncs, core.Message{
 				To: b, Kind: proto.KindSync, Body: &proto.Sync{Epoch: cfg.Epoch, Seq: s.seq},
 			})
 		}
@@ -110,7 +116,7 @@ func (l *loop) answerFsync() {
 			keep = append(keep, s)
 			continue
 		}
-		s.req.finish(proto.DoReply{})
+		s.req.finish(s.reply)
 	}
 	clear(l.fsync.waiting[len(keep):])
 	l.fsync.waiting = keep
