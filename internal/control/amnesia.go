@@ -19,7 +19,8 @@ import (
 // the leader sent: from then on it holds all that the old one could have
 // acknowledged. (A second vote in the very term of that leader would need a
 // candidate that stayed one while the leader was at work; it gives up at the
-// leader's first heartbeat.) Peers that join a pool pass through the same door.
+// leader's first heartbeat.) Peers that join a pool pass through the same door,
+// before they become voters.
 
 const forgetfulKey = "Forgetful"
 
@@ -45,12 +46,22 @@ func (c *Control) amnesia(rpc raft.RPC) error {
 		for old := c.behind.Load(); req.LastLogIndex > old && !c.behind.CompareAndSwap(old, req.LastLogIndex); old = c.behind.Load() {
 		}
 	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
-		if behind := c.behind.Load(); behind == 0 || c.raft.LastIndex() < behind {
+		if !c.recalled() {
 			return errForgetful
 		}
-		return c.remember()
 	}
 	return nil
+}
+
+// recalled takes the mark away if it is time, and reports whether it is gone.
+func (c *Control) recalled() bool {
+	if !c.forgetful.Load() {
+		return true
+	}
+	if behind := c.behind.Load(); behind == 0 || c.raft.LastIndex() < behind {
+		return false
+	}
+	return c.remember() == nil
 }
 
 // remember takes the mark away.
@@ -71,7 +82,7 @@ func (c *Control) remember() error {
 // remaining voters stands for election at once. A mere lost connection is no
 // such proof.
 func (c *Control) LeaderDied(peer cluster.PeerID) {
-	if leader, ok := c.Leader(); !ok || leader != peer || peer == c.cfg.Self || c.forgetful.Load() {
+	if leader, ok := c.Leader(); !ok || leader != peer || peer == c.cfg.Self || !c.recalled() {
 		return
 	}
 	for _, id := range c.Status().Voters {

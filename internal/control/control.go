@@ -120,13 +120,17 @@ type Control struct {
 	forgetful atomic.Bool
 	behind    atomic.Uint64 // the highest commit index heard of while forgetful
 
-	mu          sync.Mutex // guards all below
-	st          *state.State
+	mu          sync.Mutex    // guards all below
+	st          *state.State  // what everybody sees: live, or ahead of it after a start
 	applied     uint64        // index of the last command in st
+	live        *state.State  // the consensus machine's
+	liveIndex   uint64        // index of the last command in live
+	pooled      pooled        // as stored
 	changed     chan struct{} // closed and replaced when st or applied changes
 	incarnation uint64        // of this process; 0 until it is known
 	detached    bool
-	lead        *leader // while this peer leads
+	lastAsked   time.Time // when hearsay last went round
+	lead        *leader   // while this peer leads
 }
 
 // Open opens the control plane's store in cfg.Dir and joins the group that is
@@ -142,7 +146,7 @@ func Open(cfg Config) (*Control, error) {
 		cfg:     cfg,
 		log:     cfg.Log,
 		failed:  make(chan struct{}),
-		st:      state.New(),
+		live:    state.New(),
 		changed: make(chan struct{}),
 	}
 	var b [8]byte
@@ -154,6 +158,7 @@ func Open(cfg Config) (*Control, error) {
 		cfg.Listener.Close()
 		return nil, err
 	}
+	c.st = c.live
 	c.store = st
 	c.forgetful.Store(st.forgetful())
 	snaps, err := openSnapshots(cfg.Dir)
@@ -172,7 +177,14 @@ func Open(cfg Config) (*Control, error) {
 		st.close()
 		return nil, fmt.Errorf("control store %s: %w", cfg.Dir, err)
 	}
+	c.mu.Lock()
+	err = c.preview()
+	c.mu.Unlock()
 	c.trans.start()
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("control store %s: %w", cfg.Dir, err)
+	}
 	return c, nil
 }
 
@@ -457,7 +469,7 @@ func (c *Control) Status() Status {
 	lead := c.lead
 	m := c.st.Map
 	c.mu.Unlock()
-	if lead != nil {
+	if lead != nil && c.raft.State() == raft.Leader {
 		s.Leading = true
 		for _, p := range m.Peers {
 			if alive, since := c.trans.reachable(serverID(p.ID)); p.ID != c.cfg.Self && !alive && time.Since(since) > time.Second {
@@ -473,7 +485,7 @@ func (c *Control) Status() Status {
 func (c *Control) hello() hello {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return hello{Pool: c.st.Map.Pool, Generation: c.st.Generation, From: c.cfg.Self, Incarnation: c.incarnation}
+	return hello{Pool: c.pooled.Pool, Generation: c.pooled.Generation, From: c.cfg.Self, Boot: c.boot, Incarnation: c.incarnation}
 }
 
 // checkHello decides whether to let a peer take part in the consensus. A peer
@@ -481,14 +493,14 @@ func (c *Control) hello() hello {
 func (c *Control) checkHello(h hello) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.st.Map.Pool.IsZero() {
+	if c.pooled.Pool.IsZero() {
 		return nil // about to join
 	}
-	if h.Pool != c.st.Map.Pool {
-		return fmt.Errorf("peer %v belongs to pool %v and this one to %v", h.From, h.Pool, c.st.Map.Pool)
+	if h.Pool != c.pooled.Pool {
+		return fmt.Errorf("peer %v belongs to pool %v and this one to %v", h.From, h.Pool, c.pooled.Pool)
 	}
-	if h.Generation != c.st.Generation {
-		return fmt.Errorf("peer %v has generation %d of the pool and this one %d: one of them was left out of a recovery", h.From, h.Generation, c.st.Generation)
+	if h.Generation != c.pooled.Generation {
+		return fmt.Errorf("peer %v has generation %d of the pool and this one %d: one of them was left out of a recovery", h.From, h.Generation, c.pooled.Generation)
 	}
 	if slices.Contains(c.st.Detached, h.From) {
 		return fmt.Errorf("peer %v was detached from the pool", h.From)

@@ -1,7 +1,9 @@
 package control
 
 import (
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -15,7 +17,15 @@ import (
 // fsm is Control in its part as the consensus library's state machine.
 type fsm Control
 
-var _ raft.FSM = (*fsm)(nil)
+var (
+	_ raft.FSM                = (*fsm)(nil)
+	_ raft.ConfigurationStore = (*fsm)(nil)
+)
+
+// StoreConfiguration implements raft.ConfigurationStore. The library keeps the
+// members of the group itself; being told of them makes it count them as
+// applied, without which it would take no snapshot after a change of the group.
+func (f *fsm) StoreConfiguration(uint64, raft.Configuration) {}
 
 // Apply implements raft.FSM. What it returns reaches the proposer: nil, or the
 // refusal.
@@ -36,7 +46,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		return c.failErr // an undecodable command came before: nothing after it counts
 	default:
 	}
-	err = c.st.Apply(cmd)
+	err = c.live.Apply(cmd)
 	c.appliedLocked(l.Index)
 	if err != nil {
 		return err
@@ -44,9 +54,21 @@ func (f *fsm) Apply(l *raft.Log) any {
 	return nil
 }
 
-// appliedLocked is called when the state may have changed.
+// appliedLocked is called when live has become the state at index.
 func (c *Control) appliedLocked(index uint64) {
-	c.applied = index
+	c.liveIndex = index
+	c.store.noteCommit(index)
+	if index < c.applied {
+		return // the log is replayed after a start, and st is further already
+	}
+	c.st, c.applied = c.live, index
+	if id := (pooled{c.st.Map.Pool, c.st.Generation}); id != c.pooled {
+		if err := c.store.put(pooledKey, id.encode()); err != nil {
+			c.fail(err)
+			return
+		}
+		c.pooled = id
+	}
 	self := c.st.Map.Peer(c.cfg.Self)
 	if self != nil && c.incarnation != 0 && self.Incarnation > c.incarnation {
 		c.fail(clonedError(self))
@@ -60,6 +82,62 @@ func (c *Control) appliedLocked(index uint64) {
 	c.wakeLocked()
 }
 
+// pooled is the pool and the generation of it that a store belongs to. It is
+// kept apart from the state, which is complete only when a leader has said how
+// much of the log counts: who may talk to this peer must be known before.
+type pooled struct {
+	Pool       cluster.ID
+	Generation uint64
+}
+
+const pooledKey = "Pool"
+
+func (p pooled) encode() []byte {
+	return binary.LittleEndian.AppendUint64(append([]byte(nil), p.Pool[:]...), p.Generation)
+}
+
+func (s *store) pooled() (p pooled) {
+	if v, err := s.Get([]byte(pooledKey)); err == nil && len(v) == 24 {
+		copy(p.Pool[:], v)
+		p.Generation = binary.LittleEndian.Uint64(v[16:])
+	}
+	return p
+}
+
+// preview makes what the store knows to be decided visible, before a leader is
+// there: a peer that starts while the pool has no quorum can at least tell what
+// it knew. The consensus machine replays the same commands later, into live.
+func (c *Control) preview() error {
+	st, err := state.Decode(c.live.Encode())
+	if err != nil {
+		return err
+	}
+	commit := c.store.committed()
+	last := c.applied
+	for index := last + 1; index <= commit; index++ {
+		var l raft.Log
+		if err := c.store.GetLog(index, &l); err != nil {
+			if errors.Is(err, raft.ErrLogNotFound) {
+				continue // in the snapshot
+			}
+			return err
+		}
+		if l.Type != raft.LogCommand {
+			continue
+		}
+		cmd, err := state.DecodeCommand(l.Data)
+		if err != nil {
+			break // live will meet it and say so
+		}
+		_ = st.Apply(cmd) // refused again if it was
+		last = index
+	}
+	c.st, c.applied = st, last
+	c.pooled = c.store.pooled()
+	c.detached = slices.Contains(st.Detached, c.cfg.Self)
+	return nil
+}
+
 // clonedError says that another process acts under this peer's identity.
 func clonedError(p *cluster.Peer) error {
 	return state.Refusal(state.CodeCloned, "another machine runs with the identity of peer %s (%v), known at %v: this disk or that one is a copy. Stop mortar on the copy, remove its state directory and let it join as a new peer", p.Name, p.ID, p.Addrs)
@@ -70,7 +148,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	c := (*Control)(f)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return snapshot(encodeSnapshot(c.applied, c.st)), nil
+	return snapshot(encodeSnapshot(c.liveIndex, c.live)), nil
 }
 
 // saved is a snapshot: the state, and the index of the last command in it.
@@ -110,7 +188,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	c := (*Control)(f)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.st = st
+	c.live = st
 	c.appliedLocked(applied)
 	return nil
 }

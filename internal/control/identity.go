@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"mortar/internal/cluster"
 	"mortar/internal/control/state"
 )
@@ -111,12 +113,13 @@ func (c *Control) findOut(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		c.recalled()
 		detached := c.Detached()
 		// A detached peer stays until the others can do without its vote.
 		if detached != nil && !c.inGroup() {
 			return detached
 		}
-		if _, ok := c.Leader(); ok || !c.Bootstrapped() {
+		if !c.Bootstrapped() || !c.lonely() {
 			heard = time.Now()
 			continue
 		}
@@ -130,6 +133,22 @@ func (c *Control) findOut(ctx context.Context) error {
 	}
 }
 
+// lonely reports whether this peer hears of no leader, or leads and does not
+// reach everybody: then what it takes for the pool may be a part that was left
+// behind.
+func (c *Control) lonely() bool {
+	if c.raft.State() != raft.Leader {
+		_, ok := c.Leader()
+		return !ok
+	}
+	for _, p := range c.Map().Peers {
+		if alive, _ := c.trans.reachable(serverID(p.ID)); !alive && p.ID != c.cfg.Self {
+			return true
+		}
+	}
+	return false
+}
+
 // inGroup reports whether this peer is a member of the consensus group.
 func (c *Control) inGroup() bool {
 	for _, s := range c.raft.GetConfiguration().Configuration().Servers {
@@ -140,47 +159,57 @@ func (c *Control) inGroup() bool {
 	return false
 }
 
+// peerAnswer is what one peer said of itself.
+type peerAnswer struct {
+	peer   *cluster.Peer
+	status *peerStatus
+	err    error
+}
+
+// askAll asks every other peer of the map about itself, at once.
+func (c *Control) askAll(ctx context.Context) []peerAnswer {
+	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
+	defer cancel()
+	var all []peerAnswer
+	for _, p := range c.Map().Peers {
+		if p.ID != c.cfg.Self {
+			all = append(all, peerAnswer{peer: p})
+		}
+	}
+	var wg sync.WaitGroup
+	for i := range all {
+		wg.Go(func() { all[i].status, all[i].err = c.askStatus(ctx, all[i].peer.ID) })
+	}
+	wg.Wait()
+	return all
+}
+
 // askAround asks every other peer for its view. The error, if any, ends this
 // Control.
 func (c *Control) askAround(ctx context.Context) error {
-	m := c.Map()
-	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
-	defer cancel()
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var fatal error
-	for _, p := range m.Peers {
-		if p.ID == c.cfg.Self {
-			continue
-		}
-		wg.Go(func() {
-			st, err := c.askStatus(ctx, p.ID)
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case errors.Is(err, state.ErrDetached):
-				c.log.Warn("this peer was detached from the pool while it was away", "pool", m.Pool, "told_by", p.Name)
-				c.mu.Lock()
-				c.detached = true
-				fatal = c.detachedLocked()
-				c.wakeLocked()
-				c.mu.Unlock()
-			case err != nil:
-			case st.Generation > c.generation():
-				fatal = state.Refusal(state.CodeRecovered, "the pool was recovered by hand while this peer was away (generation %d; this copy has %d), so what this peer knows of it counts no more: stop mortar, move %s away and start it again, and it fetches a fresh copy", st.Generation, c.generation(), c.cfg.Dir)
-			case st.Leader == c.cfg.Self:
-				if self := m.Peer(c.cfg.Self); self != nil {
-					fatal = clonedError(self)
-				}
+	for _, a := range c.askAll(ctx) {
+		switch {
+		case errors.Is(a.err, state.ErrDetached):
+			c.log.Warn("this peer was detached from the pool while it was away", "told_by", a.peer.Name)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.detached = true
+			c.wakeLocked()
+			return c.detachedLocked()
+		case a.err != nil:
+		case a.status.Generation > c.generation():
+			return state.Refusal(state.CodeRecovered, "the pool was recovered by hand while this peer was away (generation %d; this copy has %d), so what this peer knows of it counts no more: stop mortar, move %s away and start it again, and it fetches a fresh copy", a.status.Generation, c.generation(), c.cfg.Dir)
+		case a.status.Leader == c.cfg.Self && c.raft.State() != raft.Leader:
+			if self := c.Map().Peer(c.cfg.Self); self != nil {
+				return clonedError(self)
 			}
-		})
+		}
 	}
-	wg.Wait()
-	return fatal
+	return nil
 }
 
 func (c *Control) generation() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.st.Generation
+	return c.pooled.Generation
 }

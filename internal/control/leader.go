@@ -113,6 +113,13 @@ func (c *Control) runLeader(ctx context.Context) {
 	c.lead = l
 	c.mu.Unlock()
 	l.group.Go(l.run)
+	l.group.Go(func() error {
+		// A leader of peers that a recovery left behind must know it at once.
+		if err := c.askAround(l.ctx); err != nil {
+			c.fail(err)
+		}
+		return nil
+	})
 	_ = l.group.Wait() // its functions log what they meet
 	c.mu.Lock()
 	c.lead = nil
@@ -450,7 +457,8 @@ func (l *leader) nextStep() state.Step {
 	return step
 }
 
-// caughtUp asks a peer whether it has applied about as much as this one.
+// caughtUp asks a peer whether it has applied about as much as this one, and may
+// vote: a voter that is forgetful by birth would be one too few after a restart.
 func (l *leader) caughtUp(id cluster.PeerID) bool {
 	ctx, cancel := context.WithTimeout(l.ctx, electionTimeout)
 	defer cancel()
@@ -466,7 +474,7 @@ func (l *leader) caughtUp(id cluster.PeerID) bool {
 		return false
 	}
 	delete(l.mute, id)
-	return st.Applied+16 >= applied
+	return st.Applied+16 >= applied && !st.Forgetful
 }
 
 func (l *leader) take(step state.Step) error {

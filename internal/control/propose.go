@@ -54,6 +54,7 @@ type peerStatus struct {
 	Applied     uint64         `json:"applied"`
 	Incarnation uint64         `json:"incarnation"`
 	Boot        uint64         `json:"boot"`
+	Forgetful   bool           `json:"forgetful,omitempty"`
 }
 
 // maxRequest bounds what Handle reads: a command, and its wrapping.
@@ -169,6 +170,9 @@ func (c *Control) askOnce(ctx context.Context, req *request, raw []byte) (*answe
 		return c.serve(ctx, c.cfg.Self, req), nil
 	}
 	to, ok := c.Leader()
+	if !ok {
+		to, ok = c.hearsay(ctx)
+	}
 	if !ok || to == c.cfg.Self {
 		return &answer{Retry: true}, nil
 	}
@@ -185,6 +189,28 @@ func (c *Control) askOnce(ctx context.Context, req *request, raw []byte) (*answe
 		return nil, fmt.Errorf("control: the leader's answer: %w", err)
 	}
 	return &a, nil
+}
+
+// hearsayEvery is the least time between two rounds of asking who leads.
+const hearsayEvery = 500 * time.Millisecond
+
+// hearsay asks the other peers who leads. A leader makes itself known to the
+// members of its group; one that it cannot reach, or a copy of a member, hears
+// of it only this way.
+func (c *Control) hearsay(ctx context.Context) (cluster.PeerID, bool) {
+	c.mu.Lock()
+	if time.Since(c.lastAsked) < hearsayEvery {
+		c.mu.Unlock()
+		return cluster.PeerID{}, false
+	}
+	c.lastAsked = time.Now()
+	c.mu.Unlock()
+	for _, a := range c.askAll(ctx) {
+		if a.err == nil && !a.status.Leader.IsZero() && a.status.Leader != c.cfg.Self {
+			return a.status.Leader, true
+		}
+	}
+	return cluster.PeerID{}, false
 }
 
 // noLeader says why nothing can be decided.
@@ -211,7 +237,7 @@ func (c *Control) noLeader(last error) error {
 		if p := m.Peer(to); p != nil {
 			name = p.Name
 		}
-		text = fmt.Sprintf("the pool's leader %s does not answer: %v", name, last)
+		text = fmt.Sprintf("the pool's leader %s does not answer: %v. Start mortar there, or see to the network between it and this machine", name, last)
 	}
 	return state.Refusal(state.CodeNoLeader, "%s", text)
 }
@@ -301,9 +327,10 @@ func (c *Control) serve(ctx context.Context, from cluster.PeerID, req *request) 
 
 func (c *Control) ownStatus() *peerStatus {
 	leader, _ := c.Leader()
+	forgetful := !c.recalled()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return &peerStatus{Generation: c.st.Generation, Leader: leader, Applied: c.applied, Incarnation: c.incarnation, Boot: c.boot}
+	return &peerStatus{Generation: c.pooled.Generation, Leader: leader, Applied: c.applied, Incarnation: c.incarnation, Boot: c.boot, Forgetful: forgetful}
 }
 
 // asRefusal makes any error one that can be sent.

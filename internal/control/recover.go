@@ -67,6 +67,9 @@ func Recover(dir string, self cluster.PeerID) error {
 	if err := raft.RecoverCluster(rc, f, st, st, snaps, trans, only); err != nil {
 		return fmt.Errorf("recover the pool from %s: %w", dir, err)
 	}
+	if err := st.put(pooledKey, pooled{f.st.Map.Pool, f.st.Generation}.encode()); err != nil {
+		return err
+	}
 	return st.put(forgetfulKey, []byte{0})
 }
 

@@ -26,13 +26,14 @@ import (
 //	      12    4 bytes   CRC-32C of the 12 bytes before
 //	      16    records, one after another:
 //	              u32  length of the body
-//	              u32  CRC-32C of the length and the body
+//	              u32  CRC-32C of the length
+//	              u32  CRC-32C of the body
 //	              body u8 kind, then
 //	                 1 entries   repeated: u64 index, u64 term, u8 type, i64 time (ns),
 //	                             u32 length, data, u32 length, extensions
 //	                 2 cut       u64 index: entries from here on are void
 //	                 3 value     u32 length, key, u32 length, value
-//	              u8   0xA5, so that no whole record ends in a zero
+//	                 and at its end u8 0xA5, so that no whole record ends in zeros
 //	       …    zeros up to the end of the file, which is allocated ahead
 //
 // All integers are little-endian. The whole content is small (some thousand
@@ -50,6 +51,7 @@ const (
 	storeMagic   = "MORTARCL"
 	storeVersion = 1
 	headerLen    = 16
+	recordHead   = 12
 	recordEnd    = 0xA5
 
 	recEntries = 1
@@ -93,6 +95,8 @@ type store struct {
 	abandon   sync.Once
 
 	mu     sync.Mutex // guards all below
+	hint   *os.File   // commit.mortar
+	commit uint64
 	f      *os.File
 	off    int64 // end of the records
 	size   int64 // allocated
@@ -123,8 +127,12 @@ func openStore(dir string, failed func(error)) (_ *store, err error) {
 			s.closeFiles()
 		}
 	}()
+	if err := s.openHint(); err != nil {
+		return nil, err
+	}
 	_, err = os.Stat(s.path)
 	if errors.Is(err, os.ErrNotExist) {
+		s.commit = 0
 		s.values[forgetfulKey] = []byte{1}
 		return s, s.rewriteLocked()
 	}
@@ -132,6 +140,42 @@ func openStore(dir string, failed func(error)) (_ *store, err error) {
 		return nil, fmt.Errorf("control store: %w", err)
 	}
 	return s, s.load()
+}
+
+// How much of the log is known to be decided is kept in a file of its own,
+// commit.mortar: u64 index, u32 CRC-32C. It is written over without being
+// flushed. It is only a hint, for what can be shown before a leader is there: one
+// that is lost or old takes nothing away, and one that is damaged is ignored.
+
+func (s *store) openHint() (err error) {
+	s.hint, err = os.OpenFile(filepath.Join(filepath.Dir(s.path), "commit.mortar"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("control store: %w", err)
+	}
+	var b [12]byte
+	if n, _ := s.hint.ReadAt(b[:], 0); n == len(b) && sum(b[:8]) == binary.LittleEndian.Uint32(b[8:]) {
+		s.commit = binary.LittleEndian.Uint64(b[:])
+	}
+	return nil
+}
+
+// noteCommit remembers that everything up to index is decided.
+func (s *store) noteCommit(index uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if index <= s.commit || s.err != nil {
+		return
+	}
+	s.commit = index
+	b := binary.LittleEndian.AppendUint64(nil, index)
+	_, _ = s.hint.WriteAt(binary.LittleEndian.AppendUint32(b, sum(b)), 0) // a hint
+}
+
+// committed returns up to where the log is known to be decided.
+func (s *store) committed() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return min(s.commit, s.lastLocked())
 }
 
 // lockDir takes the lock of a store's directory, or says who has it.
@@ -159,65 +203,90 @@ func (s *store) load() error {
 		return &DamageError{s.path, fmt.Sprintf("it cannot be read: %v", err)}
 	}
 	s.size = int64(len(b))
-	if len(b) < headerLen || string(b[:8]) != storeMagic || crc32.Checksum(b[:12], castagnoli) != binary.LittleEndian.Uint32(b[12:]) {
-		return &DamageError{s.path, "its first 16 bytes are not those of a control store"}
+	if len(b) >= headerLen && len(b)%storeChunk != 0 {
+		return &DamageError{s.path, fmt.Sprintf("it was cut short: it is %d bytes long and should be a multiple of %d", len(b), storeChunk)}
 	}
-	if v := binary.LittleEndian.Uint32(b[8:]); v != storeVersion {
-		return fmt.Errorf("control store %s has format %d and this program knows format %d: run the version of mortar that wrote it, or a newer one", s.path, v, storeVersion)
-	}
-	off := headerLen
-	for {
-		body, next, err := readRecord(b, off)
-		if err == errEnd {
-			break
-		}
-		if err != nil {
-			return &DamageError{s.path, fmt.Sprintf("at offset %d: %v", off, err)}
-		}
-		if body == nil { // torn
-			break
-		}
-		if err := s.replay(body); err != nil {
-			return &DamageError{s.path, fmt.Sprintf("at offset %d: %v", off, err)}
-		}
-		off = next
+	off, err := s.parse(b)
+	if err != nil {
+		return err
 	}
 	s.off = int64(off)
 	// Whatever a torn record left must be gone before the next one is written
 	// over it, or its rest could pass for damage later.
 	if bytes.Count(b[off:], []byte{0}) != len(b)-off {
-		if err := f.Truncate(s.off); err != nil {
+		if _, err = f.WriteAt(make([]byte, len(b)-off), s.off); err == nil {
+			err = f.Sync()
+		}
+		if err != nil {
 			return fmt.Errorf("control store: %w", err)
 		}
-		if err := f.Sync(); err != nil {
-			return fmt.Errorf("control store: %w", err)
-		}
-		s.size = s.off
 	}
 	return nil
 }
 
+// parse reads the content of the file into memory. It returns where the records
+// end.
+func (s *store) parse(b []byte) (end int, err error) {
+	if len(b) < headerLen || string(b[:8]) != storeMagic || sum(b[:12]) != binary.LittleEndian.Uint32(b[12:]) {
+		return 0, &DamageError{s.path, "its first 16 bytes are not those of a control store"}
+	}
+	if v := binary.LittleEndian.Uint32(b[8:]); v != storeVersion {
+		return 0, fmt.Errorf("control store %s has format %d and this program knows format %d: run the version of mortar that wrote it, or a newer one", s.path, v, storeVersion)
+	}
+	off := headerLen
+	for {
+		body, next, err := readRecord(b, off)
+		switch {
+		case err == errEnd, err == nil && body == nil:
+			return off, nil
+		case err == nil:
+			err = s.replay(body)
+		}
+		if err != nil {
+			return 0, &DamageError{s.path, fmt.Sprintf("at offset %d: %v", off, err)}
+		}
+		off = next
+	}
+}
+
 var errEnd = errors.New("end of records")
+
+// sum is the checksum of the store.
+func sum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+
+// recordAt returns the body of the whole record that begins at off, or nil, and
+// where the record ends, if its length can be believed, or 0.
+func recordAt(b []byte, off int) (body []byte, end int) {
+	rest := b[off:]
+	if len(rest) < recordHead || sum(rest[:4]) != binary.LittleEndian.Uint32(rest[4:]) {
+		return nil, 0
+	}
+	n := binary.LittleEndian.Uint32(rest)
+	if n < 2 || n > maxRecord {
+		return nil, 0
+	}
+	end = off + recordHead + int(n)
+	if end > len(b) {
+		return nil, end
+	}
+	body = b[off+recordHead : end]
+	if sum(body) != binary.LittleEndian.Uint32(rest[8:]) || body[n-1] != recordEnd {
+		return nil, end
+	}
+	return body[:n-1], end
+}
 
 // readRecord returns the body of the record at off and where the next begins;
 // errEnd after the last; a nil body for a torn last record.
 func readRecord(b []byte, off int) (body []byte, next int, err error) {
-	rest := b[off:]
-	if bytes.Count(rest, []byte{0}) == len(rest) {
+	if bytes.Count(b[off:], []byte{0}) == len(b)-off {
 		return nil, 0, errEnd
 	}
-	if len(rest) < 8 {
-		return nil, off, nil // the file ends inside a record: it was being appended
+	body, end := recordAt(b, off)
+	if body != nil {
+		return body, end, nil
 	}
-	n := int64(binary.LittleEndian.Uint32(rest))
-	if n >= 2 && n <= maxRecord && 8+n <= int64(len(rest)) {
-		rec := rest[:8+n]
-		crc := crc32.Update(crc32.Checksum(rec[:4], castagnoli), castagnoli, rec[8:])
-		if crc == binary.LittleEndian.Uint32(rec[4:]) && rec[len(rec)-1] == recordEnd {
-			return rec[8 : len(rec)-1], off + len(rec), nil
-		}
-	}
-	if torn(b, off) {
+	if torn(b, off, end) {
 		return nil, off, nil
 	}
 	return nil, 0, errors.New("a record does not fit its checksum")
@@ -225,49 +294,34 @@ func readRecord(b []byte, off int) (body []byte, next int, err error) {
 
 // torn reports whether what is at off can be the remains of an append that a
 // crash interrupted. Such an append is the last thing in the file, and some
-// sector of it was never written: it is zero, or the file ends before it.
-func torn(b []byte, off int) bool {
-	end := len(b)
-	for end > off && b[end-1] == 0 {
-		end--
+// sector of it was never written: it is zero. stop is where the record ends, 0 if
+// that is not known.
+func torn(b []byte, off, stop int) bool {
+	last := len(b) // behind the last byte that is not zero
+	for last > off && b[last-1] == 0 {
+		last--
 	}
-	n := int64(binary.LittleEndian.Uint32(b[off:]))
-	if n == 0 {
-		// The sector with the length was not written. The rest was one record.
-		return binary.LittleEndian.Uint32(b[off:]) == 0 && !holdsRecord(b[off:end])
-	}
-	if n < 2 || n > maxRecord {
-		return false
-	}
-	stop := int64(off) + 8 + n
-	if stop < int64(end) {
+	if stop == 0 {
+		// Its head is not whole. In a torn record that is because a sector with a
+		// part of it is missing.
+		stop = off + recordHead
+		for i := off + 1; i < last; i++ {
+			if body, _ := recordAt(b, i); body != nil {
+				return false
+			}
+		}
+	} else if stop < last {
 		return false // something was written after it, so it was whole once
 	}
-	if stop > int64(len(b)) {
-		return true // the file ends inside it
+	if stop > len(b) {
+		return false // room is allocated before anything is written to it
 	}
-	// Sectors of the record, the first and last of them partial.
-	for from := int64(off); from < stop; {
+	for from := off; from < stop; { // the first sector and the last are partial
 		to := min((from/512+1)*512, stop)
 		if len(bytes.Trim(b[from:to], "\x00")) == 0 {
 			return true
 		}
 		from = to
-	}
-	return false
-}
-
-// holdsRecord reports whether a whole record begins anywhere in b.
-func holdsRecord(b []byte) bool {
-	for i := 0; i+8 < len(b); i++ {
-		n := int64(binary.LittleEndian.Uint32(b[i:]))
-		if n < 2 || int64(i)+8+n > int64(len(b)) || b[int64(i)+8+n-1] != recordEnd {
-			continue
-		}
-		rec := b[i : int64(i)+8+n]
-		if crc32.Update(crc32.Checksum(rec[:4], castagnoli), castagnoli, rec[8:]) == binary.LittleEndian.Uint32(rec[4:]) {
-			return true
-		}
 	}
 	return false
 }
@@ -371,10 +425,10 @@ func valueBody(key string, value []byte) []byte {
 func appendRecord(b, body []byte) []byte {
 	at := len(b)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(body)+1))
+	b = binary.LittleEndian.AppendUint32(b, sum(b[at:at+4]))
 	b = append(b, 0, 0, 0, 0)
 	b = append(append(b, body...), recordEnd)
-	crc := crc32.Update(crc32.Checksum(b[at:at+4], castagnoli), castagnoli, b[at+8:])
-	binary.LittleEndian.PutUint32(b[at+4:], crc)
+	binary.LittleEndian.PutUint32(b[at+8:], sum(b[at+recordHead:]))
 	return b
 }
 
@@ -387,13 +441,13 @@ func (s *store) writeLocked(body []byte, reserve int64) error {
 	if need := s.off + int64(len(rec)) + reserve; need > s.size {
 		size := (need + storeChunk - 1) / storeChunk * storeChunk
 		if err := allocate(s.f, s.size, size-s.size); err != nil {
-			if reserve > 0 {
-				// Nothing was written: the store is as good as before.
-				return fmt.Errorf("control store %s: %w", s.path, err)
+			if reserve == 0 {
+				return s.poisonLocked(err)
 			}
-		} else {
-			s.size = size
+			// Nothing was written: the store is as good as before.
+			return fmt.Errorf("control store %s: %w", s.path, err)
 		}
+		s.size = size
 	}
 	_, err := s.f.WriteAt(rec, s.off)
 	if err == nil {
@@ -403,15 +457,17 @@ func (s *store) writeLocked(body []byte, reserve int64) error {
 		return s.poisonLocked(err)
 	}
 	s.off += int64(len(rec))
-	s.size = max(s.size, s.off)
 	return nil
 }
 
-// allocate makes room in a file, filled with zeros.
+// allocate makes room in a file, filled with zeros. The file's size grows in one
+// step, or not at all.
 func allocate(f *os.File, off, n int64) error {
 	err := syscall.Fallocate(int(f.Fd()), 0, off, n)
 	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) {
-		_, err = f.WriteAt(make([]byte, n), off)
+		if err = f.Truncate(off + n); err == nil {
+			_, err = f.WriteAt(make([]byte, n), off)
+		}
 	}
 	if err == nil {
 		err = f.Sync()
@@ -432,7 +488,7 @@ func (s *store) rewriteLocked() error {
 	b := make([]byte, 0, 4096)
 	b = append(b, storeMagic...)
 	b = binary.LittleEndian.AppendUint32(b, storeVersion)
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[:12], castagnoli))
+	b = binary.LittleEndian.AppendUint32(b, sum(b[:12]))
 	for _, k := range slices.Sorted(maps.Keys(s.values)) {
 		b = appendRecord(b, valueBody(k, s.values[k]))
 	}
@@ -495,6 +551,9 @@ func (s *store) release() { s.abandon.Do(func() { close(s.abandoned) }) }
 func (s *store) closeFiles() {
 	if s.f != nil {
 		s.f.Close()
+	}
+	if s.hint != nil {
+		s.hint.Close()
 	}
 	if s.err == nil {
 		s.err = errors.New("control store: closed")

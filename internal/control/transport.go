@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -45,6 +46,8 @@ type transport struct {
 	// amnesia, if set, is asked about every request that arrives before the
 	// machine gets it; see amnesia.go.
 	amnesia func(raft.RPC) error
+
+	ballot *raft.NetworkTransport // for votes
 
 	mu       sync.Mutex // guards all below, and the link fields marked so
 	links    map[raft.ServerID]*link
@@ -88,6 +91,7 @@ func newTransport(st *stream, log hclog.Logger) *transport {
 		released: make(chan struct{}),
 		pipes:    map[*pipe]struct{}{},
 	}
+	t.ballot = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Logger: log, Stream: dialOnly{st}, Timeout: rpcTimeout})
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Logger:          log,
 		Stream:          st,
@@ -96,6 +100,39 @@ func newTransport(st *stream, log hclog.Logger) *transport {
 		Timeout:         rpcTimeout,
 	})
 	return t
+}
+
+// The connections that the library keeps lie idle between elections, perhaps for
+// months. What has become of them meanwhile shows only when one is used, and an
+// election that waits for that is lost. So votes are asked for over connections
+// of their own: ballot is a second transport, that only dials and keeps nothing.
+
+// RequestVote implements raft.Transport.
+func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return t.ballot.RequestVote(id, target, args, resp)
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return t.ballot.RequestPreVote(id, target, args, resp)
+}
+
+// TimeoutNow implements raft.Transport.
+func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	return t.ballot.TimeoutNow(id, target, args, resp)
+}
+
+// dialOnly is a stream layer that nobody dials.
+type dialOnly struct{ *stream }
+
+func (d dialOnly) Accept() (net.Conn, error) {
+	<-d.ctx.Done()
+	return nil, net.ErrClosed
+}
+
+func (d dialOnly) Close() error {
+	d.end()
+	return nil
 }
 
 // start begins to hand requests to the consensus machine.
@@ -143,7 +180,7 @@ func (t *transport) Close() error {
 		close(t.done)
 	}
 	t.mu.Unlock()
-	err := t.NetworkTransport.Close()
+	err := errors.Join(t.NetworkTransport.Close(), t.ballot.Close())
 	t.NetworkTransport.CloseStreams()
 	t.stream.wait()
 	if t.sorted != nil {
@@ -403,10 +440,11 @@ type hello struct {
 	Pool        cluster.ID
 	Generation  uint64
 	From        cluster.PeerID
-	Incarnation uint64
+	Boot        uint64 // random, of the process
+	Incarnation uint64 // 0 until it is known
 }
 
-const helloLen = 8 + 16 + 8 + 16 + 8
+const helloLen = 8 + 16 + 8 + 16 + 8 + 8
 
 var helloMagic = [8]byte{'m', 'o', 'r', 't', 'r', 'a', 'f', 1}
 
@@ -415,6 +453,7 @@ func (h *hello) encode() []byte {
 	b = append(b, h.Pool[:]...)
 	b = binary.LittleEndian.AppendUint64(b, h.Generation)
 	b = append(b, h.From[:]...)
+	b = binary.LittleEndian.AppendUint64(b, h.Boot)
 	return binary.LittleEndian.AppendUint64(b, h.Incarnation)
 }
 
@@ -425,7 +464,8 @@ func decodeHello(b []byte) (h hello, err error) {
 	copy(h.Pool[:], b[8:])
 	h.Generation = binary.LittleEndian.Uint64(b[24:])
 	copy(h.From[:], b[32:])
-	h.Incarnation = binary.LittleEndian.Uint64(b[48:])
+	h.Boot = binary.LittleEndian.Uint64(b[48:])
+	h.Incarnation = binary.LittleEndian.Uint64(b[56:])
 	return h, nil
 }
 
@@ -444,14 +484,16 @@ type stream struct {
 	ctx   context.Context // ends with the stream
 	end   context.CancelFunc
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards all below
 	conns  map[*conn]struct{}
-	served sync.WaitGroup // accepted connections that are still served
+	heard  map[cluster.PeerID]*heard
+	told   map[string]time.Time // refusals that were logged
+	served sync.WaitGroup       // accepted connections that are still served
 	closed bool
 }
 
 func newStream(ln net.Listener, self cluster.PeerID, log *slog.Logger) *stream {
-	s := &stream{Listener: ln, self: self, log: log, conns: map[*conn]struct{}{}}
+	s := &stream{Listener: ln, self: self, log: log, conns: map[*conn]struct{}{}, heard: map[cluster.PeerID]*heard{}, told: map[string]time.Time{}}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -535,15 +577,50 @@ func (s *stream) Close() error {
 // wait returns when no accepted connection is served any more.
 func (s *stream) wait() { s.served.Wait() }
 
-// cut closes the accepted connections: what was believed of them has changed.
-func (s *stream) cut() {
+// refused logs the reason of a refusal, each once a minute: whoever is refused
+// comes again at once.
+func (s *stream) refused(reason error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for c := range s.conns {
-		if c.accepted {
-			c.Conn.Close()
-		}
+	text := reason.Error()
+	if time.Since(s.told[text]) < time.Minute {
+		return
 	}
+	if len(s.told) >= 100 {
+		clear(s.told)
+	}
+	s.told[text] = time.Now()
+	s.log.Warn("control: a connection was refused", "reason", text)
+}
+
+// heard is a process that acts under a peer's identity.
+type heard struct {
+	boot uint64
+	last atomic.Int64 // Unix nanoseconds of the last request
+}
+
+// aliveFor is how long after its last request a process counts as alive: a
+// leader sends heartbeats far more often.
+const aliveFor = 500 * time.Millisecond
+
+// admit makes sure that one process at a time acts under an identity. A copy of
+// the leader's disk that is started would otherwise be voted for by everybody
+// who takes it for the leader.
+func (s *stream) admit(h hello) (*heard, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now().UnixNano()
+	old := s.heard[h.From]
+	if old != nil && old.boot == h.Boot {
+		return old, nil
+	}
+	if old != nil && now-old.last.Load() < int64(aliveFor) {
+		return nil, fmt.Errorf("another process with the identity of peer %v is alive: two machines may have the same disk", h.From)
+	}
+	p := &heard{boot: h.Boot}
+	p.last.Store(now)
+	s.heard[h.From] = p
+	return p, nil
 }
 
 // conn is a connection between two consensus machines.
@@ -551,19 +628,24 @@ type conn struct {
 	net.Conn
 	s           *stream
 	accepted    bool
-	expectHello bool // used by the reading goroutine only
+	expectHello bool   // used by the reading goroutine only
+	from        *heard // likewise
 	once        sync.Once
 }
 
 func (c *conn) Read(b []byte) (int, error) {
 	if c.expectHello {
 		if err := c.readHello(); err != nil {
-			c.s.log.Warn("control: refused a connection", "from", c.RemoteAddr(), "reason", err)
+			c.s.refused(err)
 			return 0, io.EOF
 		}
 		c.expectHello = false
 	}
-	return c.Conn.Read(b)
+	n, err := c.Conn.Read(b)
+	if n > 0 && c.from != nil {
+		c.from.last.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 func (c *conn) readHello() error {
@@ -580,7 +662,11 @@ func (c *conn) readHello() error {
 	if id, ok := c.Conn.(Identified); ok && id.PeerID() != h.From {
 		return fmt.Errorf("it calls itself peer %v and has the key of peer %v", h.From, id.PeerID())
 	}
-	return c.s.check(h)
+	if err := c.s.check(h); err != nil {
+		return err
+	}
+	c.from, err = c.s.admit(h)
+	return err
 }
 
 func (c *conn) Close() error {
