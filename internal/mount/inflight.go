@@ -57,6 +57,8 @@ type request struct {
 	dir    fsop.Ino // directory whose lock a read holds, or 0
 	shard  *inflightShard
 
+	interrupted time.Time // when sweep first saw that it was; sweep's only
+
 	mu    sync.Mutex
 	done  chan struct{} // made when first asked for
 	err   error
@@ -284,20 +286,30 @@ func (f *inflight) sweep(dead func() bool) bool {
 	}
 	all := dead()
 	for _, r := range interrupted {
-		if all || dying(r.pid) {
+		if all || r.pid != 0 && dying(r.pid) || r.pid == 0 && r.overdue() {
 			r.end(false)
 		}
 	}
 	return busy
 }
 
+// patience is how long after an interrupt a request of a thread in another PID
+// namespace ends: whether it is dying cannot be seen, and it must not be
+// impossible to kill.
+const patience = 10 * time.Second
+
+// overdue says whether r was interrupted long ago. It is called by sweep only.
+func (r *request) overdue() bool {
+	if r.interrupted.IsZero() {
+		r.interrupted = time.Now()
+	}
+	return time.Since(r.interrupted) >= patience
+}
+
 // dying says whether a thread is gone or has a SIGKILL pending, which is also
 // what the kernel makes of any other signal that nobody handles and that ends
 // the process.
 func dying(tid uint32) bool {
-	if tid == 0 {
-		return true // in another PID namespace: assume the worst of the signal
-	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
 	if err != nil {
 		return os.IsNotExist(err)
