@@ -4,8 +4,6 @@ import (
 	"errors"
 
 	"github.com/hashicorp/raft"
-
-	"mortar/internal/cluster"
 )
 
 // A voter promises two things: to keep every entry that it acknowledged, and to
@@ -74,41 +72,4 @@ func (c *Control) remember() error {
 	}
 	c.forgetful.Store(false)
 	return nil
-}
-
-// LeaderDied tells that the daemon of a peer has certainly ended, because its
-// machine's kernel or the daemon itself said so. If that peer led the pool, the
-// others need not wait until its silence is long enough: the first of the
-// remaining voters stands for election at once. A mere lost connection is no
-// such proof.
-func (c *Control) LeaderDied(peer cluster.PeerID) {
-	if leader, ok := c.Leader(); !ok || leader != peer || peer == c.cfg.Self || !c.recalled() {
-		return
-	}
-	for _, id := range c.Status().Voters {
-		if id == peer {
-			continue
-		}
-		if id != c.cfg.Self {
-			return // that one stands; should it be dead too, time decides
-		}
-		break
-	}
-	if !c.votes() {
-		return
-	}
-	c.trans.inject(raft.RPC{
-		Command:  &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}},
-		RespChan: make(chan raft.RPCResponse, 1),
-	})
-}
-
-// votes reports whether this peer is a voter.
-func (c *Control) votes() bool {
-	for _, s := range c.raft.GetConfiguration().Configuration().Servers {
-		if s.ID == serverID(c.cfg.Self) {
-			return s.Suffrage == raft.Voter
-		}
-	}
-	return false
 }

@@ -48,6 +48,7 @@ type transport struct {
 	amnesia func(raft.RPC) error
 
 	ballot *raft.NetworkTransport // for votes
+	later  sync.WaitGroup         // calls of after
 
 	mu       sync.Mutex // guards all below, and the link fields marked so
 	links    map[raft.ServerID]*link
@@ -155,6 +156,26 @@ func (t *transport) start() {
 	}()
 }
 
+// after calls f in a while, unless the transport is closed first.
+func (t *transport) after(d time.Duration, f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	select {
+	case <-t.done:
+		return
+	default:
+	}
+	t.later.Go(func() {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			f()
+		case <-t.done:
+		}
+	})
+}
+
 // inject hands a request to the consensus machine.
 func (t *transport) inject(rpc raft.RPC) {
 	select {
@@ -183,6 +204,7 @@ func (t *transport) Close() error {
 	err := errors.Join(t.NetworkTransport.Close(), t.ballot.Close())
 	t.NetworkTransport.CloseStreams()
 	t.stream.wait()
+	t.later.Wait()
 	if t.sorted != nil {
 		<-t.sorted
 	}
