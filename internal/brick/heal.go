@@ -93,22 +93,22 @@ type healing struct {
 	progress HealProgress // guarded by mu
 }
 
-// errLocal marks the errors of this brick's own disk.
-type errLocal struct{ error }
+// ownDisk marks the errors of this brick's own disk.
+type ownDisk struct{ error }
 
-func (e errLocal) Unwrap() error { return e.error }
+func (e ownDisk) Unwrap() error { return e.error }
 
-func local(err error) error {
+func own(err error) error {
 	if err == nil {
 		return nil
 	}
-	return errLocal{err}
+	return ownDisk{err}
 }
 
 // ended turns the reason why a heal stopped into its error. If it was this
 // brick's disk, the brick has failed.
 func (h *healing) ended(ctx context.Context, err error) error {
-	var l errLocal
+	var l ownDisk
 	if errors.As(err, &l) && ctx.Err() == nil {
 		return h.b.fail(fmt.Errorf("healing brick %s: %w", h.b.opts.Dir, l.error))
 	}
@@ -139,7 +139,7 @@ func (h *healing) begin(ctx context.Context) error {
 	err := b.distrust()
 	b.wmu.Unlock()
 	if err != nil {
-		return local(err)
+		return own(err)
 	}
 	// What the inodes say of their contents is true for the settled contents, too.
 	err = b.settleNow(ctx, true, 1<<64-1, func() bool { return false })
@@ -154,7 +154,7 @@ func (h *healing) begin(ctx context.Context) error {
 	if err == nil {
 		err = b.store.Flush(ctx)
 	}
-	return local(err)
+	return own(err)
 }
 
 // doubtUnsettled gives up the extents that could not be settled.
@@ -189,7 +189,7 @@ func (h *healing) commit(fill func(*meta.Batch) error) error {
 	batch := b.store.NewBatch()
 	defer batch.Close()
 	if err := fill(batch); err != nil {
-		return local(err)
+		return own(err)
 	}
 	if batch.Empty() {
 		return nil
@@ -197,7 +197,7 @@ func (h *healing) commit(fill func(*meta.Batch) error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.cache.clear()
-	return local(b.store.Commit(batch))
+	return own(b.store.Commit(batch))
 }
 
 // dropContents has the batch forget what this brick has of a file's contents.
@@ -256,7 +256,7 @@ func (h *healing) walk(ctx context.Context, q *copies) error {
 				return true, nil
 			})
 			if err != nil {
-				return local(err)
+				return own(err)
 			}
 			if t := meta.RecordTable(lo); t == meta.TableDentry || t == meta.TableInode {
 				counted = uint64(k.Count)
@@ -276,7 +276,7 @@ func (h *healing) walk(ctx context.Context, q *copies) error {
 		doubts = append(doubts, ino)
 		return nil
 	}); err != nil {
-		return local(err)
+		return own(err)
 	}
 	for _, ino := range doubts {
 		if err := q.doubt(ino); err != nil {
@@ -351,7 +351,7 @@ func (h *healing) apply(q *copies, lo, hi []byte, want map[string][]byte) error 
 		return true, nil
 	})
 	if err != nil {
-		return local(err)
+		return own(err)
 	}
 	for k, w := range want {
 		c := change{key: []byte(k), val: w}
@@ -454,7 +454,7 @@ func (q *copies) doubt(ino fsop.Ino) error {
 	var n meta.Inode
 	ok, err := q.h.b.store.Inode(ino, &n)
 	if err != nil {
-		return local(err)
+		return own(err)
 	}
 	if !ok || !n.IsRegular() {
 		return q.h.commit(func(batch *meta.Batch) error { return q.h.dropContents(batch, ino) })
@@ -486,27 +486,82 @@ func (q *copies) flushLarge() error {
 	if len(files) == 0 {
 		return nil
 	}
-	// Data files that exist are changed in place. Should this end before the
-	// records are written, nobody may believe the records that are there.
-	err := q.h.commit(func(batch *meta.Batch) error {
-		for _, c := range files {
+	bases, err := q.h.beginLarge(q.ctx, files)
+	if err != nil {
+		return err
+	}
+	for i, c := range files {
+		q.queued[c.n.Ino] = true
+		q.g.Go(func() error { return q.h.copyLarge(q.ctx, c, bases[i]) })
+	}
+	return q.ctx.Err()
+}
+
+// beginLarge gives every file a data file of the length that it will have, and
+// declares its contents in doubt: they are going to be changed in place. Should
+// the heal end before they are what the record says, the next one finds what is
+// there already.
+func (h *healing) beginLarge(ctx context.Context, files []toCopy) (bases []meta.Base, err error) {
+	b := h.b
+	bases = make([]meta.Base, len(files))
+	fresh := make([]bool, len(files))
+	var names []data.Name
+	for i, c := range files {
+		base, err := b.store.Base(c.n.Ino, false)
+		if err != nil {
+			return nil, own(err)
+		}
+		f := (*data.File)(nil)
+		if base.Kind == meta.BaseFile {
+			f, err = b.data.Open(data.Name{Ino: c.n.Ino, Incarnation: base.Incarnation})
+			if err == nil {
+				err = f.Shorten(base.Len)
+			} else if errors.Is(err, os.ErrNotExist) {
+				base, err = meta.Base{}, nil // lost; it will be made again
+			}
+		}
+		if f == nil && err == nil {
+			fresh[i] = true
+			base = meta.Base{Kind: meta.BaseFile, Incarnation: rand.Uint64()}
+			f, err = b.data.Create(data.Name{Ino: c.n.Ino, Incarnation: base.Incarnation})
+		}
+		if f != nil {
+			if fresh[i] {
+				names = append(names, f.Name())
+			}
+			f.Release()
+		}
+		if err != nil {
+			return nil, own(err)
+		}
+		base.Len = max(base.Len, c.n.Size)
+		bases[i] = base
+	}
+	if err := b.data.SyncDirs(names); err != nil {
+		return nil, own(err)
+	}
+	err = h.commit(func(batch *meta.Batch) error {
+		for i, c := range files {
+			if fresh[i] {
+				if err := h.dropContents(batch, c.n.Ino); err != nil {
+					return err
+				}
+			}
+			batch.SetBase(c.n.Ino, &bases[i])
 			batch.SetDoubt(c.n.Ino)
 		}
 		return nil
 	})
-	if err == nil {
-		if err = q.h.b.store.Flush(q.ctx); q.ctx.Err() == nil {
-			err = local(err)
-		}
-	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, c := range files {
-		q.queued[c.n.Ino] = true
-		q.g.Go(func() error { return q.h.copyLarge(q.ctx, c) })
+	if err := b.store.Flush(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, own(err)
 	}
-	return q.ctx.Err()
+	return bases, nil
 }
 
 // copySmall copies whole files.
@@ -561,21 +616,21 @@ func (h *healing) writeSmall(files []toCopy, contents [][]byte) error {
 		name := data.Name{Ino: files[i].n.Ino, Incarnation: rand.Uint64()}
 		f, err := b.data.Create(name)
 		if err != nil {
-			return local(err)
+			return own(err)
 		}
 		opened = append(opened, f)
 		names = append(names, name)
 		bases[i] = meta.Base{Kind: meta.BaseFile, Len: uint64(len(p)), Incarnation: name.Incarnation}
 		if err := writeSparse(f, p, 0); err != nil {
-			return local(err)
+			return own(err)
 		}
 		g.Go(f.SyncData)
 	}
 	if err := g.Wait(); err != nil {
-		return local(err)
+		return own(err)
 	}
 	if err := b.data.SyncDirs(names); err != nil {
-		return local(err)
+		return own(err)
 	}
 	total := uint64(0)
 	err := h.commit(func(batch *meta.Batch) error {
@@ -617,30 +672,12 @@ func writeSparse(f *data.File, p []byte, off int64) error {
 	return nil
 }
 
-// copyLarge makes a data file equal to the source's, block by block.
-func (h *healing) copyLarge(ctx context.Context, c toCopy) error {
-	b := h.b
-	b.wmu.Lock()
-	base, err := b.store.Base(c.n.Ino, false)
-	b.wmu.Unlock()
+// copyLarge makes a data file equal to the source's, block by block, and then
+// writes the file's record.
+func (h *healing) copyLarge(ctx context.Context, c toCopy, base meta.Base) error {
+	f, err := h.b.data.Open(data.Name{Ino: c.n.Ino, Incarnation: base.Incarnation})
 	if err != nil {
-		return local(err)
-	}
-	var f *data.File
-	if base.Kind == meta.BaseFile {
-		f, err = b.data.Open(data.Name{Ino: c.n.Ino, Incarnation: base.Incarnation})
-		if errors.Is(err, os.ErrNotExist) {
-			base = meta.Base{}
-			err = nil
-		}
-	}
-	fresh := base.Kind != meta.BaseFile
-	if fresh && err == nil {
-		base = meta.Base{Kind: meta.BaseFile, Incarnation: rand.Uint64()}
-		f, err = b.data.Create(data.Name{Ino: c.n.Ino, Incarnation: base.Incarnation})
-	}
-	if err != nil {
-		return local(err)
+		return own(err)
 	}
 	defer f.Release()
 	base.Len, err = h.copyBlocks(ctx, c.n.Ino, f, base.Len)
@@ -648,19 +685,9 @@ func (h *healing) copyLarge(ctx context.Context, c toCopy) error {
 		return err
 	}
 	if err := f.SyncData(); err != nil {
-		return local(err)
-	}
-	if fresh {
-		if err := b.data.SyncDirs([]data.Name{f.Name()}); err != nil {
-			return local(err)
-		}
+		return own(err)
 	}
 	err = h.commit(func(batch *meta.Batch) error {
-		if fresh {
-			if err := h.dropContents(batch, c.n.Ino); err != nil {
-				return err
-			}
-		}
 		batch.DeleteDoubt(c.n.Ino)
 		batch.SetBase(c.n.Ino, &base)
 		batch.SetRecord(c.key, c.val)
@@ -696,7 +723,7 @@ func (h *healing) copyBlocks(ctx context.Context, ino fsop.Ino, f *data.File, le
 			p := buf[:min(healBlock, max(r.Size, off)-off)]
 			if off < length {
 				if err := readFull(f, p, int64(off)); err != nil {
-					return 0, local(err)
+					return 0, own(err)
 				}
 				if sumBlock(h.seed, p) == want {
 					continue
@@ -704,7 +731,7 @@ func (h *healing) copyBlocks(ctx context.Context, ino fsop.Ino, f *data.File, le
 			}
 			if want == zeroSum {
 				if err := f.PunchHole(int64(off), healBlock); err != nil {
-					return 0, local(err)
+					return 0, own(err)
 				}
 				continue
 			}
@@ -720,7 +747,7 @@ func (h *healing) copyBlocks(ctx context.Context, ino fsop.Ino, f *data.File, le
 			// The end. What this brick has behind it goes.
 			if length > r.Size {
 				if err := f.Truncate(int64(r.Size)); err != nil {
-					return 0, local(err)
+					return 0, own(err)
 				}
 				length = r.Size
 			}
@@ -747,14 +774,14 @@ func (h *healing) fetchBlocks(ctx context.Context, ino fsop.Ino, f *data.File, b
 			// What is behind a short block is behind the source's end.
 			if off+uint64(len(p)) < *length {
 				if err := f.PunchHole(int64(off), healBlock); err != nil {
-					return local(err)
+					return own(err)
 				}
 			}
 			if len(p) == 0 {
 				continue
 			}
 			if _, err := f.WriteAt(p, int64(off)); err != nil {
-				return local(err)
+				return own(err)
 			}
 			*length = max(*length, off+uint64(len(p)))
 		}
@@ -773,28 +800,28 @@ func (h *healing) finish(ctx context.Context, st *meta.State, history []cluster.
 	err := b.store.Commit(batch)
 	batch.Close()
 	if err != nil {
-		return local(err)
+		return own(err)
 	}
 	// From the flush on, position and contents belong together; the mark says
 	// so only after the log does, too.
 	if err := b.store.Flush(ctx); err != nil {
-		return local(err)
+		return own(err)
 	}
 	if err := b.log.Reset(st.Pos, history); err != nil {
-		return local(err)
+		return own(err)
 	}
 	fs := b.opts.FS
 	if err := fs.Remove(b.path(healingName)); err != nil {
-		return local(err)
+		return own(err)
 	}
 	if err := fs.SyncDir(b.home); err != nil {
-		return local(err)
+		return own(err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.gen.Add(1)
 	if err := b.load1(); err != nil {
-		return local(err)
+		return own(err)
 	}
 	b.committed.Store(min(b.committed.Load(), st.Pos.Seq))
 	b.settle.restart()

@@ -467,7 +467,11 @@ func (b *Brick) runJob(j *job) (err error) {
 	}
 	name := data.Name{Ino: j.ino, Incarnation: j.base.Incarnation}
 	if j.base.Kind == meta.BaseFile {
-		j.file, err = b.data.Open(name)
+		if j.file, err = b.data.Open(name); err == nil {
+			// No state of the KV, neither this one nor the durable one, reads
+			// what is behind; but it would, once the file grows over it.
+			err = j.file.Shorten(j.base.Len)
+		}
 	} else {
 		// A number never used before: what an earlier crash or another life of
 		// the inode left behind is not found again.

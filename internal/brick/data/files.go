@@ -131,6 +131,16 @@ func (f *Files) get(n Name, flag int) (*File, error) {
 	return d, nil
 }
 
+// Shorten cuts off what the file has behind length, if anything: an attempt to
+// settle or to heal that did not end may have left it there.
+func (d *File) Shorten(length uint64) error {
+	st, err := d.Stat()
+	if err != nil || uint64(st.Size()) <= length {
+		return err
+	}
+	return d.Truncate(int64(length))
+}
+
 // use counts a user of d. f.mu is held.
 func (f *Files) use(d *File) {
 	if d.elem != nil {
