@@ -89,7 +89,10 @@ type InviteRequest struct {
 // Invitation is the answer to an InviteRequest. It is shown once: the pool
 // keeps only a hash of the token.
 type Invitation struct {
-	Token   string    `json:"token"`
+	Token string `json:"token"`
+	// Command is what to run on the machine that is to join. It says HOST where
+	// this peer does not know how others reach it.
+	Command string    `json:"command"`
 	Hosts   []string  `json:"hosts"` // addresses of this peer to join through, best first
 	Expires time.Time `json:"expires"`
 	Uses    int       `json:"uses"`
@@ -280,7 +283,10 @@ type HealState struct {
 
 // HealInfo tells per brick what it lacks.
 type HealInfo struct {
-	Volume string      `json:"volume"`
+	Volume string `json:"volume"`
+	// Pending is the sum of what the bricks lack; −1 while some brick's lack is
+	// unknown, 0 only when every brick is in sync.
+	Pending int64       `json:"pending"`
 	Bricks []HealBrick `json:"bricks"`
 }
 

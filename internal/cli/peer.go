@@ -30,11 +30,10 @@ func newPeerInvite(a *app) *cobra.Command {
 				return a.Show(inv, func() {
 					if len(inv.Hosts) == 0 {
 						a.Errorf("Run this on the machine that is to join, with this machine's address in place of HOST:")
-						a.Printf("mortar join %s HOST", inv.Token)
 					} else {
 						a.Errorf("Run this on the machine that is to join:")
-						a.Printf("mortar join %s %s", inv.Token, strings.Join(inv.Hosts, ","))
 					}
+					a.Printf("%s", inv.Command)
 					a.Errorf("It works until %s, for %s.", inv.Expires.Local().Format("15:04:05 on 2 Jan 2006"), count(inv.Uses, "machine"))
 				})
 			})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"mortar/internal/api"
@@ -167,7 +168,11 @@ func (n *Node) Invite(ctx context.Context, r api.InviteRequest) (*api.Invitation
 	if err != nil {
 		return nil, apiError(err)
 	}
-	return &api.Invitation{Token: token.String(), Hosts: n.hosts(m), Expires: time.Now().Add(ttl).Truncate(time.Second), Uses: r.Uses}, nil
+	hosts := n.hosts(m)
+	return &api.Invitation{
+		Token: token.String(), Hosts: hosts, Expires: time.Now().Add(ttl).Truncate(time.Second), Uses: r.Uses,
+		Command: "mortar join " + token.String() + " " + cmp.Or(strings.Join(hosts, ","), "HOST"),
+	}, nil
 }
 
 // newToken makes a token and registers it with the pool.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -74,6 +75,20 @@ func (s store) Sessions() []replica.SessionInfo {
 		out[i] = replica.SessionInfo(x)
 	}
 	return out
+}
+
+// Source implements replica.Store.
+func (s store) Source() (replica.Source, error) { return s.Brick.Source() }
+
+// Heal implements replica.Store.
+func (s store) Heal(ctx context.Context, pos cluster.Pos, call func(context.Context, []byte) ([]byte, error), progress func(replica.HealProgress)) error {
+	return s.Brick.Heal(ctx, pos, call, func(p brick.HealProgress) { progress(replica.HealProgress(p)) })
+}
+
+// Digest implements replica.Store.
+func (s store) Digest(ctx context.Context) (replica.Digest, error) {
+	d, err := s.Brick.Digest(ctx)
+	return replica.Digest(d), err
 }
 
 // brickIdentity reads the identity out of a request of another peer.

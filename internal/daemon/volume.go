@@ -468,6 +468,12 @@ func (n *Node) HealInfo(ctx context.Context, name string) (*api.HealInfo, error)
 				hb.Entries = 1 // not yet trusted to have everything
 			}
 		}
+		switch {
+		case hb.Entries < 0:
+			info.Pending = -1
+		case info.Pending >= 0:
+			info.Pending += hb.Entries
+		}
 		info.Bricks = append(info.Bricks, hb)
 	}
 	return info, nil
