@@ -61,7 +61,7 @@ func newMount(a *app) *cobra.Command {
 		}
 		cfg.Dir = args[1]
 		var err error
-		if cfg.Hosts, cfg.Volume, err = parseSource(args[0]); err != nil {
+		if cfg.Hosts, cfg.Volume, cfg.Subdir, err = parseSource(args[0]); err != nil {
 			return err
 		}
 		o, err := parseMountOptions(options, sloppy)
@@ -122,8 +122,8 @@ Options:
 Other options of mount.glusterfs are accepted and have no effect.
 `
 
-// parseSource reads HOST[,HOST...]:/VOLUME. The slash may be missing.
-func parseSource(s string) (hosts []string, volume string, err error) {
+// parseSource reads HOST[,HOST...]:/VOLUME[/SUBDIR]. The first slash may be missing.
+func parseSource(s string) (hosts []string, volume, sub string, err error) {
 	i := strings.LastIndex(s, ":/")
 	rest := ""
 	if i >= 0 {
@@ -132,19 +132,19 @@ func parseSource(s string) (hosts []string, volume string, err error) {
 		rest = s[i+1:]
 	}
 	if i < 1 || rest == "" {
-		return nil, "", &usageError{text: fmt.Sprintf("%s: want HOST:/VOLUME, for instance localhost:/data", s)}
+		return nil, "", "", &usageError{text: fmt.Sprintf("%s: want HOST:/VOLUME, for instance localhost:/data", s)}
 	}
-	volume, sub, _ := strings.Cut(strings.TrimRight(rest, "/"), "/")
-	if sub != "" {
-		return nil, "", &usageError{text: fmt.Sprintf("%s: mounting a directory of a volume is not supported; mount HOST:/%s and bind-mount %s of it (mount --bind)", s, volume, sub)}
+	volume, sub, _ = strings.Cut(strings.TrimRight(rest, "/"), "/")
+	if slices.Contains(strings.Split(sub, "/"), "..") {
+		return nil, "", "", &usageError{text: fmt.Sprintf("%s: a directory of the volume cannot have .. in it", s)}
 	}
 	for h := range strings.SplitSeq(s[:i], ",") {
 		if h = strings.TrimSpace(h); h == "" {
-			return nil, "", &usageError{text: fmt.Sprintf("%s: an empty host name", s)}
+			return nil, "", "", &usageError{text: fmt.Sprintf("%s: an empty host name", s)}
 		}
 		hosts = append(hosts, h)
 	}
-	return hosts, volume, nil
+	return hosts, volume, strings.Trim(sub, "/"), nil
 }
 
 // mountOptions are what -o says.

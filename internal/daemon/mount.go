@@ -31,6 +31,8 @@ type MountConfig struct {
 	// of this machine does not answer. They may be empty.
 	Hosts []string
 	Dir   string
+	// Subdir is the directory of the volume to show at Dir; empty: all.
+	Subdir string
 	// Mount has the options of the mount itself. Its CacheTimeout counts if it
 	// is not 0, else the volume's option.
 	Mount mount.Options
@@ -93,20 +95,35 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 			o.FsName = strings.Join(cfg.Hosts, ",") + ":/" + cfg.Volume
 		}
 		o.Log = cfg.Log
+		dir := cfg.Dir
+		if cfg.Subdir != "" {
+			// The whole volume is mounted out of sight first.
+			var err error
+			if dir, err = os.MkdirTemp(cfg.RunDir, "mount-"); err != nil {
+				return err
+			}
+			defer os.Remove(dir)
+		}
 		m := mount.New(o)
 		k.mount.Store(m)
 		g.Go(func() error {
 			select {
 			case <-m.Ready():
-				if cfg.Ready != nil {
-					cfg.Ready()
-				}
 			case <-ctx.Done():
+				return nil
+			}
+			if cfg.Subdir != "" {
+				if err := m.Narrow(cfg.Subdir, cfg.Dir); err != nil {
+					return err
+				}
+			}
+			if cfg.Ready != nil {
+				cfg.Ready()
 			}
 			return nil
 		})
 		defer cancel()
-		return m.Serve(ctx, cfg.Dir, c)
+		return m.Serve(ctx, dir, c)
 	})
 	err = g.Wait()
 	select {

@@ -161,12 +161,15 @@ func (d *device) dead() bool {
 // unmount takes the file system out of the tree. While it is in use elsewhere
 // the connection is ended too, and those who use it get ENOTCONN.
 func (d *device) unmount() error {
-	err := unix.Unmount(d.dir, 0)
+	d.mu.Lock()
+	dir := d.dir
+	d.mu.Unlock()
+	err := unix.Unmount(dir, 0)
 	if err == unix.EBUSY {
-		err = unix.Unmount(d.dir, unix.MNT_FORCE|unix.MNT_DETACH)
+		err = unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
 	}
 	if err != nil {
-		return fmt.Errorf("unmount %s: %w", d.dir, err)
+		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	return nil
 }
