@@ -53,8 +53,9 @@ type linkEvents interface {
 	Gone(text string)
 	// Carry takes what a peer sent. The body is Carry's.
 	Carry(from cluster.PeerID, c *wire.Conn, m wire.Message)
-	// Known reports whether a peer is in the pool, and whether it was detached from it.
-	Known(peer cluster.PeerID) (known, detached bool)
+	// Known reports whether a peer is in the pool, and whether it was detached
+	// from it, by the map of that version.
+	Known(peer cluster.PeerID) (known, detached bool, version uint64)
 }
 
 // kind is a kind of connection.
@@ -211,15 +212,7 @@ func (l *links) keep(k *link, kd kind, ln *line) {
 // connect makes one connection and serves it until it ends, which is the error.
 func (l *links) connect(k *link, kd kind, ln *line) error {
 	k.mu.Lock()
-	addrs := slices.Clone(k.addrs)
-	if i := slices.Index(addrs, ln.addr); i > 0 { // what worked last comes first
-		addrs = append([]string{ln.addr}, slices.Delete(addrs, i, i+1)...)
-	}
-	for _, a := range k.learned {
-		if !slices.Contains(addrs, a) {
-			addrs = append(addrs, a)
-		}
-	}
+	addrs := k.addrsLocked(ln)
 	k.mu.Unlock()
 	tc, addr, err := dialAny(k.ctx, addrs, l.keeper.ClientTo(kd.alpn(), k.id))
 	if err != nil {
@@ -248,7 +241,9 @@ func (l *links) connect(k *link, kd kind, ln *line) error {
 	case proto.HelloCloned:
 		l.events.Cloned(reply.Text)
 	case proto.HelloGone:
-		l.events.Gone(reply.Text)
+		if _, _, version := l.events.Known(l.self); reply.Map >= version {
+			l.events.Gone(reply.Text)
+		}
 	}
 	if reply.Status != proto.Welcome {
 		cancel()
@@ -410,12 +405,18 @@ func (l *links) addrsOf(peer cluster.PeerID) []string {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	addrs := slices.Clone(k.addrs)
-	if ln := k.lines[secure]; ln.addr != "" {
-		addrs = slices.DeleteFunc(addrs, func(a string) bool { return a == ln.addr })
-		addrs = append([]string{ln.addr}, addrs...)
+	return k.addrsLocked(k.lines[secure])
+}
+
+// addrsLocked are the addresses to try, what worked last first.
+func (k *link) addrsLocked(ln *line) []string {
+	var addrs []string
+	for _, a := range append(append([]string{ln.addr}, k.addrs...), k.learned...) {
+		if a != "" && !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
 	}
-	return append(addrs, k.learned...)
+	return addrs
 }
 
 // tried waits until every peer was tried once, or ctx ends.
@@ -522,14 +523,14 @@ func (in *inbound) greet(c *wire.Conn, m wire.Message) {
 
 // judge decides what becomes of a connection.
 func (l *links) judge(in *inbound, h *proto.Hello) *proto.HelloReply {
-	known, detached := l.events.Known(in.peer)
+	known, detached, version := l.events.Known(in.peer)
 	switch {
 	case h.Version != proto.Version:
 		return &proto.HelloReply{Status: proto.HelloRefused, Text: fmt.Sprintf("protocol version %d there and %d here: run the same version of mortar on both machines", h.Version, proto.Version)}
 	case h.Pool != l.hello.Pool:
 		return &proto.HelloReply{Status: proto.HelloRefused, Text: fmt.Sprintf("it is in pool %s and this machine is in pool %s", h.Pool, l.hello.Pool)}
 	case detached:
-		return &proto.HelloReply{Status: proto.HelloGone, Text: "this machine was detached from the pool (peer detach)"}
+		return &proto.HelloReply{Status: proto.HelloGone, Map: version, Text: "this machine was detached from the pool (peer detach)"}
 	case in.peer == l.self:
 		if h.Boot == l.hello.Boot {
 			return &proto.HelloReply{Status: proto.HelloRefused, Text: "this is the very same daemon"}

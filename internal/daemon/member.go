@@ -277,12 +277,18 @@ func (m *member) keepCert(ctx context.Context) error {
 	return err
 }
 
+// decideTimeout is how long the pool may take to decide something: enough for
+// it to elect a leader a few times, and to tell that it cannot.
+const decideTimeout = 5 * time.Second
+
 // propose has the pool decide, and returns when this peer knows.
 func (m *member) propose(ctx context.Context, cmd state.Command) error {
 	plane := m.plane.Load()
 	if plane == nil {
 		return errStarting
 	}
+	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
+	defer cancel()
 	return plane.Propose(ctx, cmd)
 }
 
@@ -381,12 +387,13 @@ func (m *member) Cloned(text string) {
 func (m *member) Gone(text string) { m.end(&goneError{text}) }
 
 // Known implements linkEvents.
-func (m *member) Known(peer cluster.PeerID) (known, detached bool) {
-	if m.view.Load().Peer(peer) != nil {
-		return true, false
+func (m *member) Known(peer cluster.PeerID) (known, detached bool, version uint64) {
+	v := m.latest()
+	if v.Peer(peer) != nil {
+		return true, false, v.Version
 	}
 	plane := m.plane.Load()
-	return false, plane != nil && plane.WasDetached(peer)
+	return false, plane != nil && plane.WasDetached(peer), v.Version
 }
 
 // Carry implements linkEvents.

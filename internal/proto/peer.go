@@ -50,6 +50,9 @@ type HelloReply struct {
 	Text    string
 	Version uint16
 	Boot    uint64 // of the answering daemon
+	// Map is the version of the cluster map that the answer goes by. A peer that
+	// knows a newer one does not believe what is said about its membership.
+	Map uint64
 	// Seen is the address that the connection came from, as the answering side sees it.
 	Seen string
 }
@@ -59,6 +62,7 @@ func (m *HelloReply) Code(c *codec.Coder) {
 	c.String(&m.Text, 4096)
 	c.U16(&m.Version)
 	c.U64(&m.Boot)
+	c.U64(&m.Map)
 	c.String(&m.Seen, 255)
 }
 
