@@ -35,6 +35,9 @@ func TestPositions(t *testing.T) {
 	r.check()
 	r.append(2, MaxPayload, 0) // larger than a segment
 	r.append(2, MaxPayload, MaxPayload)
+	for n := range 9 {
+		r.append(2, 100_000+n, n*1001)
+	}
 	r.check()
 	r.reopen()
 	r.check()
