@@ -359,22 +359,29 @@ func compareUsage(tb tester, b *Brick, m *model) {
 func compareFile(tb tester, b *Brick, ino fsop.Ino, n *mInode, r *rand.Rand) {
 	tb.Helper()
 	ctx := context.Background()
-	reply, _, err := b.Read(ctx, &fsop.Read{Ino: ino, Len: fsop.MaxData})
-	if err != nil {
-		tb.Fatalf("reading %d: %v", ino, err)
+	var got []byte
+	for {
+		reply, _, err := b.Read(ctx, &fsop.Read{Ino: ino, Off: uint64(len(got)), Len: fsop.MaxData})
+		if err != nil {
+			tb.Fatalf("reading %d: %v", ino, err)
+		}
+		if len(reply.Data) == 0 {
+			break
+		}
+		got = append(got, reply.Data...)
 	}
-	if !bytes.Equal(reply.Data, n.data) {
+	if !bytes.Equal(got, n.data) {
 		for i := range n.data {
-			if i >= len(reply.Data) || n.data[i] != reply.Data[i] {
-				tb.Fatalf("file %d: %d bytes, want %d; first difference at %d", ino, len(reply.Data), len(n.data), i)
+			if i >= len(got) || n.data[i] != got[i] {
+				tb.Fatalf("file %d: %d bytes, want %d; first difference at %d", ino, len(got), len(n.data), i)
 			}
 		}
-		tb.Fatalf("file %d: %d bytes, want %d", ino, len(reply.Data), len(n.data))
+		tb.Fatalf("file %d: %d bytes, want %d", ino, len(got), len(n.data))
 	}
 	size := len(n.data)
 	off := r.IntN(size + 10)
 	part := r.IntN(5000)
-	reply, _, err = b.Read(ctx, &fsop.Read{Ino: ino, Off: uint64(off), Len: uint32(part)})
+	reply, _, err := b.Read(ctx, &fsop.Read{Ino: ino, Off: uint64(off), Len: uint32(part)})
 	if err != nil || !bytes.Equal(reply.Data, n.data[min(off, size):min(off+part, size)]) {
 		tb.Fatalf("file %d: part of %d bytes from %d differs (%v)", ino, part, off, err)
 	}
