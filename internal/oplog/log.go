@@ -323,15 +323,10 @@ func (l *Log) appendDirect(rec record, payload []byte, align int) (Loc, error) {
 	if err == nil {
 		_, err = seg.file.WriteAt(payload, rec.payload(off))
 	}
-	end := rec.payload(off) + int64(len(payload))
-	if err == nil && end > seg.alloc && end < rec.end(off) {
-		// Beyond what was allocated the file must be told to reach as far.
-		_, err = seg.file.WriteAt(make([]byte, rec.end(off)-end), end)
-	}
 	if err != nil {
 		return Loc{}, l.poisonLock("writing a record", err)
 	}
-	seg.zeroed = max(seg.zeroed, end)
+	seg.zeroed = max(seg.zeroed, rec.payload(off)+int64(len(payload)))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	loc := l.appended(rec)
