@@ -272,7 +272,7 @@ func (c *mountConn) admit(q *proto.Attach) (s *replica.Session, reply proto.Atta
 			"option %s of volume %s does not let %s mount it", cluster.OptAuthAllow, v.Name, c.source)}, false
 	}
 	if v.Status != cluster.VolumeStarted {
-		return nil, proto.AttachReply{Status: proto.NotServing, Text: fmt.Sprintf("volume %s is not started", v.Name)}, false
+		return nil, proto.AttachReply{Status: proto.Refused, Text: fmt.Sprintf("Volume %s is not started", v.Name)}, false
 	}
 	r := c.m.bricks.ofSet(q.Set)
 	if r == nil {
@@ -342,7 +342,7 @@ func (c *mountConn) volumeMap(name string) *proto.VolumeMap {
 		vm.Status, vm.Text = proto.Refused, "this client may not mount volume "+name
 		return vm
 	case vol.Status != cluster.VolumeStarted:
-		vm.Status, vm.Text = proto.NotServing, fmt.Sprintf("Volume %s is not started", name)
+		vm.Status, vm.Text = proto.Refused, fmt.Sprintf("Volume %s is not started", name)
 	}
 	vm.Volume = vol.ID
 	for _, o := range cluster.Options() {
