@@ -163,3 +163,58 @@ func BenchmarkRead(b *testing.B) {
 	o.settleAll()
 	run("settled")
 }
+
+// BenchmarkHeal compares a brick of 100,000 files with one that has nothing,
+// then with one that has three differences.
+func BenchmarkHeal(b *testing.B) {
+	const files = 100000
+	from := benchBrick(b)
+	_, inos := benchTree(b, from, files, 4000)
+	from.settleAll()
+	from.settleAll()
+	run := func(b *testing.B, to *opened) {
+		src, err := from.Source()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer src.Close()
+		if err := to.Heal(context.Background(), src.Pos(), src.Serve, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+
+	b.Run("everything", func(b *testing.B) {
+		for range b.N {
+			b.StopTimer()
+			to := benchBrick(b)
+			b.StartTimer()
+			done := cpu(b)
+			run(b, to)
+			done()
+		}
+		b.ReportMetric(float64(files)*float64(b.N)/b.Elapsed().Seconds(), "files/s")
+	})
+	b.Run("three-files", func(b *testing.B) {
+		to := benchBrick(b)
+		run(b, to)
+		data := make([]byte, 4000)
+		b.ResetTimer()
+		for i := range b.N {
+			b.StopTimer()
+			for k := range 3 {
+				data[0]++
+				from.write(inos[(i*3+k)*7919%files], 0, data)
+			}
+			from.Commit(from.Tail().Seq)
+			b.StartTimer()
+			run(b, to)
+		}
+	})
+	b.Run("digest", func(b *testing.B) {
+		for range b.N {
+			if _, err := from.Digest(context.Background()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
