@@ -12,7 +12,7 @@ import (
 
 func newVolumeHeal(a *app) *cobra.Command {
 	var verify bool
-	c := verb("heal <VOLNAME> [full | info [summary | split-brain]]", "heal a volume's bricks, or show what they lack", 1, 3,
+	c := verb("heal <VOLNAME> [full | info [summary | split-brain]]", "heal a volume's bricks, or show what they lack", 1, 5,
 		func(ctx context.Context, args []string) error {
 			volume, what := args[0], ""
 			if len(args) > 1 {
@@ -29,9 +29,9 @@ func newVolumeHeal(a *app) *cobra.Command {
 				return a.heal(ctx, volume, api.HealRequest{Full: what == "full", Verify: verify})
 			case what == "info" && len(args) == 2:
 				return a.healInfo(ctx, volume, a.healEntries)
-			case what == "info" && word(args[2], "summary", "split-brain") == "summary":
+			case what == "info" && len(args) == 3 && word(args[2], "summary", "split-brain") == "summary":
 				return a.healInfo(ctx, volume, a.healSummary)
-			case what == "info" && word(args[2], "summary", "split-brain") == "split-brain":
+			case what == "info" && len(args) == 3 && word(args[2], "summary", "split-brain") == "split-brain":
 				return a.healInfo(ctx, volume, a.healSplitBrain)
 			case what == "split-brain":
 				return api.Errorf(api.NotSupported, "A mortar volume cannot be in split-brain: the bricks of a set have one primary, and what it did not acknowledge does not stand. There is nothing to resolve.")
