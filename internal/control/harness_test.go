@@ -337,6 +337,14 @@ func (w *world) pool() []*node {
 func (w *world) settled(nodes ...*node) *node {
 	w.t.Helper()
 	var leader *node
+	defer func() {
+		if leader == nil {
+			for _, nd := range nodes {
+				c := nd.control()
+				w.t.Logf("%s: start %d, map %d, %+v, raft %v", nd.name, c.Incarnation(), c.Map().Version, c.Status(), c.raft.Stats())
+			}
+		}
+	}()
 	w.until("agreement on leader, map and voters", func() bool {
 		leader = nil
 		for _, nd := range nodes {

@@ -199,7 +199,8 @@ func (c *Control) askAround(ctx context.Context) error {
 		case a.err != nil:
 		case a.status.Generation > c.generation():
 			return state.Refusal(state.CodeRecovered, "the pool was recovered by hand while this peer was away (generation %d; this copy has %d), so what this peer knows of it counts no more: stop mortar, move %s away and start it again, and it fetches a fresh copy", a.status.Generation, c.generation(), c.cfg.Dir)
-		case a.status.Leader == c.cfg.Self && c.raft.State() != raft.Leader:
+		case a.status.Leader == c.cfg.Self && a.status.LeaderBoot != 0 && a.status.LeaderBoot != c.boot:
+			// Another process leads in this one's name.
 			if self := c.Map().Peer(c.cfg.Self); self != nil {
 				return clonedError(self)
 			}

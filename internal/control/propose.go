@@ -51,6 +51,7 @@ type answer struct {
 type peerStatus struct {
 	Generation  uint64         `json:"generation"`
 	Leader      cluster.PeerID `json:"leader"`
+	LeaderBoot  uint64         `json:"leader_boot,omitempty"` // of the process that was heard as leader just now
 	Applied     uint64         `json:"applied"`
 	Incarnation uint64         `json:"incarnation"`
 	Boot        uint64         `json:"boot"`
@@ -330,7 +331,7 @@ func (c *Control) ownStatus() *peerStatus {
 	forgetful := !c.recalled()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return &peerStatus{Generation: c.pooled.Generation, Leader: leader, Applied: c.applied, Incarnation: c.incarnation, Boot: c.boot, Forgetful: forgetful}
+	return &peerStatus{Generation: c.pooled.Generation, Leader: leader, LeaderBoot: c.trans.stream.bootOf(leader), Applied: c.applied, Incarnation: c.incarnation, Boot: c.boot, Forgetful: forgetful}
 }
 
 // asRefusal makes any error one that can be sent.

@@ -398,7 +398,7 @@ func (p *pipe) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendE
 	if p.broken() {
 		return nil, errPipeBroken
 	}
-	if len(args.Entries) == 0 && p.last.Term == args.Term && p.last.PrevLogEntry == args.PrevLogEntry && p.last.LeaderCommitIndex >= args.LeaderCommitIndex {
+	if len(args.Entries) == 0 && p.last.Term == args.Term && p.last.PrevLogEntry == args.PrevLogEntry && p.last.LeaderCommitIndex >= min(args.LeaderCommitIndex, args.PrevLogEntry) {
 		return nil, nil // the library drops the future
 	}
 	return p.sendLocked(args, resp)
@@ -409,9 +409,7 @@ func (p *pipe) sendLocked(args *raft.AppendEntriesRequest, resp *raft.AppendEntr
 	if err != nil {
 		return nil, err
 	}
-	commit := max(p.last.LeaderCommitIndex, args.LeaderCommitIndex)
 	p.last = *args
-	p.last.LeaderCommitIndex = commit
 	if n := len(args.Entries); n > 0 {
 		p.last.PrevLogEntry, p.last.PrevLogTerm = args.Entries[n-1].Index, args.Entries[n-1].Term
 		p.last.Entries = nil
@@ -419,7 +417,9 @@ func (p *pipe) sendLocked(args *raft.AppendEntriesRequest, resp *raft.AppendEntr
 	return f, nil
 }
 
-// run sends the commit index when it has moved.
+// run sends the commit index when it has moved, as far as the peer is known to
+// have this leader's entries: what it may have beyond them is some other
+// leader's, and must not count as decided.
 func (p *pipe) run() {
 	defer close(p.stopped)
 	for {
@@ -432,6 +432,7 @@ func (p *pipe) run() {
 		commit := p.t.commit
 		p.t.mu.Unlock()
 		p.mu.Lock()
+		commit = min(commit, p.last.PrevLogEntry)
 		// Before the library's first append nothing is known to be common.
 		if p.last.Term != 0 && commit > p.last.LeaderCommitIndex && !p.broken() {
 			req := p.last
@@ -643,6 +644,17 @@ func (s *stream) admit(h hello) (*heard, error) {
 	p.last.Store(now)
 	s.heard[h.From] = p
 	return p, nil
+}
+
+// bootOf tells which process acts for a peer, 0 if none has lately.
+func (s *stream) bootOf(peer cluster.PeerID) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.heard[peer]
+	if h == nil || time.Now().UnixNano()-h.last.Load() > int64(aliveFor) {
+		return 0
+	}
+	return h.boot
 }
 
 // conn is a connection between two consensus machines.
