@@ -37,7 +37,11 @@ func (a *app) thrifty() error {
 		// Half of what there is: the other half is for those whom this one serves.
 		env = append(env, "GOMAXPROCS="+strconv.Itoa(max(1, runtime.GOMAXPROCS(0)/2)))
 	}
-	if err := syscall.Exec("/proc/self/exe", os.Args, env); err != nil {
+	self, err := os.Executable() // by its path, which is what ps and pkill show
+	if err != nil {
+		return err
+	}
+	if err := syscall.Exec(self, os.Args, env); err != nil {
 		return fmt.Errorf("starting again with other scheduler settings: %w", err)
 	}
 	panic("unreachable: exec has returned without an error")
