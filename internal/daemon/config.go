@@ -143,7 +143,7 @@ func hostPort(s, listen string) (string, error) {
 	host, port := s, ""
 	if h, p, err := net.SplitHostPort(s); err == nil {
 		host, port = h, p
-	} else if strings.Count(s, ":") == 1 || strings.ContainsAny(s, "[]") {
+	} else if strings.ContainsAny(s, ":[]") && net.ParseIP(s) == nil {
 		return "", fmt.Errorf("%q is no address: want host or host:port", s)
 	}
 	if host == "" {
