@@ -361,11 +361,44 @@ func TestPowerCut(t *testing.T) {
 		}
 		for i := range p.Hosts() {
 			p.waitDaemon(i + 1)
+			p.within(10*time.Second, "the daemon knows the volume", func() error {
+				_, err := p.try(i+1, "volume", "info", "wp")
+				return err
+			})
 			p.mount(i + 1)
 		}
 		p.healed(1, 30*time.Second)
 		l.check(1, 2, 3)
 	}
+}
+
+// A mount that is asked for while its daemon has only just been started, and the
+// pool with it, waits; as it must at boot.
+func TestMountAtBoot(t *testing.T) {
+	p := start(t, setup{mounts: -1, disk: cluster.XFS, diskBytes: 1 << 30, stateDir: "/bricks/state"})
+	for _, h := range p.Hosts() {
+		if err := h.CutPower(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, h := range p.Hosts() {
+		if err := h.MountDisk(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var mounts []func() error
+	for i := range p.Hosts() {
+		p.startDaemon(i + 1)
+		p.run(i+1, "mkdir", "-p", "/mnt/wp")
+		mounts = append(mounts, p.async(i+1, time.Minute, mortar, "mount", p.Host(i+1).Name+":/wp", "/mnt/wp"))
+	}
+	begin := time.Now()
+	for _, wait := range mounts {
+		if err := wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("mounted %v after the daemons were started", time.Since(begin))
 }
 
 // Daemons that end as asked (SIGTERM), one after the other, cost next to nothing.
