@@ -132,7 +132,7 @@ func TestBackpressure(t *testing.T) {
 	}
 }
 
-// TestHealDuringReads lets readers and a closing brick meet.
+// TestCloseDuringReads lets readers and a closing brick meet.
 func TestCloseDuringReads(t *testing.T) {
 	o := newBrick(t)
 	f := o.create(fsop.RootIno, "f")
