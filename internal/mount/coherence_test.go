@@ -168,16 +168,10 @@ func coherenceRound(t *testing.T, rng *rand.Rand, i int, x, y, name string) {
 // the name, whose lock the other's change holds.
 func TestRing(t *testing.T) {
 	for _, kind := range kinds {
-		if kind.o.noEpoch {
-			continue // there it takes the primary: see TestRingWithoutEpoch
-		}
 		t.Run(kind.name, func(t *testing.T) {
 			mem := memfs.New()
 			a := newMount(t, mem, kind.o)
 			b := newMount(t, mem, kind.o)
-			if !a.Features().Epoch {
-				skip(t, "needs FUSE_NOTIFY_INC_EPOCH, Linux 6.16")
-			}
 			var worst time.Duration
 			for i := range 300 {
 				na, nb := fmt.Sprint("a", i), fmt.Sprint("b", i)
@@ -221,7 +215,7 @@ func TestRing(t *testing.T) {
 // through two mounts, each file under its own mutex: whoever has it sees what
 // the last one left, wherever that was done.
 func TestConcurrent(t *testing.T) {
-	for _, kind := range kinds[:2] {
+	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			mem := memfs.New()
 			dirs := []string{newMount(t, mem, kind.o).dir, newMount(t, mem, kind.o).dir}

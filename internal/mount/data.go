@@ -31,16 +31,15 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 func (f *fileSystem) opened(flags uint32, out *fuse.OpenOut) {
 	out.Fh = f.lastFh.Add(1)
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
-	switch flags & syscall.O_ACCMODE {
-	case syscall.O_RDONLY:
+	switch {
+	case flags&syscall.O_ACCMODE == syscall.O_RDONLY:
 		// Locks taken through it go with RELEASE, see locks.go.
 		out.OpenFlags |= fuse.FOPEN_NOFLUSH
-	case syscall.O_WRONLY:
+	case flags&syscall.O_APPEND != 0:
 		// Through the page cache, an append would put the data where the kernel
-		// believes the file's end to be, which another mount may have moved.
-		if flags&syscall.O_APPEND != 0 {
-			out.OpenFlags |= fuse.FOPEN_DIRECT_IO
-		}
+		// believes the file's end to be, which another mount may have moved; and
+		// the kernel would make two of one that crosses a page it does not have.
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
 }
 
@@ -155,10 +154,10 @@ func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		f.nodes.changed(&reply.Attr, reply.Seq, r.began)
 	}
 	if op.Append && reply.Off != in.Offset {
-		// The kernel put the data in its page cache at in.Offset. It has to ask
-		// for the size before it reads, which drops the page; mapped pages and
-		// a reader who is past that question are for the queue, which waits for
-		// the page that the kernel keeps locked until it has this answer.
+		// With locks=node there is no OPEN to say DIRECT_IO to, and the kernel put
+		// the data in its page cache at in.Offset. It has to ask for the size before
+		// it reads, which drops the page; mapped pages and a reader who is past that
+		// question are for the queue.
 		f.pages.add(f.dev, ino)
 	}
 	return uint32(len(data)), fuse.OK

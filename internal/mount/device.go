@@ -28,11 +28,12 @@ const outHeaderSize = 16 // struct fuse_out_header
 // notifications that go-fuse has no call for are written to it directly.
 // go-fuse gets its own descriptor of the same open file.
 type device struct {
-	dir string
+	// mu is held for reading while the fields are used.
+	mu  sync.RWMutex
+	dir string // where it is mounted
+	fd  int    // -1 when closed
 
-	// mu is held for reading while fd is used, and for writing to close it.
-	mu sync.RWMutex
-	fd int // -1 when closed
+	shrinkMu sync.Mutex // held by shrink
 }
 
 // openDevice opens /dev/fuse and mounts it on dir. serve is a second descriptor,
@@ -136,14 +137,24 @@ func (d *device) invalEntry(dir fsop.Ino, name string) error {
 // it. It takes no lock. EINVAL before Linux 6.16.
 func (d *device) incEpoch() error { return d.notify(notifyIncEpoch, nil) }
 
-// remount makes the kernel drop every directory entry that is not in use, which
-// is a side effect of MS_REMOUNT; the options given with it are ignored.
-func (d *device) remount(o *Options) error {
-	flags := o.Flags | unix.MS_REMOUNT
-	if o.ReadOnly {
-		flags |= unix.MS_RDONLY
+// shrink makes the kernel drop every name that is not in use at this moment,
+// absent ones above all. It is a side effect of reconfiguring the file system
+// (Linux 5.2), here to what it is already, and takes no directory's lock.
+func (d *device) shrink() error {
+	d.shrinkMu.Lock()
+	defer d.shrinkMu.Unlock()
+	d.mu.RLock()
+	dir := d.dir
+	d.mu.RUnlock()
+	fd, err := unix.Fspick(unix.AT_FDCWD, dir, unix.FSPICK_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("fspick %s: %w", dir, err)
 	}
-	return unix.Mount("", d.dir, "", flags, "")
+	defer unix.Close(fd)
+	if err := unix.FsconfigReconfigure(fd); err != nil {
+		return fmt.Errorf("reconfigure %s: %w", dir, err)
+	}
+	return nil
 }
 
 // dead reports whether the kernel has ended the connection.

@@ -44,10 +44,6 @@ func (f *fileSystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(in.NodeId)
-	if !f.features.Epoch {
-		f.inflight.reading(r, dir)
-		defer f.inflight.doneReading(r)
-	}
 	cookie := in.Offset
 	for _, dot := range []struct {
 		name   string
@@ -111,11 +107,13 @@ type listing struct {
 	seq     uint64
 	began   began
 	entries []fsop.Dirent
+	end     bool // nothing comes after the entries
 }
 
-// after is what is left of l when n entries are taken, nil if nothing is.
+// after is what is left of l when n entries are taken, nil if the rest has to
+// be asked for.
 func (l *listing) after(n int) *listing {
-	if n == len(l.entries) {
+	if n == len(l.entries) && !l.end || len(l.entries) == 0 {
 		return nil
 	}
 	left := *l
@@ -143,24 +141,43 @@ func (m *Mount) dropListings(dir fsop.Ino) {
 	}
 }
 
-// list returns entries that follow cookie: what the last reply left over, if
-// nothing changed in the directory since, or else the handler's.
+// list returns entries that follow cookie: what the last reply left over, or
+// else the handler's. Leftovers may have been overtaken by changes, which a
+// listing that was begun before them need not show; but the kernel may not cache
+// them then, see nodes.fresh.
 func (f *fileSystem) list(r *request, dir fsop.Ino, cookie uint64, plus bool) (*listing, error) {
 	if cookie != 0 {
 		if l := f.listings.take(dir, cookie, plus); l != nil {
-			if f.nodes.fresh(dir, l.seq, l.began) {
-				r.began = l.began
-				return l, nil
-			}
-			f.unused(l)
+			r.began = l.began
+			return l, nil
 		}
 	}
-	reply, err := f.handler.Do(r, &fsop.Readdir{Ino: dir, Cookie: cookie, Max: readahead, Plus: plus})
-	if err != nil {
-		return nil, err
+	l := &listing{dir: dir, cookie: cookie, plus: plus, began: r.began}
+	// Most directories fit into one reply, and the next one only says so. It is
+	// asked for at once: the kernel would.
+	for i := range 2 {
+		reply, err := f.handler.Do(r, &fsop.Readdir{Ino: dir, Cookie: cookie, Max: readahead, Plus: plus})
+		if err != nil {
+			f.unused(l)
+			return nil, err
+		}
+		if len(reply.Entries) == 0 {
+			l.end = true
+		}
+		if i == 0 || reply.Seq < l.seq {
+			l.seq = reply.Seq
+		}
+		l.entries = append(l.entries, reply.Entries...)
+		if l.end || len(l.entries) >= enough {
+			break
+		}
+		cookie = l.entries[len(l.entries)-1].Cookie
 	}
-	return &listing{dir, cookie, plus, reply.Seq, r.began, reply.Entries}, nil
+	return l, nil
 }
+
+// enough entries are a sign that a directory is large.
+const enough = 256
 
 // listings are leftovers of the last few Readdir replies.
 type listings struct {

@@ -34,11 +34,10 @@ type inflightShard struct {
 	ops map[*request]struct{}
 }
 
-// dirShard counts the changes in flight per directory, and has the reads.
+// dirShard counts the changes in flight per directory.
 type dirShard struct {
 	mu      sync.Mutex
 	changes map[fsop.Ino]int
-	reads   map[fsop.Ino][]*request
 }
 
 // request is one request of the kernel in flight, and its context.
@@ -54,15 +53,13 @@ type request struct {
 	lock   bool            // a waiting lock request
 	pid    uint32          // of the calling thread, 0 if it is out of sight
 	began  began
-	dir    fsop.Ino // directory whose lock a read holds, or 0
 	shard  *inflightShard
 
 	interrupted time.Time // when sweep first saw that it was; sweep's only
 
-	mu    sync.Mutex
-	done  chan struct{} // made when first asked for
-	err   error
-	stale bool // ended to let an invalidation through
+	mu   sync.Mutex
+	done chan struct{} // made when first asked for
+	err  error
 }
 
 var _ context.Context = (*request)(nil)
@@ -104,22 +101,17 @@ func (r *request) Err() error {
 	return r.err
 }
 
-func (r *request) end(stale bool) {
+// end ends the request's context.
+func (r *request) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err != nil {
 		return
 	}
-	r.err, r.stale = context.Canceled, stale
+	r.err = context.Canceled
 	if r.done != nil {
 		close(r.done)
 	}
-}
-
-func (r *request) wasStale() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.stale
 }
 
 func newInflight() *inflight {
@@ -129,7 +121,6 @@ func newInflight() *inflight {
 	}
 	for i := range f.dirs {
 		f.dirs[i].changes = make(map[fsop.Ino]int)
-		f.dirs[i].reads = make(map[fsop.Ino][]*request)
 	}
 	return f
 }
@@ -155,34 +146,6 @@ func (f *inflight) remove(r *request) {
 	r.shard.mu.Unlock()
 }
 
-// reading registers that r holds dir's lock in the kernel, shared.
-func (f *inflight) reading(r *request, dir fsop.Ino) {
-	r.dir = dir
-	d := f.dir(dir)
-	d.mu.Lock()
-	d.reads[dir] = append(d.reads[dir], r)
-	d.mu.Unlock()
-}
-
-func (f *inflight) doneReading(r *request) {
-	d := f.dir(r.dir)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	list := d.reads[r.dir]
-	for i := range list {
-		if list[i] == r {
-			list[i] = list[len(list)-1]
-			list = list[:len(list)-1]
-			break
-		}
-	}
-	if len(list) == 0 {
-		delete(d.reads, r.dir)
-	} else {
-		d.reads[r.dir] = list
-	}
-}
-
 // changing registers that a change in flight holds dir's lock in the kernel.
 func (f *inflight) changing(dir fsop.Ino) {
 	d := f.dir(dir)
@@ -206,18 +169,6 @@ func (f *inflight) isChanging(dir fsop.Ino) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.changes[dir] > 0
-}
-
-// breakReads ends the reads that hold dir's lock; they answer ESTALE, upon
-// which the kernel lets the lock go and tries the system call once more.
-func (f *inflight) breakReads(dir fsop.Ino) {
-	d := f.dir(dir)
-	d.mu.Lock()
-	list := append([]*request(nil), d.reads[dir]...)
-	d.mu.Unlock()
-	for _, r := range list {
-		r.end(true)
-	}
 }
 
 // watchInterval is how soon after a signal a killed caller is let go.
@@ -287,7 +238,7 @@ func (f *inflight) sweep(dead func() bool) bool {
 	all := dead()
 	for _, r := range interrupted {
 		if all || r.pid != 0 && dying(r.pid) || r.pid == 0 && r.overdue() {
-			r.end(false)
+			r.end()
 		}
 	}
 	return busy

@@ -2,7 +2,6 @@ package mount
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,11 +57,15 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 				m.pages.add(m.dev, e.Ino)
 			}
 		}
-		if e.Name != "" {
+		if e.Name == "" {
+			continue
+		}
+		if cached, exists := m.given.has(e.Ino, e.Name); cached {
 			if group == nil {
 				group = &entryGroup{done: make(chan struct{})}
 			}
 			group.left.Add(1)
+			group.exists = group.exists || exists
 			names = append(names, &entryJob{dir: e.Ino, name: e.Name, group: group})
 			urgent = urgent || m.inflight.isChanging(e.Ino)
 		}
@@ -116,6 +119,7 @@ func (m *Mount) invalAttr(ctx context.Context, ino fsop.Ino) error {
 
 // entryGroup is the names of one Invalidate.
 type entryGroup struct {
+	exists  bool // some of the names exist, as far as the kernel knows
 	left    atomic.Int32
 	skip    atomic.Bool   // no longer needed
 	done    chan struct{} // closed when left gets to 0
@@ -127,7 +131,6 @@ type entryJob struct {
 	dir   fsop.Ino
 	name  string
 	group *entryGroup
-	ended atomic.Bool
 }
 
 func (j *entryJob) run(d *device) {
@@ -136,7 +139,6 @@ func (j *entryJob) run(d *device) {
 			j.group.errOnce.Do(func() { j.group.err = err })
 		}
 	}
-	j.ended.Store(true)
 	if j.group.left.Add(-1) == 0 {
 		close(j.group.done)
 	}
@@ -157,67 +159,54 @@ func (m *Mount) runEntries() {
 // invalNames has the workers invalidate names. If that takes longer than a
 // healthy kernel needs, some request in flight holds a directory's lock, and
 // that request may itself be waiting, through other mounts, for this very call
-// to return. Then all names are invalidated in the way that needs no lock. A
-// kernel that cannot is helped out by ending the reads in those directories;
-// changes in them are for their primary to send back.
+// to return. Then all names are invalidated in a way that needs no lock.
+//
+// A kernel without epochs can drop all names that are not in use, which absent
+// names never are. A name that exists and is in use (the file is open, or it is
+// a working directory) can lead to the old file for a moment longer, until what
+// holds the directory's lock has been answered; that does not wait for it now.
 func (m *Mount) invalNames(ctx context.Context, jobs []*entryJob, g *entryGroup, urgent bool) error {
 	if urgent && m.features.Epoch {
 		return m.dev.incEpoch()
 	}
+	began := time.Now()
 	patience := time.NewTimer(entryPatience)
 	defer patience.Stop()
-	sent := 0
-	expired := false
-	for sent < len(jobs) {
+	for sent := 0; ; {
+		queue := m.entries
+		if sent == len(jobs) {
+			queue = nil
+		}
+		var next *entryJob
+		if queue != nil {
+			next = jobs[sent]
+		}
 		select {
-		case m.entries <- jobs[sent]:
+		case queue <- next:
 			sent++
 			continue
-		case <-patience.C:
-			expired = true
-		case <-m.stop:
-			return unix.ENOTCONN
-		case <-ctx.Done():
-			g.skip.Store(true)
-			return ctx.Err()
-		}
-		if expired && m.features.Epoch {
-			break
-		}
-		m.breakReads(jobs)
-		patience.Reset(entryPatience)
-	}
-	for {
-		if expired && m.features.Epoch {
-			g.skip.Store(true)
-			return m.dev.incEpoch()
-		}
-		select {
 		case <-g.done:
 			return g.err
 		case <-patience.C:
-			expired = true
-			m.breakReads(jobs)
-			patience.Reset(entryPatience)
 		case <-m.stop:
 			return unix.ENOTCONN
 		case <-ctx.Done():
 			g.skip.Store(true)
 			return ctx.Err()
 		}
+		if m.features.Epoch {
+			g.skip.Store(true)
+			return m.dev.incEpoch()
+		}
+		if sent == len(jobs) && (!g.exists || time.Since(began) >= existsPatience) {
+			return m.dev.shrink() // the workers go on
+		}
+		patience.Reset(entryPatience)
 	}
 }
 
-func (m *Mount) breakReads(jobs []*entryJob) {
-	if m.features.Epoch {
-		return
-	}
-	for _, j := range jobs {
-		if !j.ended.Load() {
-			m.inflight.breakReads(j.dir)
-		}
-	}
-}
+// existsPatience is entryPatience for names that exist, on a kernel without epochs.
+const existsPatience = 15 * time.Millisecond
 
 // DropAll returns when the kernel uses nothing that it was told before the call
 // without asking again.
@@ -261,34 +250,25 @@ func (m *Mount) DropAll(ctx context.Context) error {
 	return nil
 }
 
-// dropNames is what a kernel without epochs needs: names not in use go with a
-// remount, and those in use are few. A name in a directory whose lock is held by
-// a change in flight goes when that change is answered, which may be later.
+// dropNames is what a kernel without epochs needs. A name in use, in a directory
+// whose lock is held by a change in flight, goes when that change is answered,
+// which may be later.
 func (m *Mount) dropNames(ctx context.Context) error {
-	if err := m.dev.remount(&m.o); err != nil {
-		m.log.Warn("mount: remounting to drop cached names", "err", err)
+	if err := m.dev.shrink(); err != nil {
+		return err
 	}
 	names := m.names.all()
 	if len(names) == 0 {
 		return nil
 	}
-	g := &entryGroup{done: make(chan struct{})}
+	g := &entryGroup{done: make(chan struct{}), exists: true}
 	g.left.Store(int32(len(names)))
 	jobs := make([]*entryJob, len(names))
 	for i, n := range names {
 		jobs[i] = &entryJob{dir: n.dir, name: n.name, group: g}
 	}
-	limited, cancel := context.WithTimeout(ctx, dropNamesLimit)
-	defer cancel()
-	err := m.invalNames(limited, jobs, g, false)
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		g.skip.Store(false) // let those in the queue run when they can
-		return nil
-	}
-	return err
+	return m.invalNames(ctx, jobs, g, false)
 }
-
-const dropNamesLimit = time.Second
 
 // Holds returns the inodes that the kernel knows and how often it was told of
 // each, in no order. What Forgotten would return before is accounted for.
@@ -380,52 +360,3 @@ func (q *pageQueue) await(ctx context.Context, ino fsop.Ino) {
 
 // wait returns when the queue is empty.
 func (q *pageQueue) wait() { q.wg.Wait() }
-
-// nameCache has the names of known inodes, on kernels that can only forget
-// names one by one.
-type nameCache struct {
-	enabled bool
-	mu      sync.Mutex
-	names   map[fsop.Ino][]nameKey
-}
-
-type nameKey struct {
-	dir  fsop.Ino
-	name string
-}
-
-func newNameCache() *nameCache { return &nameCache{names: make(map[fsop.Ino][]nameKey)} }
-
-func (c *nameCache) add(ino, dir fsop.Ino, name string) {
-	if !c.enabled {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	k := nameKey{dir, name}
-	for _, have := range c.names[ino] {
-		if have == k {
-			return
-		}
-	}
-	c.names[ino] = append(c.names[ino], k)
-}
-
-func (c *nameCache) forget(ino fsop.Ino) {
-	if !c.enabled {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.names, ino)
-}
-
-func (c *nameCache) all() []nameKey {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var all []nameKey
-	for _, names := range c.names {
-		all = append(all, names...)
-	}
-	return all
-}

@@ -10,17 +10,24 @@ import (
 )
 
 // lockTable knows which owners may hold fcntl locks on which inodes, so that
-// closing a file without locks costs nothing, and which lock requests were
-// given up by a signal while the cluster may still grant them.
+// closing a file without locks costs nothing, and whose locks are still being
+// released although nobody waits for it.
 type lockTable struct {
 	mu   sync.Mutex
 	held map[lockKey]struct{}
 	// byHandle has the locks that were taken through an open file, whose close
 	// the kernel may not tell (FOPEN_NOFLUSH) but whose end it does.
 	byHandle map[uint64]map[lockKey]struct{}
-	// waits has the requests of an owner that were given up; another request of
-	// that owner waits for them, or their late grant could be taken for its own.
-	waits map[lockKey]chan struct{}
+	// loose has what goes on for an owner without anybody waiting: the release
+	// of what he left behind, and requests that he gave up but may be granted.
+	// The kernel gives an owner's number to the next one at once, so another
+	// request of that number waits, or would lose its lock to such a release.
+	loose map[lockKey]*looseEnds
+}
+
+type looseEnds struct {
+	n    int
+	tied chan struct{} // closed when n gets to 0
 }
 
 type lockKey struct {
@@ -33,7 +40,7 @@ func newLockTable() *lockTable {
 	return &lockTable{
 		held:     make(map[lockKey]struct{}),
 		byHandle: make(map[uint64]map[lockKey]struct{}),
-		waits:    make(map[lockKey]chan struct{}),
+		loose:    make(map[lockKey]*looseEnds),
 	}
 }
 
@@ -71,13 +78,34 @@ func (t *lockTable) takeHandle(fh uint64) []lockKey {
 	return keys
 }
 
-// givenUp returns a channel that is closed when no request of k is given up
-// and undecided, or nil if there is none.
-func (t *lockTable) givenUp(k lockKey) <-chan struct{} {
+// loosen says that something goes on for k until tie is called.
+func (t *lockTable) loosen(k lockKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if c, ok := t.waits[k]; ok {
-		return c
+	l := t.loose[k]
+	if l == nil {
+		l = &looseEnds{tied: make(chan struct{})}
+		t.loose[k] = l
+	}
+	l.n++
+}
+
+func (t *lockTable) tie(k lockKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.loose[k]
+	if l.n--; l.n == 0 {
+		delete(t.loose, k)
+		close(l.tied)
+	}
+}
+
+// tied returns a channel that is closed when nothing goes on for k, or nil.
+func (t *lockTable) tied(k lockKey) <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if l := t.loose[k]; l != nil {
+		return l.tied
 	}
 	return nil
 }
@@ -129,7 +157,7 @@ func (f *fileSystem) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fus
 	k := lockKey{op.Ino, op.Lock.Owner, op.Lock.Flock}
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
-	if c := f.locks.givenUp(k); c != nil {
+	for c := f.locks.tied(k); c != nil; c = f.locks.tied(k) {
 		select {
 		case <-c:
 		case <-cancel:
@@ -175,19 +203,13 @@ func (f *fileSystem) waitForLock(r *request, op *fsop.Setlk, k lockKey) fuse.Sta
 		return f.status(r, err)
 	case <-r.cancel:
 	}
-	settled := make(chan struct{})
-	f.locks.mu.Lock()
-	f.locks.waits[k] = settled
-	f.locks.mu.Unlock()
+	f.locks.loosen(k)
 	close(gaveUp)
 	f.start(func() {
+		defer f.locks.tie(k)
 		if err := <-result; err == nil {
 			f.unlock(op.Ino, op.Lock)
 		}
-		f.locks.mu.Lock()
-		delete(f.locks.waits, k)
-		f.locks.mu.Unlock()
-		close(settled)
 	})
 	return fuse.EINTR
 }
@@ -219,36 +241,34 @@ func (f *fileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status
 	if !f.locks.take(k) {
 		return written
 	}
-	unlocked := make(chan struct{})
-	f.start(func() {
-		f.unlock(k.ino, fsop.Lock{Owner: k.owner, End: math.MaxInt64})
-		close(unlocked)
-	})
 	select {
-	case <-unlocked:
+	case <-f.unlockLater(k):
 	case <-r.Done(): // the closer is being killed, the unlock goes on
 	}
 	return written
+}
+
+// unlockLater releases all that k has, and returns a channel that is closed
+// when that is done.
+func (f *fileSystem) unlockLater(k lockKey) <-chan struct{} {
+	unlocked := make(chan struct{})
+	f.locks.loosen(k)
+	f.start(func() {
+		f.unlock(k.ino, fsop.Lock{Owner: k.owner, Flock: k.flock, End: math.MaxInt64})
+		f.locks.tie(k)
+		close(unlocked)
+	})
+	return unlocked
 }
 
 // Release implements fuse.RawFileSystem. It comes when nobody has the open file
 // any more; its flock goes, and what FLUSH did not get to see. Nobody waits for
 // it, so neither does it.
 func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	ino := fsop.Ino(in.NodeId)
-	var left []fsop.Lock
 	if in.ReleaseFlags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0 {
-		left = append(left, fsop.Lock{Owner: in.LockOwner, Flock: true, End: math.MaxInt64})
+		f.unlockLater(lockKey{fsop.Ino(in.NodeId), in.LockOwner, true})
 	}
 	for _, k := range f.locks.takeHandle(in.Fh) {
-		left = append(left, fsop.Lock{Owner: k.owner, End: math.MaxInt64})
+		f.unlockLater(k)
 	}
-	if len(left) == 0 {
-		return
-	}
-	f.start(func() {
-		for _, l := range left {
-			f.unlock(ino, l)
-		}
-	})
 }

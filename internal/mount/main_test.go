@@ -24,6 +24,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if w := os.Getenv(helperEnv); w != "" {
+		if err := runHelper(w); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -54,6 +61,18 @@ type mounted struct {
 // newMount mounts a session of fs, or what wrap makes of it.
 func newMount(t testing.TB, fs *memfs.FS, o Options, wrap ...func(fsop.Handler) fsop.Handler) *mounted {
 	t.Helper()
+	return mountHandler(t, o, func(m *Mount) fsop.Handler {
+		var h fsop.Handler = fs.Session(m)
+		for _, w := range wrap {
+			h = w(h)
+		}
+		return h
+	})
+}
+
+// mountHandler mounts what of makes.
+func mountHandler(t testing.TB, o Options, of func(*Mount) fsop.Handler) *mounted {
+	t.Helper()
 	needFUSE(t)
 	dir := t.TempDir()
 	o.AllowOther = true
@@ -61,10 +80,7 @@ func newMount(t testing.TB, fs *memfs.FS, o Options, wrap ...func(fsop.Handler) 
 		o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
 	m := New(o)
-	var h fsop.Handler = fs.Session(m)
-	for _, w := range wrap {
-		h = w(h)
-	}
+	h := of(m)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Serve(ctx, dir, h) }()

@@ -37,9 +37,6 @@ func (m *Mount) status(r *request, err error) fuse.Status {
 		return fuse.Status(e)
 	}
 	if r.Err() != nil {
-		if r.wasStale() {
-			return fuse.Status(syscall.ESTALE)
-		}
 		return fuse.EINTR
 	}
 	m.log.Warn("mount: operation failed", "err", err)
@@ -104,14 +101,16 @@ func (m *Mount) found(r *request, a *fsop.Attr, seq uint64, parent fsop.Ino, nam
 	}
 	fresh := m.nodes.named(a, seq, r.began)
 	m.names.add(a.Ino, parent, name)
+	timeout := m.cacheTimeout()
 	out.NodeId = uint64(a.Ino)
 	out.Generation = 1
 	fillAttr(&out.Attr, a)
+	m.given.add(parent, name, true, timeout)
 	if m.nodes.fresh(parent, seq, r.began) {
-		out.SetEntryTimeout(m.cacheTimeout())
+		out.SetEntryTimeout(timeout)
 	}
 	if fresh {
-		out.SetAttrTimeout(m.cacheTimeout())
+		out.SetAttrTimeout(timeout)
 	}
 	return fuse.OK
 }
@@ -146,14 +145,12 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
-	if !f.features.Epoch {
-		f.inflight.reading(r, dir)
-		defer f.inflight.doneReading(r)
-	}
 	reply, err := f.handler.Do(r, &fsop.Lookup{Parent: dir, Name: name})
 	if err == fsop.ENOENT {
-		if reply != nil && f.nodes.fresh(dir, reply.Seq, r.began) {
-			out.SetEntryTimeout(f.cacheTimeout()) // NodeId 0: the name's absence is cached
+		timeout := f.cacheTimeout()
+		f.given.add(dir, name, false, timeout)
+		if f.nodes.fresh(dir, seqOf(reply), r.began) {
+			out.SetEntryTimeout(timeout) // NodeId 0: the name's absence is cached
 			return fuse.OK
 		}
 		return fuse.ENOENT
@@ -346,6 +343,9 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	if op.Flags&^(fsop.RenameNoReplace|fsop.RenameExchange|fsop.RenameWhiteout) != 0 {
 		return fuse.EINVAL
 	}
+	// The kernel moves what it has cached along with the name, its time included.
+	f.given.add(op.NewParent, newName, true, f.cacheTimeout())
+	f.given.add(op.Parent, name, true, f.cacheTimeout())
 	if op.NewParent != op.Parent {
 		f.inflight.changing(op.NewParent)
 		defer f.inflight.doneChanging(op.NewParent)

@@ -62,6 +62,7 @@ type Mount struct {
 	listings *listings
 	locks    *lockTable
 	pages    *pageQueue
+	given    *givenNames
 	names    *nameCache
 	lastFh   atomic.Uint64
 	ready    chan struct{} // closed when mounted
@@ -87,6 +88,7 @@ func New(o Options) *Mount {
 		inflight: newInflight(),
 		listings: newListings(),
 		locks:    newLockTable(),
+		given:    newGivenNames(),
 		names:    newNameCache(),
 		ready:    make(chan struct{}),
 		entries:  make(chan *entryJob, 1024),
@@ -154,27 +156,26 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 	for range entryWorkers {
 		m.start(m.runEntries)
 	}
-	m.start(func() {
-		if err := settle(dir); err != nil {
-			m.log.Warn("mount: first look at the file system", "dir", dir, "err", err)
-		}
-		if err := setReadahead(dir, fsop.MaxData); err != nil {
-			m.log.Debug("mount: read-ahead stays at the kernel's default", "err", err)
-		}
-	})
-	close(m.ready)
 	unmounted := make(chan struct{})
-	m.start(func() {
-		select {
-		case <-ctx.Done():
-			if err := dev.unmount(); err != nil {
-				m.log.Error("mount: " + err.Error())
-			}
-		case <-unmounted:
+	go func() { // waited for below
+		srv.Serve()
+		close(unmounted)
+	}()
+	if err := settle(dir); err != nil {
+		m.log.Warn("mount: first look at the file system", "dir", dir, "err", err)
+	}
+	if err := setReadahead(dir, fsop.MaxData); err != nil {
+		m.log.Debug("mount: read-ahead stays at the kernel's default", "err", err)
+	}
+	close(m.ready)
+	select {
+	case <-unmounted:
+	case <-ctx.Done():
+		if err := dev.unmount(); err != nil {
+			m.log.Error("mount: " + err.Error())
 		}
-	})
-	srv.Serve()
-	close(unmounted)
+		<-unmounted
+	}
 	close(m.stop)
 	end()
 	m.helpers.Wait()
