@@ -89,7 +89,8 @@ type Options struct {
 	// SettleAfter is how long anything waits to be settled. Default 5 s.
 	SettleAfter time.Duration
 	// Retain is how many bytes of the log are kept for replicas that were away,
-	// as long as the disk has room. Default 1 GiB.
+	// as long as the disk has room. Default 1 GiB, or 1/16 of a smaller disk;
+	// negative: none.
 	Retain int64
 	// Reserve is the part of the disk that ordinary writes may not use, so that
 	// there is always room to delete something. Default 0.01.
@@ -114,9 +115,6 @@ func (o *Options) defaults() {
 	if o.SettleAfter == 0 {
 		o.SettleAfter = 5 * time.Second
 	}
-	if o.Retain == 0 {
-		o.Retain = 1 << 30
-	}
 	if o.Reserve == 0 {
 		o.Reserve = 0.01
 	}
@@ -140,6 +138,7 @@ type Brick struct {
 	data *data.Files
 
 	clean     bool        // see Clean
+	logLost   bool        // the log is not the one that the KV refers to; guarded by wmu
 	marked    atomic.Bool // the clean mark is still on disk
 	applied   atomic.Uint64
 	committed atomic.Uint64
@@ -198,8 +197,8 @@ func Open(o Options) (*Brick, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.SegmentSize == 0 {
-		o.SegmentSize = segmentSize(o.FS, o.Dir)
+	if err := o.fit(); err != nil {
+		return nil, err
 	}
 	if err := id.check(o.Identity, o.Dir); err != nil {
 		return nil, err
@@ -227,15 +226,23 @@ func Open(o Options) (*Brick, error) {
 	return b, nil
 }
 
-// segmentSize is small where the disk is: two segments are always taken.
-func segmentSize(fsys disk.FS, dir string) int64 {
-	size := int64(oplog.DefaultSegmentSize)
-	if d, err := fsys.Statfs(dir); err == nil {
-		for size > 1<<20 && uint64(size) > d.Total/64 {
-			size /= 2
+// fit sets what depends on the size of the disk.
+func (o *Options) fit() error {
+	d, err := o.FS.Statfs(o.Dir)
+	if err != nil {
+		return fmt.Errorf("opening brick %s: %w", o.Dir, err)
+	}
+	if o.SegmentSize == 0 {
+		// Two segments are always taken.
+		o.SegmentSize = oplog.DefaultSegmentSize
+		for o.SegmentSize > 1<<20 && uint64(o.SegmentSize) > d.Total/64 {
+			o.SegmentSize /= 2
 		}
 	}
-	return size
+	if o.Retain == 0 {
+		o.Retain = int64(min(1<<30, d.Total/16))
+	}
+	return nil
 }
 
 func (b *Brick) path(name string) string { return b.opts.FS.PathJoin(b.home, name) }
@@ -259,8 +266,9 @@ func (b *Brick) open() (err error) {
 		return err
 	}
 	b.whole = !healing
-	if b.whole {
-		if err := b.checkStart(); err != nil {
+	if err := b.checkStart(); err != nil {
+		b.logLost = true
+		if b.whole {
 			b.clog.Error("the brick must be compared with another one", "err", err)
 			if err := b.distrust(); err != nil {
 				return err

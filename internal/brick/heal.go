@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -141,10 +142,12 @@ func (h *healing) begin(ctx context.Context) error {
 	if err != nil {
 		return own(err)
 	}
-	// What the inodes say of their contents is true for the settled contents, too.
-	err = b.settleNow(ctx, true, 1<<64-1, func() bool { return false })
+	if !b.logLost {
+		// What the inodes say of their contents is true for the settled contents, too.
+		err = b.settleNow(ctx, true, 1<<64-1, func() bool { return false })
+	}
 	var corrupt *oplog.ErrCorrupt
-	if errors.Is(err, oplog.ErrTrimmed) || errors.As(err, &corrupt) {
+	if errors.Is(err, oplog.ErrTrimmed) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &corrupt) {
 		b.clog.Warn("contents that the log no longer has will be copied", "err", err)
 		err = nil
 	}
@@ -825,6 +828,7 @@ func (h *healing) finish(ctx context.Context, st *meta.State, history []cluster.
 	}
 	b.committed.Store(min(b.committed.Load(), st.Pos.Seq))
 	b.settle.restart()
+	b.logLost = false
 	b.whole = true
 	return nil
 }

@@ -178,6 +178,9 @@ func (s *settler) restart() {
 	s.steps, s.settledTo, s.marks, s.logged = nil, 0, nil, 0
 }
 
+// squeezeEvery is how often the log is shortened while the disk is nearly full.
+const squeezeEvery = time.Second
+
 func (s *settler) start(b *Brick) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.quit, s.done = cancel, make(chan struct{})
@@ -210,6 +213,13 @@ func (s *settler) committed(b *Brick) {
 	s.kick()
 }
 
+// squeeze has the log shortened to what is needed.
+func (s *settler) squeeze() {
+	if !s.tight.Swap(true) {
+		s.kick()
+	}
+}
+
 // behind is called when the backlog is larger than it should be.
 func (s *settler) behind(b *Brick) {
 	if b.backlog.moving() {
@@ -220,6 +230,8 @@ func (s *settler) behind(b *Brick) {
 func (s *settler) run(ctx context.Context, b *Brick) {
 	tick := time.NewTicker(b.opts.SettleAfter)
 	defer tick.Stop()
+	again := time.NewTimer(time.Hour)
+	defer again.Stop()
 	for {
 		force := false
 		select {
@@ -230,13 +242,18 @@ func (s *settler) run(ctx context.Context, b *Brick) {
 		case <-tick.C:
 			force = b.backlog.load.Load() > 0
 		case <-s.wake:
+		case <-again.C:
 		}
 		if b.backlog.moving() && b.backlog.load.Load() >= b.opts.Backlog {
 			force = true
 		}
-		if s.tight.Load() && time.Since(s.squeezed) > time.Second {
-			s.squeezed = time.Now()
-			force = true
+		if s.tight.Load() {
+			if wait := squeezeEvery - time.Since(s.squeezed); wait > 0 {
+				again.Reset(wait)
+			} else {
+				s.squeezed = time.Now()
+				force = true
+			}
 		}
 		err := b.settleCycle(ctx, force)
 		switch {

@@ -54,12 +54,15 @@ func (b *Brick) free(need uint64) (ordinary, all uint64, d disk.Space, err error
 		return 0, 0, d, err
 	}
 	promised := uint64(max(b.backlog.promised.Load(), 0)) + b.space.spent
-	if promised >= d.Avail {
-		return 0, 0, d, nil
+	if promised < d.Avail {
+		all = d.Avail - promised
 	}
-	all = d.Avail - promised
 	if r := b.reserve(d.Total); r < all {
 		ordinary = all - r
+	}
+	if ordinary < d.Total/16 {
+		// The log need not be longer than it must. Better now than when it is full.
+		b.settle.squeeze()
 	}
 	return ordinary, all, d, nil
 }
@@ -81,8 +84,6 @@ func (b *Brick) Admit(op fsop.Op) error {
 		b.space.spent += need
 		return nil
 	}
-	b.settle.tight.Store(true)
-	b.settle.kick()
 	return fsop.ENOSPC
 }
 
