@@ -12,7 +12,7 @@ import (
 // Bounds of what is on the way to one backup. The machine bounds the number of
 // entries, the shell their bytes.
 const (
-	maxInflightBytes = 16 << 20
+	maxInflightBytes = 6 << 20 // well below what a connection queues (wire.Options.MaxQueue)
 	maxAppendBytes   = 1 << 20 // of one Append message, but for a single large entry
 	stubMin          = 512     // smaller payloads are not worth a stub
 )
