@@ -47,8 +47,9 @@ func TestMain(m *testing.M) {
 // in this process. The scripts have these commands of their own:
 //
 //	node NAME [accept-probe] [witness]  starts a daemon
-//	stop NAME                           stops it; node NAME starts it again
+//	halt NAME                           stops it; node NAME starts it again
 //	use NAME                            the commands that follow ask this daemon
+//	join NAME                           the daemon in use joins that one's pool
 //	golden FILE                         the last output is that of FILE; what
 //	                                    differs between runs is masked
 func TestScripts(t *testing.T) {
@@ -70,9 +71,16 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"node":   cmdNode,
-			"stop":   cmdStop,
+			"halt":   cmdHalt,
 			"use":    cmdUse,
 			"golden": cmdGolden,
+			"join":   cmdJoin,
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "fuse" {
+				return false, fmt.Errorf("unknown condition %s", cond)
+			}
+			return canMount(), nil
 		},
 	})
 }
@@ -92,6 +100,12 @@ type node struct {
 }
 
 func (c *cluster) close() {
+	// What a script that failed has left mounted must not be removed as if it
+	// were files.
+	dirs, _ := filepath.Glob(filepath.Join(c.dir, "m[0-9]"))
+	for _, d := range dirs {
+		unix.Unmount(d, unix.MNT_DETACH)
+	}
 	for _, n := range c.nodes {
 		n.halt()
 	}
@@ -135,12 +149,23 @@ func cmdNode(ts *testscript.TestScript, neg bool, args []string) {
 	cmdUse(ts, false, args[:1])
 }
 
-func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
+func cmdHalt(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Value(clusterKey{}).(*cluster).nodes[args[0]].halt())
 }
 
 func cmdUse(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("MORTAR_SOCKET", ts.Value(clusterKey{}).(*cluster).nodes[args[0]].cfg.APISocket())
+}
+
+func cmdJoin(ts *testscript.TestScript, neg bool, args []string) {
+	n := ts.Value(clusterKey{}).(*cluster).nodes[args[0]]
+	there, here := api.Unix(n.cfg.APISocket()), api.Unix(ts.Getenv("MORTAR_SOCKET"))
+	defer there.Close()
+	defer here.Close()
+	inv, err := there.Invite(context.Background(), api.InviteRequest{})
+	ts.Check(err)
+	_, err = here.Join(context.Background(), api.JoinRequest{Token: inv.Token, Hosts: inv.Hosts})
+	ts.Check(err)
 }
 
 var uuid = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)

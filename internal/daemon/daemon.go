@@ -338,6 +338,7 @@ func (n *Node) serveData(ctx context.Context) error {
 			defer c.Close()
 			m := n.current()
 			if m == nil {
+				refuseMount(ctx, c, "this machine belongs to no pool")
 				return
 			}
 			serveAs(m, ctx, c, func(m *member, ctx context.Context, c net.Conn) {

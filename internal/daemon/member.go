@@ -23,6 +23,7 @@ import (
 	"mortar/internal/codec"
 	"mortar/internal/control"
 	"mortar/internal/control/state"
+	"mortar/internal/disk"
 	"mortar/internal/pki"
 	"mortar/internal/proto"
 	"mortar/internal/wire"
@@ -238,13 +239,14 @@ func (m *member) follow(ctx context.Context, plane *control.Control) error {
 		if next.Peer(m.keeper.ID()) == nil {
 			continue // not yet added: an old map that is being brought up to date
 		}
-		if err := m.save(next); err != nil {
-			m.log.Warn("the map cannot be saved; mounts on this machine may not find the pool while the daemon is down", "error", err)
-		}
 		m.view.Store(newView(next))
 		m.links.set(next)
 		m.bricks.set(next)
 		m.mounts.changed()
+		// Only now: a fail-over does not wait for this disk.
+		if err := m.save(next); err != nil {
+			m.log.Warn("the map cannot be saved; mounts on this machine may not find the pool while the daemon is down", "error", err)
+		}
 		if !told {
 			close(m.mapped)
 			told = true
@@ -261,11 +263,7 @@ func saveMap(path string, next *cluster.Map) error {
 	if err != nil {
 		return err
 	}
-	temp := path + ".new"
-	if err := os.WriteFile(temp, raw, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temp, path)
+	return disk.WriteFile(disk.OS, path, raw)
 }
 
 // keepCert renews this machine's certificate. Every peer has the pool's CA.

@@ -366,3 +366,14 @@ func (c *mountConn) volumeMap(name string) *proto.VolumeMap {
 	}
 	return vm
 }
+
+// refuseMount tells a mount why nothing is served here.
+func refuseMount(ctx context.Context, nc net.Conn, why string) {
+	wire.New(nc, wire.Options{Handler: wire.HandlerFunc(func(c *wire.Conn, msg wire.Message) {
+		if msg.Kind != proto.KindGetMap || msg.ID == 0 {
+			c.Close(errOrder)
+			return
+		}
+		c.Reply(msg, codec.Append(nil, &proto.VolumeMap{Status: proto.UnknownSet, Text: why}))
+	})}).Run(ctx)
+}
