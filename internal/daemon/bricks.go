@@ -38,6 +38,7 @@ type brickRun struct {
 	stop   context.CancelFunc
 	ctx    context.Context
 	retry  chan struct{} // holds a token when an administrator wants another try
+	via    kind          // of the connections that it uses; guarded by bricks.mu
 
 	mu       sync.Mutex // guards the fields below
 	config   cluster.SetConfig
@@ -87,12 +88,14 @@ func (b *bricks) set(next *cluster.Map) {
 			run := b.runs[br.ID]
 			if run == nil {
 				run = &brickRun{b: b, id: br.ID, set: config.Set, volume: v.Name, path: br.Path, retry: make(chan struct{}, 1), config: config}
+				run.via = b.kind(b.m.view.Load(), run.set)
 				run.ctx, run.stop = context.WithCancel(b.m.base)
 				b.runs[br.ID] = run
 				b.wg.Go(run.loop)
 				continue
 			}
 			run.configure(config)
+			b.reroute(run)
 		}
 	}
 	for id, run := range b.runs {
@@ -269,7 +272,7 @@ func (b *bricks) introduce(r *brickRun) {
 			continue
 		}
 		if v.owner[id] != self {
-			if b.up[b.kind(v, r.set)][v.owner[id]] {
+			if b.up[r.via][v.owner[id]] {
 				r.tell(id, true)
 			}
 			continue
@@ -310,6 +313,27 @@ func (r *brickRun) tell(other cluster.BrickID, connected bool) {
 	}
 }
 
+// reroute changes over to the other kind of connection, if the volume's option
+// was changed. Messages on the two kinds overtake each other, so every
+// conversation begins anew.
+func (b *bricks) reroute(run *brickRun) {
+	v := b.m.view.Load()
+	k := b.kind(v, run.set)
+	if k == run.via {
+		return
+	}
+	run.via = k
+	self := b.m.keeper.ID()
+	for _, id := range run.members() {
+		if peer := v.owner[id]; peer != self {
+			run.tell(id, false)
+			if b.up[k][peer] {
+				run.tell(id, true)
+			}
+		}
+	}
+}
+
 // kind is the kind of connection that a set's messages use.
 func (b *bricks) kind(v *view, set cluster.SetID) kind {
 	if v.clear[set.Volume] {
@@ -332,7 +356,7 @@ func (b *bricks) peerIs(peer cluster.PeerID, k kind, up bool) {
 		delete(b.up[k], peer)
 	}
 	for _, run := range b.runs {
-		if b.kind(v, run.set) != k {
+		if run.via != k {
 			continue
 		}
 		for _, id := range run.members() {

@@ -304,3 +304,91 @@ func TestVolumeRefusals(t *testing.T) {
 		t.Errorf("re-use: %v", err)
 	}
 }
+
+// TestPlain: a volume without encryption, and one that changes over while it is used.
+func TestPlain(t *testing.T) {
+	nodes := newPool(t, 2)
+	newVolume(t, nodes, "v")
+	a, b := attach(t, nodes[0], "v", 1), attach(t, nodes[1], "v", 2)
+	for i, value := range []string{"on", "off", "on", "off"} {
+		if _, err := nodes[i%2].api.SetOptions(t.Context(), "v", []api.Option{{Key: cluster.OptEncryption, Value: value}}); err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprintf("file-%d", i)
+		a.write(name, value)
+		if got, err := b.read(name); got != value || err != nil {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+		inSync(t, nodes, "v")
+	}
+	eventually(t, "the connection in the clear is up", func() error {
+		for i, n := range nodes {
+			if n.current().links.conn(nodes[1-i].ID(), plain) == nil {
+				return fmt.Errorf("%s has none", n.cfg.Name)
+			}
+		}
+		return nil
+	})
+}
+
+// TestVerify: replicas that were written to, and one that was away, are identical.
+func TestVerify(t *testing.T) {
+	nodes := newPool(t, 3)
+	newVolume(t, nodes, "v")
+	s := attach(t, nodes[0], "v", 1)
+	s.write("one", "1")
+	nodes[2].halt()
+	s.write("two", strings.Repeat("2", 100000))
+	nodes[2].start()
+	inSync(t, nodes, "v")
+	r, err := nodes[1].api.Heal(t.Context(), "v", api.HealRequest{Full: true, Verify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Same || len(r.Digests) != 3 {
+		t.Errorf("%+v", r)
+	}
+	for _, d := range r.Digests {
+		if d.Sum == "" || d.Sum != r.Digests[0].Sum || d.At != r.Digests[0].At || d.Inodes != 3 || d.Bytes != 100001 {
+			t.Errorf("%+v", d)
+		}
+	}
+}
+
+// TestLostDisk: a brick whose disk is not mounted is not served, says why, and
+// is served as soon as the disk is there.
+func TestLostDisk(t *testing.T) {
+	nodes := newPool(t, 2)
+	newVolume(t, nodes, "v")
+	second := nodes[1]
+	home := filepath.Join(filepath.Dir(second.cfg.StateDir), "bricks", "v", ".mortar")
+	second.halt()
+	if err := os.Rename(home, home+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	second.start()
+	status := func() (api.BrickStatus, error) {
+		st, err := nodes[0].api.VolumeStatus(t.Context(), "v", false)
+		if err != nil {
+			return api.BrickStatus{}, err
+		}
+		return st.Bricks[1], nil
+	}
+	eventually(t, "the reason is shown", func() error {
+		b, err := status()
+		if err == nil && (b.Online || !strings.Contains(b.Problem, "brick.json is missing; is the disk mounted")) {
+			err = fmt.Errorf("%+v", b)
+		}
+		return err
+	})
+	if _, err := os.Lstat(home); err == nil {
+		t.Error("a brick was made where the disk is missing")
+	}
+	if err := os.Rename(home+"-away", home); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.api.StartVolume(t.Context(), "v", true); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, nodes, "v")
+}
