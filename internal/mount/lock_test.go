@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -189,6 +190,8 @@ func TestCounter(t *testing.T) {
 		t.Fatal(err)
 	}
 	const workers, each = 4, 50
+	holders.Store(0)
+	counted.Store(0)
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
@@ -212,7 +215,7 @@ func count(p string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer f.Close() // and unlock
 	for {
 		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
 			break
@@ -229,11 +232,23 @@ func count(p string) error {
 	if _, err := fmt.Sscan(string(b), &n); err != nil {
 		return fmt.Errorf("read %q: %w", b, err)
 	}
+	h := holders.Add(1)
+	defer holders.Add(-1)
+	if h != 1 {
+		return fmt.Errorf("%d have the lock", h)
+	}
+	if want := int(counted.Load()); n != want {
+		return fmt.Errorf("%s: read %d, want %d", p, n, want)
+	}
 	if _, err := f.WriteAt(fmt.Append(nil, n+1), 0); err != nil {
 		return err
 	}
-	return unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	counted.Add(1)
+	return nil // closing it unlocks
 }
+
+// The truth, of TestCounter.
+var holders, counted atomic.Int64
 
 // TestKill has processes wait for an operation that is not answered: a signal
 // that they handle leaves them waiting, one that kills them does not.

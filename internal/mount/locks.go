@@ -14,7 +14,7 @@ import (
 // released although nobody waits for it.
 type lockTable struct {
 	mu   sync.Mutex
-	held map[lockKey]struct{}
+	held map[lockKey]uint64 // through which open file, at last
 	// byHandle has the locks that were taken through an open file, whose close
 	// the kernel may not tell (FOPEN_NOFLUSH) but whose end it does.
 	byHandle map[uint64]map[lockKey]struct{}
@@ -38,7 +38,7 @@ type lockKey struct {
 
 func newLockTable() *lockTable {
 	return &lockTable{
-		held:     make(map[lockKey]struct{}),
+		held:     make(map[lockKey]uint64),
 		byHandle: make(map[uint64]map[lockKey]struct{}),
 		loose:    make(map[lockKey]*looseEnds),
 	}
@@ -47,7 +47,7 @@ func newLockTable() *lockTable {
 func (t *lockTable) add(k lockKey, fh uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.held[k] = struct{}{}
+	t.held[k] = fh
 	if t.byHandle[fh] == nil {
 		t.byHandle[fh] = make(map[lockKey]struct{})
 	}
@@ -69,7 +69,7 @@ func (t *lockTable) takeHandle(fh uint64) []lockKey {
 	defer t.mu.Unlock()
 	var keys []lockKey
 	for k := range t.byHandle[fh] {
-		if _, ok := t.held[k]; ok {
+		if t.held[k] == fh { // else somebody locked through another file since
 			delete(t.held, k)
 			keys = append(keys, k)
 		}
@@ -120,7 +120,10 @@ func lockOf(in *fuse.LkIn) fsop.Lock {
 		PID:   in.Lk.Pid,
 	}
 	if l.Flock {
-		l.Start, l.End = 0, math.MaxInt64
+		// The open file is the owner. The kernel's number of an owner is used again
+		// as soon as the file is closed, maybe before RELEASE arrives here; ours of
+		// the open file is not.
+		l.Owner, l.Start, l.End = in.Fh, 0, math.MaxInt64
 	}
 	return l
 }
@@ -266,7 +269,7 @@ func (f *fileSystem) unlockLater(k lockKey) <-chan struct{} {
 // it, so neither does it.
 func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if in.ReleaseFlags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0 {
-		f.unlockLater(lockKey{fsop.Ino(in.NodeId), in.LockOwner, true})
+		f.unlockLater(lockKey{fsop.Ino(in.NodeId), in.Fh, true})
 	}
 	for _, k := range f.locks.takeHandle(in.Fh) {
 		f.unlockLater(k)
