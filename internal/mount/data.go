@@ -123,6 +123,8 @@ func mayOpen(a *fsop.Attr, c *fuse.Caller, flags uint32) bool {
 func (f *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
+	f.inflight.changing(fsop.Ino(in.NodeId))
+	defer f.inflight.doneChanging(fsop.Ino(in.NodeId))
 	reply, err := f.handler.Do(r, &fsop.Read{
 		Ino: fsop.Ino(in.NodeId), Off: in.Offset, Len: min(in.Size, fsop.MaxData),
 	})
@@ -137,6 +139,8 @@ func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
 	ino := fsop.Ino(in.NodeId)
+	f.inflight.changing(ino)
+	defer f.inflight.doneChanging(ino)
 	op := &fsop.Write{
 		Ino:      ino,
 		Off:      in.Offset,

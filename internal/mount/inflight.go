@@ -34,7 +34,8 @@ type inflightShard struct {
 	ops map[*request]struct{}
 }
 
-// dirShard counts the changes in flight per directory.
+// dirShard counts the requests in flight that hold an inode's lock: the changes
+// of a directory, the reads and writes of a file's pages.
 type dirShard struct {
 	mu      sync.Mutex
 	changes map[fsop.Ino]int
@@ -146,7 +147,8 @@ func (f *inflight) remove(r *request) {
 	r.shard.mu.Unlock()
 }
 
-// changing registers that a change in flight holds dir's lock in the kernel.
+// changing registers that a change in flight holds dir's lock in the kernel, or
+// a read or write the locks of a file's pages.
 func (f *inflight) changing(dir fsop.Ino) {
 	d := f.dir(dir)
 	d.mu.Lock()
@@ -163,7 +165,7 @@ func (f *inflight) doneChanging(dir fsop.Ino) {
 	d.mu.Unlock()
 }
 
-// isChanging says whether a change holds dir's lock in the kernel.
+// isChanging says whether a request holds dir's lock, or a file's pages', in the kernel.
 func (f *inflight) isChanging(dir fsop.Ino) bool {
 	d := f.dir(dir)
 	d.mu.Lock()

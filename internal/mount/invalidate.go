@@ -35,6 +35,7 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 	var names []*entryJob
 	var late []fsop.Ino
 	var group *entryGroup
+	var pages []<-chan struct{}
 	urgent := false
 	for i := range effects {
 		e := &effects[i]
@@ -54,7 +55,10 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 				return err
 			}
 			if kind == s_IFREG || kind == s_IFDIR {
-				m.pages.add(m.dev, e.Ino)
+				done := m.pages.add(m.dev, e.Ino)
+				if kind == s_IFDIR || !m.inflight.isChanging(e.Ino) {
+					pages = append(pages, done)
+				}
 			}
 		}
 		if e.Name == "" {
@@ -75,11 +79,30 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 			return err
 		}
 	}
-	if len(names) == 0 {
+	if len(names) > 0 {
+		if err := m.invalNames(ctx, names, group, urgent); err != nil {
+			return err
+		}
+	}
+	if len(pages) == 0 {
 		return nil
 	}
-	return m.invalNames(ctx, names, group, urgent)
+	// Pages that no request has locked go at once. Should one have locked them
+	// just now, they go soon enough, see GetAttr.
+	patience := time.NewTimer(pagePatience)
+	defer patience.Stop()
+	for _, done := range pages {
+		select {
+		case <-done:
+		case <-patience.C:
+			return nil
+		}
+	}
+	return nil
 }
+
+// pagePatience is how long Invalidate waits for pages that nobody has locked.
+const pagePatience = 2 * time.Millisecond
 
 func (m *Mount) mounted() bool {
 	select {
@@ -291,27 +314,30 @@ type pageQueue struct {
 
 type pageJob struct {
 	running bool
-	again   bool          // asked for again while running
-	done    chan struct{} // nil until somebody waits
+	again   bool // asked for again while running
+	done    chan struct{}
 }
 
 const pageWorkers = 32
 
 func newPageQueue() *pageQueue { return &pageQueue{jobs: make(map[fsop.Ino]*pageJob)} }
 
-func (q *pageQueue) add(d *device, ino fsop.Ino) {
+// add returns a channel that is closed when the pages are gone.
+func (q *pageQueue) add(d *device, ino fsop.Ino) <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if j := q.jobs[ino]; j != nil {
 		j.again = j.running
-		return
+		return j.done
 	}
-	q.jobs[ino] = new(pageJob)
+	j := &pageJob{done: make(chan struct{})}
+	q.jobs[ino] = j
 	q.queue = append(q.queue, ino)
 	if q.workers < pageWorkers {
 		q.workers++
 		q.wg.Go(func() { q.run(d) })
 	}
+	return j.done
 }
 
 func (q *pageQueue) run(d *device) {
@@ -331,9 +357,7 @@ func (q *pageQueue) run(d *device) {
 			continue
 		}
 		delete(q.jobs, ino)
-		if j.done != nil {
-			close(j.done)
-		}
+		close(j.done)
 	}
 	q.queue = nil
 	q.workers--
@@ -344,14 +368,10 @@ func (q *pageQueue) run(d *device) {
 func (q *pageQueue) await(ctx context.Context, ino fsop.Ino) {
 	q.mu.Lock()
 	j := q.jobs[ino]
+	q.mu.Unlock()
 	if j == nil {
-		q.mu.Unlock()
 		return
 	}
-	if j.done == nil {
-		j.done = make(chan struct{})
-	}
-	q.mu.Unlock()
 	select {
 	case <-j.done:
 	case <-ctx.Done():
