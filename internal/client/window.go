@@ -76,7 +76,7 @@ func (f *written) dirty() bool { return f.waits() || len(f.flights) > 0 || f.byt
 type flight struct{ off, end uint64 }
 
 const (
-	windowBytes = 1 << 20  // of one file, held back or in flight
+	windowBytes = 2 << 20  // of one file, held back or in flight: one full request of the kernel is sent while the next one is taken
 	totalBytes  = 16 << 20 // of all files
 	joinBytes   = 256 << 10
 	holdBack    = 20 * time.Millisecond // the longest that a write is held back

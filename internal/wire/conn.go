@@ -150,6 +150,7 @@ func New(nc net.Conn, o Options) *Conn {
 	if _, ok := nc.(*plainConn); ok {
 		c.o.Integrity = true
 	}
+	widen(nc)
 	c.sink = newSink(nc, o.StallTimeout)
 	c.calls.init()
 	return c
