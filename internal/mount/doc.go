@@ -1,0 +1,75 @@
+// Package mount puts a fsop.Handler under the kernel: a FUSE mount.
+//
+// Everything that is peculiar to FUSE and Linux is here and nowhere else: what
+// the kernel asks and when, what it may keep, how it is made to forget, which
+// error numbers mean what to it. The handler sees operations on inodes, and
+// tells what others changed by calling Invalidate.
+//
+// # What may be cached
+//
+// The kernel may use names (absent ones too), attributes and pages for
+// Options.CacheTimeout without asking. When Invalidate(seq, effects) has returned,
+// no system call that begins later may see what the effects made untrue. What
+// can go wrong is time: a reply that was made before the change may still be on
+// its way, in the handler, in this package, written to /dev/fuse, or read by
+// nobody yet but the thread that asked and has not run since.
+//
+// Attributes. INVAL_INODE takes no lock that a request could hold. The kernel
+// numbers its inodes' attributes (fi->attr_version): a reply whose request began
+// before an INVAL_INODE of that inode is ignored. That leaves three holes.
+//
+//  1. The kernel does not have the inode: a reply that introduces it is on its
+//     way. Invalidate first notes seq at the inode (nodes.invalidated), then
+//     notifies. A reply is counted (nodes.named) and compared with the noted seq in
+//     one step, before it is written. So either the note came first, and an
+//     older reply gets no time-out; or the count came first, and Invalidate knows
+//     that the kernel is about to have the inode: on ENOENT it tries again until
+//     the inode is there, or forgotten (Mount.invalAttr).
+//  2. Replies to SETATTR, CREATE, MKNOD, MKDIR, SYMLINK and LINK are applied
+//     whatever their number. They never get a time-out for attributes. The
+//     kernel's next question is answered from what they said (nodes.changed), if
+//     nothing came in between.
+//  3. When the answer to the question before a read(2) is ignored, because
+//     another change came or a write of the same file ended meanwhile, the kernel
+//     reads the pages it has. They are gone: Invalidate drops the pages that nobody
+//     has locked before it returns, the others are dropped in the background, and
+//     that question is not answered before (GetAttr). Only the file's size can then
+//     be from before a change that was acknowledged while read was asking: the
+//     read ends early, as if it had begun a moment sooner.
+//
+// Pages. AUTO_INVAL_DATA has the kernel ask for attributes, once they were
+// invalidated, before it uses a page, and drop all pages if size or modification
+// time is another; times grow strictly from change to change. A page is in
+// the kernel's mapping, locked, before its READ is sent, so a READ overtaken by a
+// change is dropped by that, too.
+//
+// Names. INVAL_ENTRY waits for the directory's lock, which a LOOKUP of an unknown
+// name, a READDIRPLUS and every change in the directory hold until the kernel has
+// digested the reply; so it comes after replies that were made before. A LOOKUP
+// that only renews a known name holds no lock, but INVAL_ENTRY unhashes what it
+// would renew. INC_EPOCH (Linux 6.16) takes no lock, and the kernel compares the
+// epoch at which a request began. Most names were never asked for here, and
+// need neither (givenNames): a reply adds the name to the set, then compares seq;
+// Invalidate notes seq, then looks into the set; so one of them sees the other.
+// Besides, a reply older than the last change of its directory lets no name be
+// cached, whatever the kernel would make of it.
+//
+// DropAll is the same for everything at once: dropGen is the seq.
+//
+// # Waiting in rings
+//
+// A change is acknowledged when all mounts have forgotten what it made untrue. A
+// mount where a request holds the directory's lock cannot forget the name yet,
+// and that request may wait, through another mount, for this very change. So
+// Invalidate does not wait for locks: at once if a change in that directory is
+// known to be in flight here, else after 3 ms, it increments the epoch. Older
+// kernels drop all names that are not in use when the file system is
+// reconfigured (device.shrink), which needs no lock either.
+// Pages under READ and WRITE are never waited for.
+//
+// # Lifetimes
+//
+// Replies that name an inode are counted, like the kernel and the replica count
+// them (proto.Hold); Forgotten and Holds tell. An entry of a listing that was
+// fetched ahead and never asked for counts as forgotten.
+package mount
