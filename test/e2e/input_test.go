@@ -288,17 +288,17 @@ func TestDamagedBricks(t *testing.T) {
 	for name, c := range map[string]struct {
 		damage string
 		want   []string // parts of what status or the log says
-		healed bool     // the brick comes back by itself
+		stays  bool     // until a person has done something about it
 	}{
-		"brick directory deleted": {"rm -rf " + brickDir, []string{brickDir}, false},
-		"brick directory emptied": {"rm -rf " + brickDir + "/.mortar", []string{brickDir, "brick.json"}, false},
+		"brick directory deleted": {"rm -rf " + brickDir, []string{brickDir}, true},
+		"brick directory emptied": {"rm -rf " + brickDir + "/.mortar", []string{brickDir, "brick.json"}, true},
 		"brick.json of another volume": {"sed -i 's/\"volume\": *\"[0-9a-f]\\{8\\}/\"volume\": \"00000000/' " + brickDir + "/.mortar/brick.json",
-			[]string{brickDir, "volume"}, false},
-		"brick.json is nonsense":  {"echo '{' > " + brickDir + "/.mortar/brick.json", []string{"brick.json"}, false},
-		"corrupt log record":      {logFlip, []string{"log"}, true},
-		"corrupt table of the KV": {flip(newest("meta", "*.sst")), []string{"meta"}, true},
-		"KV manifest gone":        {"rm -f " + brickDir + "/.mortar/meta/MANIFEST*", []string{"meta"}, true},
-		"data file truncated":     {"f=$(find " + brickDir + "/.mortar/data -type f -size +1000k | head -1); test -n \"$f\"; truncate -s 4096 $f", nil, true},
+			[]string{brickDir, "volume"}, true},
+		"brick.json is nonsense":  {"echo '{' > " + brickDir + "/.mortar/brick.json", []string{"brick.json"}, true},
+		"corrupt log record":      {logFlip, []string{brickDir + "/.mortar/log"}, false},
+		"corrupt table of the KV": {flip(newest("meta", "*.sst")), []string{brickDir + "/.mortar/meta"}, false},
+		"KV manifest gone":        {"rm -f " + brickDir + "/.mortar/meta/MANIFEST*", []string{brickDir + "/.mortar/meta"}, false},
+		"data file truncated":     {"f=$(find " + brickDir + "/.mortar/data -type f -size +1000k | head -1); test -n \"$f\"; truncate -s 4096 $f", []string{brickDir + "/.mortar/data"}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -314,22 +314,31 @@ func TestDamagedBricks(t *testing.T) {
 			p.waitDaemon(3)
 			p.within(30*time.Second, "the brick is judged", func() error {
 				st, err := p.status(1)
+				if b := st.Bricks; err == nil && !b[2].InSync && b[2].Problem == "" {
+					err = fmt.Errorf("neither in sync nor with a problem: %+v", b[2])
+				}
+				return err
+			})
+			// Some damage shows only when the place is read; this reads everything.
+			verify, _ := p.try(1, "volume", "heal", "wp", "full", "--verify")
+			p.within(time.Minute, "the damage is told, and healed or left to a person", func() error {
+				st, err := p.status(1)
 				if err != nil {
 					return err
 				}
 				b := st.Bricks[2]
-				said := b.Problem + "\n" + p.Host(3).Log("mortar")
+				said := b.Problem + "\n" + verify.Stdout + verify.Stderr + p.Host(3).Log("mortar")
 				for _, part := range c.want {
 					if !strings.Contains(said, part) {
-						return fmt.Errorf("nothing is said of %q: %s", part, said)
+						return fmt.Errorf("nothing is said of %q: %+v\n%s", part, b, verify.Stdout)
 					}
 				}
-				if !c.healed && b.Problem == "" {
+				if c.stays && b.Problem == "" || !c.stays && !b.InSync && !strings.Contains(b.Problem, brickDir) {
 					return fmt.Errorf("no problem is shown for %+v", b)
 				}
 				return nil
 			})
-			if c.healed {
+			if st, err := p.status(1); err == nil && st.Bricks[2].InSync {
 				p.healed(1, time.Minute)
 				p.identical(1)
 			}
