@@ -9,7 +9,7 @@ import (
 // socketBuffer is what a unix socket should hold: a whole large message, so
 // that it crosses with one system call and one wake-up on each side. The kernel's
 // default is 208 KiB, and unlike TCP it does not adapt.
-const socketBuffer = MaxFrame
+const socketBuffer = MaxBody
 
 // widen gives a unix socket room for a whole frame, as far as this process may
 // have it (more than net.core.wmem_max takes CAP_NET_ADMIN).
