@@ -359,3 +359,33 @@ var mixing sync.Mutex
 func decodeEntry(raw []byte, e *proto.Entry) error { return codec.Decode(raw, e) }
 
 func encode(v codec.Coded) []byte { return codec.Append(nil, v) }
+
+// FuzzServe feeds a source anything: it answers or refuses, and stays usable.
+func FuzzServe(f *testing.F) {
+	for _, q := range []healRequest{
+		{Kind: healHello, Hello: helloRequest{healVersion, testID.Volume, 0}},
+		{Kind: healSums, Lo: []byte{'A'}},
+		{Kind: healRecords, Lo: []byte{'A'}, Hi: []byte{'J'}},
+		{Kind: healContents, Inos: []fsop.Ino{1, 2, 3}},
+		{Kind: healBlockSum, Ino: 2, First: 1, Count: 7},
+		{Kind: healBlocks, Ino: 2, Blocks: []uint64{0, 9, 1 << 60}},
+	} {
+		f.Add(encode(&q))
+	}
+	o := newBrick(f)
+	o.write(o.create(fsop.RootIno, "f"), 1000, make([]byte, 300000))
+	o.Commit(o.Tail().Seq)
+	src, err := o.Source()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, q []byte) {
+		r, err := src.Serve(context.Background(), q)
+		if err == nil && len(r) > fsop.MaxData {
+			t.Errorf("a reply of %d bytes", len(r))
+		}
+		if o.Err() != nil {
+			t.Fatal(o.Err())
+		}
+	})
+}
