@@ -45,6 +45,7 @@ func (c *Control) amnesia(rpc raft.RPC) error {
 		}
 	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
 		if !c.recalled() {
+			c.abstained.Add(1)
 			return errForgetful
 		}
 	}

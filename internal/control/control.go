@@ -119,6 +119,7 @@ type Control struct {
 	// amnesia.go.
 	forgetful atomic.Bool
 	behind    atomic.Uint64 // the highest commit index heard of while forgetful
+	abstained atomic.Uint64 // requests for votes that were refused for it
 
 	mu          sync.Mutex    // guards all below
 	st          *state.State  // what everybody sees: live, or ahead of it after a start
@@ -502,7 +503,7 @@ func (c *Control) checkHello(h hello) error {
 	if h.Generation != c.pooled.Generation {
 		return fmt.Errorf("peer %v has generation %d of the pool and this one %d: one of them was left out of a recovery", h.From, h.Generation, c.pooled.Generation)
 	}
-	if slices.Contains(c.st.Detached, h.From) {
+	if slices.Contains(c.st.Detached, h.From) && !c.member(h.From) {
 		return fmt.Errorf("peer %v was detached from the pool", h.From)
 	}
 	if p := c.st.Map.Peer(h.From); p != nil && h.Incarnation != 0 && h.Incarnation < p.Incarnation {

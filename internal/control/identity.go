@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -116,7 +117,7 @@ func (c *Control) findOut(ctx context.Context) error {
 		c.recalled()
 		detached := c.Detached()
 		// A detached peer stays until the others can do without its vote.
-		if detached != nil && !c.inGroup() {
+		if detached != nil && !c.member(c.cfg.Self) {
 			return detached
 		}
 		if !c.Bootstrapped() || !c.lonely() {
@@ -149,14 +150,11 @@ func (c *Control) lonely() bool {
 	return false
 }
 
-// inGroup reports whether this peer is a member of the consensus group.
-func (c *Control) inGroup() bool {
-	for _, s := range c.raft.GetConfiguration().Configuration().Servers {
-		if s.ID == serverID(c.cfg.Self) {
-			return true
-		}
-	}
-	return false
+// member reports whether a peer is in the consensus group. One that was detached
+// is for a while: a leader hands its office over, and the others must be able to
+// do without a voter before it goes.
+func (c *Control) member(id cluster.PeerID) bool {
+	return slices.ContainsFunc(c.raft.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return s.ID == serverID(id) })
 }
 
 // peerAnswer is what one peer said of itself.

@@ -273,17 +273,22 @@ func (c *Control) Handle(ctx context.Context, from cluster.PeerID, raw []byte) (
 	if err := json.Unmarshal(raw, &req); err != nil {
 		return nil, fmt.Errorf("control: not a request: %w", err)
 	}
-	a := c.refuseStranger(from)
+	a := c.refuseStranger(from, req.Status)
 	if a == nil {
 		a = c.serve(ctx, from, &req)
 	}
 	return json.Marshal(a)
 }
 
-// refuseStranger refuses who is not in the pool.
-func (c *Control) refuseStranger(from cluster.PeerID) *answer {
+// refuseStranger refuses who is not in the pool. A detached peer that has still
+// to leave the consensus group may ask for the status.
+func (c *Control) refuseStranger(from cluster.PeerID, status bool) *answer {
+	member := status && c.member(from)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if member {
+		return nil
+	}
 	if slices.Contains(c.st.Detached, from) {
 		return &answer{Err: state.Refusal(state.CodeDetached, "peer %v was detached from pool %v", from, c.st.Map.Pool)}
 	}

@@ -60,9 +60,8 @@ func TestPipe(t *testing.T) {
 		}
 		rec.sent = nil
 	}
-	tr.committed(9)
 	send(10, 8)                                     // the first is always sent
-	expect("term 5 after 4.10 entries 0 commit 8")  // and only now something is common
+	expect("term 5 after 4.10 entries 0 commit 8")  //
 	tr.committed(10)                                // moved: told at once
 	expect("term 5 after 4.10 entries 0 commit 10") //
 	send(10, 10)                                    // says nothing new
