@@ -82,8 +82,8 @@ type Peer struct {
 
 // InviteRequest asks for a token that lets one machine join.
 type InviteRequest struct {
-	TTL     int  `json:"ttl_seconds"` // 0: the default, one hour
-	Uses    int  `json:"uses"`        // machines that may use it; 0: one
+	TTL  int `json:"ttl_seconds"` // 0: the default, one hour
+	Uses int `json:"uses"`        // machines that may use it; 0: one
 }
 
 // Invitation is the answer to an InviteRequest. It is shown once: the pool
@@ -116,7 +116,7 @@ type JoinReply struct {
 // CA digest, to a peer of the pool.
 type EnrollRequest struct {
 	Token   string   `json:"token"`
-	CSR     []byte   `json:"csr"`    // DER; carries the machine's public key
+	CSR     []byte   `json:"csr"` // DER; carries the machine's public key
 	Name    string   `json:"name"`
 	Port    int      `json:"port"`            // TCP port where the machine listens
 	Addrs   []string `json:"addrs,omitempty"` // where it says it can be reached; empty: where it comes from
@@ -287,7 +287,7 @@ type HealInfo struct {
 	// Pending is the sum of what the bricks lack; −1 while some brick's lack is
 	// unknown, 0 only when every brick is in sync.
 	Pending int64       `json:"pending"`
-	Bricks []HealBrick `json:"bricks"`
+	Bricks  []HealBrick `json:"bricks"`
 }
 
 // HealBrick is a brick's row of HealInfo.

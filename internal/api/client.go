@@ -141,6 +141,11 @@ func (c *Client) Join(ctx context.Context, r JoinRequest) (*JoinReply, error) {
 	return ask[JoinReply](ctx, c, "POST", "/pool/join", nil, r)
 }
 
+// Leave makes the daemon leave its pool.
+func (c *Client) Leave(ctx context.Context) error {
+	return c.call(ctx, "POST", "/pool/leave", nil, nil, nil)
+}
+
 // Enroll asks a peer of a pool for membership.
 func (c *Client) Enroll(ctx context.Context, r EnrollRequest) (*EnrollReply, error) {
 	return ask[EnrollReply](ctx, c, "POST", "/pool/enroll", nil, r)

@@ -210,7 +210,7 @@ func TestResolve(t *testing.T) {
 		{line: "--mode script peer prob gluster-2", want: "--mode script peer probe gluster-2"},
 		{line: "--mode=script pee stat", want: "--mode=script peer status"},
 		{line: "--json vol list", want: "--json volume list"},
-		{line: "pool l", want: "pool list"},
+		{line: "pool li", want: "pool list"},
 		{line: "volume create vol re 2 a:/b", want: "volume create vol re 2 a:/b"},
 		{line: "volume", want: "volume"},
 		{line: "help volume", want: "help volume"},

@@ -9,7 +9,22 @@ import (
 )
 
 func newPool(a *app) *cobra.Command {
-	return noun("pool", "the pool as a whole", newPoolList(a))
+	return noun("pool", "the pool as a whole", newPoolList(a), newPoolLeave(a))
+}
+
+func newPoolLeave(a *app) *cobra.Command {
+	return verb("leave", "take this machine out of its pool", 0, 0, func(ctx context.Context, _ []string) error {
+		yes, err := a.Confirm("This machine can come back only with a new invitation. Do you want to proceed?")
+		if err != nil || !yes {
+			return err
+		}
+		return a.ask(ctx, usual, func(ctx context.Context, c *api.Client) error {
+			if err := c.Leave(ctx); err != nil {
+				return failed("pool leave: failed: ", err)
+			}
+			return a.done("pool leave: success")
+		})
+	})
 }
 
 func newPoolList(a *app) *cobra.Command {

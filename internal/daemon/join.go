@@ -51,6 +51,9 @@ func (n *Node) Invited(ctx context.Context, conn httpd.Ends, r api.InvitedReques
 	if !n.cfg.AcceptProbe {
 		return nil, api.Errorf(api.Forbidden, "this machine was not started with --accept-probe")
 	}
+	if n.current() != nil {
+		return nil, api.Errorf(api.Conflict, "%s is either already part of another cluster or having volumes configured", n.cfg.Name)
+	}
 	name := n.cfg.Name
 	if !n.named && net.ParseIP(r.Name) == nil && checkName(r.Name) == nil {
 		name = r.Name

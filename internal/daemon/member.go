@@ -232,9 +232,6 @@ func (m *member) follow(ctx context.Context, plane *control.Control) error {
 		if err != nil {
 			return err
 		}
-		if err := plane.Detached(); err != nil {
-			return err
-		}
 		version = next.Version
 		if next.Peer(m.keeper.ID()) == nil {
 			continue // not yet added: an old map that is being brought up to date

@@ -214,10 +214,40 @@ func (n *Node) hosts(m *member) []string {
 		add(n.tcp.Addr().String())
 		return hosts
 	}
-	for _, ip := range outside() {
+	ips := outside()
+	if len(ips) == 0 {
+		ips = inside4()
+	}
+	for _, ip := range ips {
 		add(net.JoinHostPort(ip, strconv.Itoa(int(n.port))))
 	}
 	return hosts
+}
+
+// inside4 are this machine's IPv4 addresses, less those that only its own
+// containers and virtual machines can reach.
+func inside4() []string {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	var ips []string
+	for _, i := range all {
+		internal := slices.ContainsFunc([]string{"docker", "br-", "veth", "virbr", "cni", "flannel"}, func(p string) bool { return strings.HasPrefix(i.Name, p) })
+		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || internal {
+			continue
+		}
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue
+		}
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
+				ips = append(ips, n.IP.String())
+			}
+		}
+	}
+	return ips[:min(len(ips), maxAddrs)]
 }
 
 // outside are this machine's addresses on the way to other networks. Nothing is sent.
@@ -282,6 +312,29 @@ func (n *Node) Detach(ctx context.Context, host string, force bool) error {
 		return api.Errorf(api.NodeDown, "Peer %s is down, and would not hear that it is detached. Use force to detach it all the same; if it comes back it is refused", host)
 	}
 	return apiError(m.propose(ctx, state.Command{Seen: v.Version, RemovePeer: &state.RemovePeer{Peer: p.ID}}))
+}
+
+// Leave implements httpd.Pool.
+func (n *Node) Leave(ctx context.Context) error {
+	n.joining.Lock()
+	defer n.joining.Unlock()
+	m := n.current()
+	if m == nil {
+		return api.Errorf(api.Conflict, "this machine belongs to no pool")
+	}
+	known := m.latest()
+	if len(known.Peers) > 1 {
+		err := m.propose(ctx, state.Command{RemovePeer: &state.RemovePeer{Peer: m.keeper.ID()}})
+		var refusal *state.Error
+		if err != nil && !(errors.As(err, &refusal) && (refusal.Code == state.CodeDetached || refusal.Code == state.CodeNoPeer)) {
+			return apiError(err)
+		}
+	} else if len(known.Volumes) > 0 {
+		return api.Errorf(api.Conflict, "this machine is the only one of its pool, which has %d volume(s): delete them first", len(known.Volumes))
+	}
+	m.end(errReplaced)
+	<-m.ended
+	return apiError(n.leave(m))
 }
 
 // findPeer finds the peer that an administrator means: by name, id or address,

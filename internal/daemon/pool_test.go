@@ -375,3 +375,39 @@ func TestInviteBounds(t *testing.T) {
 		t.Errorf("port %d of %s", got, n.cfg.Listen)
 	}
 }
+
+func TestLeave(t *testing.T) {
+	nodes := newPool(t, 3)
+	ctx := t.Context()
+	newVolume(t, nodes[:2], "v")
+	if err := nodes[1].api.Leave(ctx); !api.IsCode(err, api.Conflict) || !strings.Contains(err.Error(), "hosts one or more bricks") {
+		t.Errorf("leave with bricks: %v", err)
+	}
+	if err := nodes[2].api.Leave(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := nodes[2].api.Pool(ctx); err != nil || p.ID != "" {
+		t.Errorf("%+v, %v", p, err)
+	}
+	nodes[0].connected(2)
+	if err := nodes[2].api.Leave(ctx); !api.IsCode(err, api.Conflict) {
+		t.Errorf("leave twice: %v", err)
+	}
+	// A pool of one with a volume is not thrown away; without one it is.
+	if _, err := nodes[2].api.CreateVolume(ctx, api.VolumeCreate{Name: "own", Force: true, Bricks: []string{"n3:" + filepath.Join(filepath.Dir(nodes[2].cfg.StateDir), "own")}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[2].api.Leave(ctx); !api.IsCode(err, api.Conflict) {
+		t.Errorf("leave with a volume: %v", err)
+	}
+	if err := nodes[2].api.DeleteVolume(ctx, "own"); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[2].api.Leave(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := nodes[2].api.Join(ctx, api.JoinRequest{Token: mustInvite(t, nodes[0]), Hosts: []string{nodes[0].cfg.Listen}}); err != nil {
+		t.Error(err)
+	}
+	nodes[0].connected(3)
+}

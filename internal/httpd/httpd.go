@@ -31,6 +31,7 @@ type Pool interface {
 	Join(ctx context.Context, r api.JoinRequest) (*api.JoinReply, error)
 	Probe(ctx context.Context, r api.ProbeRequest) (*api.ProbeReply, error)
 	Detach(ctx context.Context, host string, force bool) error
+	Leave(ctx context.Context) error
 	// Enroll makes the machine behind conn a peer; Invited joins the pool that
 	// the machine behind conn speaks for.
 	Enroll(ctx context.Context, conn Ends, r api.EnrollRequest) (*api.EnrollReply, error)
@@ -153,6 +154,9 @@ func (s *Server) table() map[string]map[string]route {
 		},
 		"/pool/join": {
 			"POST": {Admin, with(func(r *request, in api.JoinRequest) (any, error) { return pool.Join(r.Context(), in) })},
+		},
+		"/pool/leave": {
+			"POST": {Admin, func(r *request) (any, error) { return nil, pool.Leave(r.Context()) }},
 		},
 		"/pool/enroll": {
 			"POST": {Joiner, with(func(r *request, in api.EnrollRequest) (any, error) {
