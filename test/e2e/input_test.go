@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -278,27 +280,53 @@ func TestFullDisk(t *testing.T) {
 // What happens to one brick's disk while its daemon is away is found when it
 // comes back: said with names and remedies, never believed, never spread.
 func TestDamagedBricks(t *testing.T) {
-	newest := func(dir, pattern string) string {
-		return "$(ls -t " + brickDir + "/.mortar/" + dir + "/" + pattern + " | head -1)"
+	// flip changes bytes in a file: the middle of what has been written of it.
+	flip := func(p *pool, path string) {
+		p.t.Helper()
+		f, err := os.OpenFile(p.outside(3, path), os.O_RDWR, 0)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		defer f.Close()
+		b, err := io.ReadAll(f)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		end := len(bytes.TrimRight(b, "\x00"))
+		if _, err := f.WriteAt([]byte("DAMAGE"), int64(end/2)); err != nil || end < 100 {
+			p.t.Fatalf("%s has %d bytes: %v", path, end, err)
+		}
 	}
-	// flip changes bytes in the middle of a file.
-	flip := func(file string) string {
-		return "f=" + file + "; s=$(stat -c %s $f); printf 'XXXXXXXX' | dd of=$f bs=1 seek=$((s/3)) conv=notrunc status=none"
+	files := func(p *pool, pattern string) []string {
+		p.t.Helper()
+		list := strings.Fields(p.run(3, "sh", "-c", "ls -tr "+brickDir+"/.mortar/"+pattern))
+		if len(list) == 0 {
+			p.t.Fatalf("n3's brick has no %s", pattern)
+		}
+		return list
+	}
+	shell := func(script string) func(*pool) {
+		return func(p *pool) { p.t.Helper(); p.run(3, "sh", "-ec", script) }
 	}
 	for name, c := range map[string]struct {
-		damage string
+		damage func(*pool)
 		want   []string // parts of what status or the log says
 		stays  bool     // until a person has done something about it
+		crash  bool     // the daemon is killed before
 	}{
-		"brick directory deleted": {"rm -rf " + brickDir, []string{brickDir}, true},
-		"brick directory emptied": {"rm -rf " + brickDir + "/.mortar", []string{brickDir, "brick.json"}, true},
-		"brick.json of another volume": {"sed -i 's/\"volume\": *\"[0-9a-f]\\{8\\}/\"volume\": \"00000000/' " + brickDir + "/.mortar/brick.json",
-			[]string{brickDir, "volume"}, true},
-		"brick.json is nonsense":  {"echo '{' > " + brickDir + "/.mortar/brick.json", []string{"brick.json"}, true},
-		"corrupt log record":      {logFlip, []string{brickDir + "/.mortar/log"}, false},
-		"corrupt table of the KV": {flip(newest("meta", "*.sst")), []string{brickDir + "/.mortar/meta"}, false},
-		"KV manifest gone":        {"rm -f " + brickDir + "/.mortar/meta/MANIFEST*", []string{brickDir + "/.mortar/meta"}, false},
-		"data file truncated":     {"f=$(find " + brickDir + "/.mortar/data -type f -size +1000k | head -1); test -n \"$f\"; truncate -s 4096 $f", []string{brickDir + "/.mortar/data"}, false},
+		"brick directory deleted": {shell("rm -rf " + brickDir), []string{brickDir}, true, false},
+		"brick directory emptied": {shell("rm -rf " + brickDir + "/.mortar"), []string{brickDir, "brick.json"}, true, false},
+		"brick.json of another volume": {shell("sed -i 's/\"volume\": *\"[0-9a-f]\\{8\\}/\"volume\": \"00000000/' " + brickDir + "/.mortar/brick.json"),
+			[]string{brickDir, "volume"}, true, false},
+		"brick.json is nonsense": {shell("echo '{' > " + brickDir + "/.mortar/brick.json"), []string{"brick.json"}, true, false},
+		"corrupt log record":     {func(p *pool) { l := files(p, "log/*"); flip(p, l[len(l)-1]) }, []string{brickDir + "/.mortar/log"}, false, true},
+		"corrupt table of the KV": {func(p *pool) {
+			for _, f := range files(p, "meta/*.sst") {
+				flip(p, f)
+			}
+		}, []string{brickDir + "/.mortar/meta"}, false, false},
+		"KV manifest gone":    {shell("rm -f " + brickDir + "/.mortar/meta/MANIFEST*"), []string{brickDir + "/.mortar/meta"}, false, false},
+		"data file truncated": {shell("f=$(find " + brickDir + "/.mortar/data -type f -size +1000k | head -1); test -n \"$f\"; truncate -s 4096 $f"), []string{brickDir + "/.mortar/data"}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -307,20 +335,28 @@ func TestDamagedBricks(t *testing.T) {
 			p.run(1, "dd", "if=/dev/urandom", "of=/mnt/wp/large", "bs=1M", "count=80", "conv=fsync", "status=none")
 			p.run(1, workload, "files", "-dir", "/mnt/wp/many2", "-n", "300")
 			p.leadElsewhereThan(3)
-			p.daemons[2].Signal(syscall.SIGTERM) // clean: what it has is in its files
-			<-p.daemons[2].Done()
-			p.run(3, "sh", "-ec", c.damage)
+			if c.crash {
+				p.killDaemon(3) // what it has is in its log
+			} else {
+				p.daemons[2].Signal(syscall.SIGTERM) // what it has is in its files
+				<-p.daemons[2].Done()
+			}
+			c.damage(p)
 			p.startDaemon(3)
 			p.waitDaemon(3)
+			// Some damage shows only when the place is read; a digest reads everything.
+			var verify cluster.Result
 			p.within(30*time.Second, "the brick is judged", func() error {
 				st, err := p.status(1)
-				if b := st.Bricks; err == nil && !b[2].InSync && b[2].Problem == "" {
-					err = fmt.Errorf("neither in sync nor with a problem: %+v", b[2])
+				if err != nil || st.Bricks[2].Problem != "" {
+					return err
 				}
-				return err
+				verify, _ = p.try(1, "volume", "heal", "wp", "full", "--verify")
+				if strings.Contains(verify.Stdout, "not in sync") || !strings.Contains(verify.Stdout, "n3:") {
+					return fmt.Errorf("no digest of n3's brick, and no problem with it: %s%s", verify.Stdout, verify.Stderr)
+				}
+				return nil
 			})
-			// Some damage shows only when the place is read; this reads everything.
-			verify, _ := p.try(1, "volume", "heal", "wp", "full", "--verify")
 			p.within(time.Minute, "the damage is told, and healed or left to a person", func() error {
 				st, err := p.status(1)
 				if err != nil {
@@ -356,9 +392,6 @@ func TestDamagedBricks(t *testing.T) {
 		})
 	}
 }
-
-// logFlip damages a record in the middle of the log.
-const logFlip = "cd " + brickDir + "/.mortar/log; f=$(ls | head -1); printf 'XXXXXXXX' | dd of=$f bs=1 seek=30000 conv=notrunc status=none"
 
 // A disk that is not mounted when the daemon starts is not filled in its place.
 func TestUnmountedDisk(t *testing.T) {
