@@ -77,6 +77,9 @@ func (b *Brick) Execute(e *proto.Entry, raw []byte) (*Result, error) {
 			return nil, err
 		}
 	}
+	if err := b.store.Ready(); err != nil {
+		return nil, err
+	}
 	b.wmu.Lock()
 	defer b.wmu.Unlock()
 	if err := b.next(e); err != nil {

@@ -187,6 +187,9 @@ func (h *healing) doubtUnsettled() error {
 // commit applies a batch made by fill.
 func (h *healing) commit(fill func(*meta.Batch) error) error {
 	b := h.b
+	if err := b.store.Ready(); err != nil {
+		return own(err)
+	}
 	b.wmu.Lock()
 	defer b.wmu.Unlock()
 	batch := b.store.NewBatch()

@@ -71,7 +71,8 @@ func TestHealRandom(t *testing.T) {
 		if da, db := digest(t, a.b), digest(t, b.b); da != db {
 			t.Fatalf("digests after the same entries differ: %+v, %+v", da, db)
 		}
-		a.epoch, b.epoch = 2, 3
+		a.diverge(0)
+		b.diverge(1)
 		a.run(r, rapid.IntRange(0, 200).Draw(t, "source"))
 		b.run(r, rapid.IntRange(0, 200).Draw(t, "target"))
 		heal(t, a.b, b.b)
@@ -85,12 +86,18 @@ func TestHealRandom(t *testing.T) {
 	})
 }
 
+// diverge has m lead epochs of its own from now on.
+func (m *machine) diverge(parity cluster.Epoch) {
+	m.parity = parity
+	m.newEpoch(m.epoch)
+}
+
 // adopt makes the model of m that of a brick it was healed from.
 func (m *machine) adopt(from *machine) {
 	m.m = from.m.clone()
 	m.past = map[uint64]*model{m.m.pos.Seq: m.m.clone()}
 	m.commit = m.m.pos.Seq
-	m.epoch = max(m.epoch, from.epoch) + 1
+	m.newEpoch(max(m.epoch, from.epoch))
 	m.now = max(m.now, from.now)
 	m.sent = nil
 	for id, n := range from.number {
@@ -108,7 +115,8 @@ func TestHealInterrupted(t *testing.T) {
 		defer func() { a.close() }()
 		defer func() { b.close() }()
 		a.maxWrite, b.maxWrite = 300000, 300000
-		b.epoch = 5
+		a.diverge(0)
+		b.diverge(1)
 		b.run(r, 100)
 		a.run(r, 100)
 		for range rapid.IntRange(1, 4).Draw(t, "interruptions") {
@@ -164,7 +172,7 @@ func TestHealWhileWriting(t *testing.T) {
 		defer func() { a.close() }()
 		defer func() { b.close() }()
 		a.maxWrite, b.maxWrite = 200000, 200000
-		b.epoch = 5
+		b.diverge(1)
 		b.run(r, 50)
 		for range 100 {
 			a.step(r)

@@ -37,6 +37,7 @@ type machine struct {
 	m    *model
 
 	epoch    cluster.Epoch
+	parity   cluster.Epoch // of all epochs but the first: two machines never lead the same
 	now      int64
 	commit   uint64
 	synced   uint64
@@ -480,8 +481,16 @@ func (m *machine) restore(seq uint64) {
 	m.m = m.past[seq].clone()
 	maps.DeleteFunc(m.past, func(s uint64, _ *model) bool { return s > seq })
 	m.commit = min(m.commit, seq)
-	m.epoch++
+	m.newEpoch(m.epoch)
 	m.sent = nil
+}
+
+// newEpoch begins one after old.
+func (m *machine) newEpoch(old cluster.Epoch) {
+	m.epoch = old + 1
+	if m.epoch%2 != m.parity {
+		m.epoch++
+	}
 }
 
 // undo takes back entries that were not committed.

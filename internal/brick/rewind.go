@@ -85,6 +85,9 @@ const replayBytes = 4 << 20
 func (b *Brick) replay(to cluster.Pos) error {
 	b.gen.Add(1)
 	for b.state.Pos.Seq < to.Seq {
+		if err := b.store.Ready(); err != nil {
+			return err
+		}
 		raws, poss, locs, err := b.log.Read(b.state.Pos.Seq, replayBytes)
 		if err != nil {
 			return err

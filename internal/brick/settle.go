@@ -244,6 +244,7 @@ func (s *settler) run(ctx context.Context, b *Brick) {
 		case <-s.wake:
 		case <-again.C:
 		}
+		b.measure()
 		if b.backlog.moving() && b.backlog.load.Load() >= b.opts.Backlog {
 			force = true
 		}
@@ -267,6 +268,15 @@ func (s *settler) run(ctx context.Context, b *Brick) {
 			b.fail(fmt.Errorf("settling: %w", err))
 			return
 		}
+	}
+}
+
+// measure has the KV look how far behind it is.
+func (b *Brick) measure() {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if !b.closed.Load() {
+		b.store.Measure()
 	}
 }
 
@@ -399,6 +409,9 @@ func (b *Brick) settleable(limit uint64) (inos []fsop.Ino) {
 }
 
 func (b *Brick) settleGroup(inos []fsop.Ino, limit uint64) (err error) {
+	if err := b.store.Ready(); err != nil {
+		return err
+	}
 	jobs, err := b.beginJobs(inos, limit)
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -43,7 +44,7 @@ type Options struct {
 	// BeforeSync is called before a table is made durable. Required.
 	BeforeSync func() error
 	// Flushed, if set, is called after a part of the store became durable. It
-	// must not block nor call the store.
+	// must not block nor call the store, but have somebody else call Measure.
 	Flushed func()
 	// Failed is called once, with the first error that the store cannot get
 	// over. Required.
@@ -67,7 +68,23 @@ type Store struct {
 	once   sync.Once
 	err    error // set before failed is closed
 	stuck  atomic.Bool
+
+	// How far flushing and compacting are behind. The library would make
+	// commits wait, with locks of the brick held and for ever if the disk fails;
+	// so it is told never to, and Ready makes those wait who hold no locks yet.
+	committed atomic.Uint64 // bytes, as they are in memory
+	flushing  atomic.Uint64 // what committed was when the last flush began
+	flushed   atomic.Uint64 // what it was when the last flush that has ended began
+	layers    atomic.Int32  // of tables not yet compacted, when last measured
+	easedMu   sync.Mutex
+	eased     chan struct{} // closed and replaced when any of these has improved
 }
+
+const (
+	maxMemTables = 4  // of unflushed commits before Ready waits
+	maxLayers    = 40 // before Ready waits
+	keyCost      = 64 // bytes of memory for a key, beside itself
+)
 
 // Open opens the store in o.Dir, or makes one.
 func Open(o Options) (*Store, error) {
@@ -77,7 +94,7 @@ func Open(o Options) (*Store, error) {
 	if o.Cache == 0 {
 		o.Cache = 16 << 20
 	}
-	s := &Store{opts: o, failed: make(chan struct{})}
+	s := &Store{opts: o, failed: make(chan struct{}), eased: make(chan struct{})}
 	po := &pebble.Options{
 		FS:                          hookFS{o.FS, o.BeforeSync},
 		DisableWAL:                  true,
@@ -86,20 +103,41 @@ func Open(o Options) (*Store, error) {
 		DisableAutomaticCompactions: o.NoCompactions,
 		FormatMajorVersion:          format,
 		MemTableSize:                uint64(o.MemTable),
-		MemTableStopWritesThreshold: 4,
+		MemTableStopWritesThreshold: 1000, // see Ready
 		// The library takes write buffers out of its cache; there are two as a rule.
 		CacheSize:                  o.Cache + 2*o.MemTable,
 		MaxOpenFiles:               500,
 		L0CompactionThreshold:      4,
-		L0StopWritesThreshold:      64,
+		L0StopWritesThreshold:      1 << 20, // see Ready
 		LBaseMaxBytes:              64 << 20,
 		BytesPerSync:               1 << 20,
 		CompactionConcurrencyRange: func() (int, int) { return 1, 1 },
 		Logger:                     logger{s},
 		EventListener: &pebble.EventListener{
-			BackgroundError: func(err error) { s.fail(err) },
+			BackgroundError: func(err error) {
+				if errors.Is(err, syscall.ENOSPC) {
+					// A compaction; it will be tried again. If it was a flush, FlushEnd says so.
+					o.Log.Warn("no room to compact the metadata", "dir", o.Dir)
+					return
+				}
+				s.fail(err)
+			},
+			FlushBegin: func(pebble.FlushInfo) { s.flushing.Store(s.committed.Load()) },
 			FlushEnd: func(i pebble.FlushInfo) {
-				if i.Err == nil && o.Flushed != nil {
+				// Of other errors BackgroundError hears; of a flush that had nothing to
+				// write, which is one too, it does not.
+				if errors.Is(i.Err, syscall.ENOSPC) {
+					s.fail(i.Err)
+					return
+				}
+				s.flushed.Store(s.flushing.Load())
+				s.ease()
+				if o.Flushed != nil {
+					o.Flushed()
+				}
+			},
+			CompactionEnd: func(pebble.CompactionInfo) {
+				if s.layers.Load() > maxLayers && o.Flushed != nil {
 					o.Flushed()
 				}
 			},
@@ -177,6 +215,41 @@ func (s *Store) Flush(ctx context.Context) error {
 	}
 }
 
+func (s *Store) ease() {
+	s.easedMu.Lock()
+	defer s.easedMu.Unlock()
+	close(s.eased)
+	s.eased = make(chan struct{})
+}
+
+// Measure looks how far compacting is behind.
+func (s *Store) Measure() {
+	if s.stuck.Load() {
+		return
+	}
+	s.layers.Store(s.db.Metrics().Levels[0].Sublevels)
+	s.ease()
+}
+
+// Ready returns when the store has caught up with what was committed, so far
+// that another commit is welcome; or with the error that makes it useless.
+func (s *Store) Ready() error {
+	for {
+		s.easedMu.Lock()
+		eased := s.eased
+		s.easedMu.Unlock()
+		behind := s.committed.Load() - s.flushed.Load()
+		if behind < maxMemTables*uint64(s.opts.MemTable) && s.layers.Load() <= maxLayers {
+			return nil
+		}
+		select {
+		case <-eased:
+		case <-s.failed:
+			return s.err
+		}
+	}
+}
+
 // DurableState returns the State that a crash at this moment would leave.
 // ok is false if there is none yet.
 func (s *Store) DurableState() (st State, ok bool, err error) {
@@ -195,6 +268,7 @@ func (s *Store) DurableState() (st State, ok bool, err error) {
 
 // Commit applies b at once from the point of view of every reader, and ends b.
 func (s *Store) Commit(b *Batch) error {
+	s.committed.Add(uint64(b.b.Len()) + keyCost*uint64(b.b.Count()))
 	if err := s.db.Apply(b.b, pebble.NoSync); err != nil {
 		return fmt.Errorf("metadata in %s: %w", s.opts.Dir, err)
 	}
