@@ -97,7 +97,10 @@ func newTransport(st *stream, log hclog.Logger) *transport {
 		Logger:          log,
 		Stream:          st,
 		MaxPool:         3,
-		MaxRPCsInFlight: 2,
+		// Not 2, the library's choice: with that a sender waits for ever when the
+		// reader of the answers has given up and one more request is under way,
+		// which a commit index that is sent besides makes likely.
+		MaxRPCsInFlight: 130,
 		Timeout:         rpcTimeout,
 	})
 	return t
