@@ -182,9 +182,6 @@ func loadIdentity(path string) (*pki.Identity, error) {
 // error says why it could not go on.
 func (n *Node) Run(ctx context.Context) error {
 	defer n.Close()
-	if err := debugMemory(); err != nil {
-		n.log.Warn("memory limit", "error", err)
-	}
 	// The members end before the doors through which they are reached.
 	inner, endInner := context.WithCancel(context.WithoutCancel(ctx))
 	defer endInner()
@@ -237,15 +234,6 @@ func (n *Node) door(err error) error {
 		return nil
 	}
 	return err
-}
-
-// debugMemory makes the runtime return memory early on small machines.
-func debugMemory() error {
-	if os.Getenv("GOMEMLIMIT") != "" || os.Getenv("GOGC") != "" {
-		return nil
-	}
-	debug.SetGCPercent(75)
-	return nil
 }
 
 // tlsFor chooses the configuration of one incoming connection.
