@@ -2,6 +2,7 @@ package data
 
 import (
 	"fmt"
+	"slices"
 
 	"mortar/internal/brick/meta"
 	"mortar/internal/disk"
@@ -17,15 +18,19 @@ type Log interface {
 // offsets. length is the end of what the file has that may be other than zero,
 // and so is what Settle returns, afterwards. It syncs nothing.
 func Settle(f disk.File, log Log, exts []meta.Extent, length uint64) (uint64, error) {
-	var buf []byte
+	g := gather{f: f, log: log}
+	defer g.close()
 	for i := range exts {
 		e := &exts[i]
 		if !e.Zero {
-			if err := copyExtent(f, log, e, &buf); err != nil {
+			if err := g.add(e); err != nil {
 				return 0, err
 			}
 			length = max(length, e.End())
 			continue
+		}
+		if err := g.flush(); err != nil { // it may lie behind what is cut off now
+			return 0, err
 		}
 		switch {
 		case e.Off >= length:
@@ -46,28 +51,70 @@ func Settle(f disk.File, log Log, exts []meta.Extent, length uint64) (uint64, er
 			length = max(length, e.End())
 		}
 	}
-	return length, nil
+	return length, g.flush()
 }
 
-func copyExtent(f disk.File, log Log, e *meta.Extent, buf *[]byte) error {
-	seg, err := log.OpenSegment(e.Segment)
-	if err != nil {
-		return err
+const (
+	// cloneMin is the smallest extent that is shared with the log, not copied.
+	cloneMin = 64 << 10
+	// gatherMax is the most that is written with one call.
+	gatherMax = 256 << 10
+)
+
+// gather copies extents to a file, those that touch each other with one write.
+type gather struct {
+	f   disk.File
+	log Log
+	seg *oplog.Segment // the one read last
+	buf []byte
+	off uint64 // of buf in the file
+}
+
+func (g *gather) add(e *meta.Extent) error {
+	if g.seg == nil || g.seg.Num() != e.Segment {
+		g.close()
+		var err error
+		if g.seg, err = g.log.OpenSegment(e.Segment); err != nil {
+			return err
+		}
 	}
-	defer seg.Close()
-	// CloneTo shares whole blocks if both sides are aligned, and copies else.
-	if e.Off%disk.BlockSize == 0 && e.LogOff%disk.BlockSize == 0 && e.Len >= disk.BlockSize {
-		return seg.CloneTo(f, e.LogOff, int64(e.Off), int64(e.Len))
+	if e.Len >= cloneMin && e.Off%disk.BlockSize == 0 && e.LogOff%disk.BlockSize == 0 {
+		return g.seg.CloneTo(g.f, e.LogOff, int64(e.Off), int64(e.Len))
 	}
-	if uint64(cap(*buf)) < e.Len {
-		*buf = make([]byte, e.Len)
+	if len(g.buf) > 0 && (g.off+uint64(len(g.buf)) != e.Off || uint64(len(g.buf))+e.Len > gatherMax) {
+		if err := g.write(); err != nil {
+			return err
+		}
 	}
-	p := (*buf)[:e.Len]
-	if err := seg.ReadAt(p, e.LogOff); err != nil {
-		return err
+	if len(g.buf) == 0 {
+		g.off = e.Off
 	}
-	_, err = f.WriteAt(p, int64(e.Off))
+	n := len(g.buf)
+	g.buf = slices.Grow(g.buf, int(e.Len))[:n+int(e.Len)]
+	return g.seg.ReadAt(g.buf[n:], e.LogOff)
+}
+
+// write writes what was gathered.
+func (g *gather) write() error {
+	if len(g.buf) == 0 {
+		return nil
+	}
+	_, err := g.f.WriteAt(g.buf, int64(g.off))
+	g.buf = g.buf[:0]
 	return err
+}
+
+// flush is write, and lets go of the log.
+func (g *gather) flush() error {
+	g.close()
+	return g.write()
+}
+
+func (g *gather) close() {
+	if g.seg != nil {
+		g.seg.Close()
+		g.seg = nil
+	}
 }
 
 // SettleInline is Settle for contents in memory: it returns what base has
