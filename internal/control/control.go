@@ -346,7 +346,8 @@ func (c *Control) Map() *cluster.Map {
 	return c.st.Map
 }
 
-// Watch returns a channel that is closed once Map().Version is above after.
+// Watch returns a channel that is closed when Map().Version is above after, or
+// may have become so: look, and watch again.
 func (c *Control) Watch(after uint64) <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -355,7 +356,7 @@ func (c *Control) Watch(after uint64) <-chan struct{} {
 		close(done)
 		return done
 	}
-	return c.changed // may be closed early; callers look at the version and ask again
+	return c.changed
 }
 
 // Wait returns the first Map with a version above after, or the context's error.
@@ -450,14 +451,21 @@ type Status struct {
 	Applied uint64 // index of the last command applied here
 	// Unreachable are the peers that do not answer, known to the leader only.
 	Unreachable []cluster.PeerID
-	// Problems are the sets that wait for a primary, with the reason, known to
-	// the leader only.
-	Problems map[cluster.SetID]string
+	// Problems are the sets that wait for a primary, known to the leader only;
+	// see Control.Problems.
+	Problems []Problem
+}
+
+// Problem is a replica set that waits for a primary.
+type Problem struct {
+	Set    cluster.SetID `json:"set"`
+	Since  time.Time     `json:"since"` // when the present leader began to look for one
+	Reason string        `json:"reason"`
 }
 
 // Status returns the state of the control plane.
 func (c *Control) Status() Status {
-	s := Status{Term: c.raft.CurrentTerm(), Problems: map[cluster.SetID]string{}}
+	s := Status{Term: c.raft.CurrentTerm()}
 	s.Leader, _ = c.Leader()
 	for _, srv := range c.raft.GetConfiguration().Configuration().Servers {
 		id, err := cluster.ParseID(string(srv.ID))
@@ -477,7 +485,7 @@ func (c *Control) Status() Status {
 				s.Unreachable = append(s.Unreachable, p.ID)
 			}
 		}
-		lead.problems(s.Problems)
+		s.Problems = lead.problems()
 	}
 	return s
 }

@@ -789,7 +789,7 @@ func TestFailover(t *testing.T) {
 		}
 		lead := w.settled(nodes...)
 		w.until("the reason is shown", func() bool {
-			return strings.Contains(lead.c.Status().Problems[v.Sets[0].Set], "none of the 2 in-sync brick(s) can be reached")
+			return strings.Contains(w.problem(nodes[2], v.Sets[0].Set), "none of the 2 in-sync brick(s) can be reached")
 		})
 		w.brick(nodes[1], v.Bricks[1].ID, at(5, true))
 		cfg := w.waitSet(nodes[1], "waits", epoch(2)) // nobody had to report again
@@ -868,7 +868,7 @@ func TestFailover(t *testing.T) {
 			t.Fatal(err)
 		}
 		lead := w.settled(nodes...)
-		w.until("nobody may lead", func() bool { return strings.Contains(lead.c.Status().Problems[set], "durable up to 1.500") })
+		w.until("nobody may lead", func() bool { return strings.Contains(w.problem(nodes[1], set), "durable up to 1.500") })
 		if err := nodes[2].c.ForcePrimary(w.ctx(), set, testID(99)); err == nil {
 			t.Error("a stranger was forced")
 		}
@@ -991,5 +991,26 @@ func TestWatch(t *testing.T) {
 	}
 	if err := c.Close(); err != nil {
 		t.Errorf("closed twice: %v", err)
+	}
+}
+
+// A command of a newer version is not skipped: this copy would differ from the
+// others. The peer ends and says what to do.
+func TestNewerCommand(t *testing.T) {
+	w := newWorld(t, 1)
+	nd := w.pool()[0]
+	if err := nd.c.Propose(w.ctx(), state.Command{DropToken: &state.DropToken{}}); err != nil {
+		t.Fatal(err)
+	}
+	before := nd.c.Map().Version
+	if _, err := nd.c.apply([]byte(`{"invent":{"something":1}}`)); err == nil {
+		t.Error("an unknown command was applied")
+	}
+	if err := <-nd.over; err == nil || !strings.Contains(err.Error(), "update mortar on this machine") {
+		t.Errorf("it ends with %v", err)
+	}
+	nd.over <- nil
+	if got := nd.control().Map().Version; got != before {
+		t.Errorf("map %d, was %d", got, before)
 	}
 }

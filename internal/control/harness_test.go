@@ -397,6 +397,21 @@ func (w *world) brick(nd *node, id cluster.BrickID, reply proto.SealReply) {
 	nd.bricks[id] = &fakeBrick{reply: reply}
 }
 
+// problem is what the node is told about a set that waits for a primary.
+func (w *world) problem(nd *node, set cluster.SetID) string {
+	w.t.Helper()
+	all, err := nd.control().Problems(w.ctx())
+	if err != nil {
+		w.t.Fatalf("%s: %v", nd.name, err)
+	}
+	for _, p := range all {
+		if p.Set == set {
+			return p.Reason
+		}
+	}
+	return ""
+}
+
 // waitSet waits until the node knows a configuration that satisfies cond.
 func (w *world) waitSet(nd *node, volume string, cond func(*cluster.SetConfig) bool) *cluster.SetConfig {
 	w.t.Helper()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,8 +44,9 @@ type leader struct {
 	gone  map[cluster.PeerID]time.Time // keeper's own: when a member was first missed in the map
 	mute  map[cluster.PeerID]bool      // keeper's own: peers complained about
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards all below
 	troubles map[cluster.SetID]*trouble
+	ended    bool // no more work is begun
 }
 
 // trouble is one set that needs another configuration, in one epoch. A
@@ -124,11 +127,13 @@ func (c *Control) runLeader(ctx context.Context) {
 	c.mu.Lock()
 	c.lead = nil
 	c.mu.Unlock()
+}
+
+// end lets no more work begin.
+func (l *leader) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, t := range l.troubles { // begun after the group had ended
-		l.finishLocked(t, errAgain)
-	}
+	l.ended = true
 }
 
 // run waits until this peer has applied all that earlier leaders decided, and
@@ -137,11 +142,15 @@ func (l *leader) run() error {
 	for l.c.raft.Barrier(electionTimeout).Error() != nil {
 		select {
 		case <-l.ctx.Done():
+			l.end()
 			return nil
 		case <-time.After(retryEvery):
 		}
 	}
 	close(l.ready)
+	// Work is begun only while this function, which is of the group itself, runs:
+	// nothing may join a group that is being waited for.
+	defer l.end()
 	l.group.Go(l.keepGroup)
 	tick := time.NewTicker(scanEvery)
 	defer tick.Stop()
@@ -238,6 +247,11 @@ func (l *leader) begin(t *trouble) *trouble {
 	}
 	t.since = time.Now()
 	t.kick, t.done = make(chan struct{}, 1), make(chan struct{})
+	if l.ended {
+		t.err = errAgain
+		close(t.done)
+		return t
+	}
 	l.troubles[t.set] = t
 	l.group.Go(func() error {
 		err := l.resolve(t)
@@ -250,11 +264,6 @@ func (l *leader) begin(t *trouble) *trouble {
 }
 
 func (l *leader) finishLocked(t *trouble, err error) {
-	select {
-	case <-t.done:
-		return
-	default:
-	}
 	t.err = err
 	close(t.done)
 	if l.troubles[t.set] == t {
@@ -262,15 +271,18 @@ func (l *leader) finishLocked(t *trouble, err error) {
 	}
 }
 
-// problems adds the sets that wait, with the reasons.
-func (l *leader) problems(into map[cluster.SetID]string) {
+// problems returns the sets that wait, with the reasons.
+func (l *leader) problems() []Problem {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var all []Problem
 	for set, t := range l.troubles {
 		if t.reason != "" {
-			into[set] = t.reason
+			all = append(all, Problem{Set: set, Since: t.since, Reason: t.reason})
 		}
 	}
+	slices.SortFunc(all, func(a, b Problem) int { return strings.Compare(a.Set.String(), b.Set.String()) })
+	return all
 }
 
 // resolve finds the set another configuration. It returns nil when the set has

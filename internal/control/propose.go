@@ -14,12 +14,13 @@ import (
 	"mortar/internal/control/state"
 )
 
-// request is what Handle understands. Exactly one of the pointers is set.
+// request is what Handle understands: one of the first five.
 type request struct {
 	Propose  json.RawMessage `json:"propose,omitempty"` // an encoded state.Command
 	Suspect  *suspicion      `json:"suspect,omitempty"`
 	Handover *handover       `json:"handover,omitempty"`
 	Status   bool            `json:"status,omitempty"`
+	Problems bool            `json:"problems,omitempty"`
 	Boot     uint64          `json:"boot,omitempty"` // of the asking process
 }
 
@@ -45,6 +46,8 @@ type answer struct {
 	Index  uint64       `json:"index,omitempty"`
 	Err    *state.Error `json:"err,omitempty"`
 	Status *peerStatus  `json:"status,omitempty"`
+	// Problems is the answer to the request of that name.
+	Problems []Problem `json:"problems,omitempty"`
 }
 
 // peerStatus is what peers tell each other about themselves.
@@ -94,6 +97,16 @@ func (c *Control) Suspect(ctx context.Context, set cluster.SetID, epoch cluster.
 func (c *Control) Handover(ctx context.Context, set cluster.SetID, epoch cluster.Epoch, leaving cluster.BrickID) error {
 	_, err := c.ask(ctx, &request{Handover: &handover{set, epoch, leaving}})
 	return err
+}
+
+// Problems returns the replica sets that wait for a primary, and why, as the
+// leader knows them. It may be called on any peer.
+func (c *Control) Problems(ctx context.Context) ([]Problem, error) {
+	a, err := c.ask(ctx, &request{Problems: true})
+	if err != nil {
+		return nil, err
+	}
+	return a.Problems, nil
 }
 
 // ForcePrimary is an operator's decision to go on with one brick of a set when
@@ -324,6 +337,10 @@ func (c *Control) serve(ctx context.Context, from cluster.PeerID, req *request) 
 				return &answer{Err: asRefusal(err)}
 			}
 			return &answer{}
+		}
+	case req.Problems:
+		if l := c.leading(); l != nil {
+			return &answer{Problems: l.problems()}
 		}
 	default:
 		return &answer{Err: state.Refusal(state.CodeBadCommand, "a request that this version of mortar does not know")}

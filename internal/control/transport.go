@@ -94,9 +94,9 @@ func newTransport(st *stream, log hclog.Logger) *transport {
 	}
 	t.ballot = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Logger: log, Stream: dialOnly{st}, Timeout: rpcTimeout})
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Logger:          log,
-		Stream:          st,
-		MaxPool:         3,
+		Logger:  log,
+		Stream:  st,
+		MaxPool: 3,
 		// Not 2, the library's choice: with that a sender waits for ever when the
 		// reader of the answers has given up and one more request is under way,
 		// which a commit index that is sent besides makes likely.
