@@ -325,8 +325,10 @@ func (l *lab) glusterUp() error {
 			bricks = append(bricks, fmt.Sprintf("n%d:/bricks/gluster", i))
 		}
 		connected := fmt.Sprintf("[ $(%speer status | grep -c 'Peer in Cluster (Connected)') = %d ]", g, hosts-1)
-		if err := l.until(1, connected); err != nil {
-			return err
+		for i := range hosts {
+			if err := l.until(i+1, connected); err != nil {
+				return err
+			}
 		}
 		if err := l.sh(1, fmt.Sprintf("%svolume create vol replica %d %s", g, hosts, strings.Join(bricks, " "))); err != nil {
 			return err
