@@ -508,8 +508,27 @@ func (n *Node) Heal(ctx context.Context, name string, r api.HealRequest) (*api.H
 	return reply, nil
 }
 
-// verify has the primary of a set compare its bricks.
+// verify has the primary of a set compare its bricks. Around a fail-over it
+// takes a moment until everybody agrees who that is.
 func (m *member) verify(ctx context.Context, v *cluster.Volume, set int) (*api.HealReply, error) {
+	const patience, pause = 5 * time.Second, 200 * time.Millisecond
+	for began := time.Now(); ; {
+		reply, err := m.verifyOnce(ctx, v, set)
+		if err == nil || !api.IsCode(err, api.BrickDown) || time.Since(began) > patience {
+			return reply, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, err
+		}
+		if now := m.view.Load().VolumeByID(v.ID); now != nil {
+			v = now
+		}
+	}
+}
+
+func (m *member) verifyOnce(ctx context.Context, v *cluster.Volume, set int) (*api.HealReply, error) {
 	b := v.Brick(v.Sets[set].Primary)
 	if b == nil {
 		return nil, api.Errorf(api.BrickDown, "set %d of volume %s has no primary now", set, v.Name)
@@ -644,7 +663,7 @@ func (n *Node) LocalVerify(ctx context.Context, name string) (*api.HealReply, er
 		config := &v.Sets[i]
 		b := v.Brick(config.Primary)
 		if b == nil || b.Peer != m.keeper.ID() {
-			continue
+			return nil, api.Errorf(api.BrickDown, "another machine leads set %d of volume %s now", i, v.Name)
 		}
 		rep := m.bricks.replica(b.ID)
 		if rep == nil {
