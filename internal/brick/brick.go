@@ -96,7 +96,8 @@ type Options struct {
 	// there is always room to delete something. Default 0.01.
 	Reserve float64
 
-	still bool // do nothing that is not needed to look at the brick
+	group uint64 // bytes settled together
+	still bool   // do nothing that is not needed to look at the brick
 }
 
 func (o *Options) defaults() {
@@ -111,6 +112,9 @@ func (o *Options) defaults() {
 	}
 	if o.Backlog == 0 {
 		o.Backlog = 64 << 20
+	}
+	if o.group == 0 {
+		o.group = groupBytes
 	}
 	if o.SettleAfter == 0 {
 		o.SettleAfter = 5 * time.Second

@@ -58,6 +58,7 @@ func newMachine(tb tester, change ...func(*Options)) *machine {
 	m.opts.SegmentSize = 64 << 10
 	m.opts.Retain = -1
 	m.opts.Inodes = 8
+	m.opts.group = 15000
 	for _, c := range change {
 		c(&m.opts)
 	}

@@ -19,6 +19,9 @@ func (b *Brick) Rewind(to cluster.Pos) error {
 	if err := b.Err(); err != nil {
 		return err
 	}
+	if b.standsAt(to) {
+		return nil
+	}
 	b.pauseSettling()
 	defer b.resumeSettling()
 	b.wmu.Lock()
@@ -63,6 +66,13 @@ func (b *Brick) Rewind(to cluster.Pos) error {
 		return b.fail(fmt.Errorf("replaying the log up to %v: %w", to, err))
 	}
 	return tooFar
+}
+
+// standsAt reports whether there is nothing to rewind or replay.
+func (b *Brick) standsAt(p cluster.Pos) bool {
+	b.wmu.Lock()
+	defer b.wmu.Unlock()
+	return b.whole && p == b.state.Pos && p == b.log.Tail()
 }
 
 // reopen takes the KV back to its last flush. b.settling and b.wmu are held.

@@ -106,6 +106,7 @@ func (b *Brick) waitForSettling() error {
 type job struct {
 	ino       fsop.Ino
 	exts      []meta.Extent
+	to        uint64    // extents from here on are left for another job
 	base      meta.Base // as it was
 	length    uint64    // what the file being written may reach
 	cancelled bool      // the contents it is about are gone; guarded by wmu
@@ -337,8 +338,8 @@ func (b *Brick) settleNow(ctx context.Context, force bool, upto uint64, stop fun
 			if stop() || ctx.Err() != nil {
 				return nil
 			}
-			n := min(len(inos), groupFiles)
-			if err := b.settleGroup(inos[:n], limit); err != nil {
+			n, err := b.settleGroup(inos[:min(len(inos), groupFiles)], limit)
+			if err != nil {
 				return err
 			}
 			inos = inos[n:]
@@ -386,9 +387,12 @@ func (b *Brick) takeStep() {
 	s.steps = append(s.steps, step{limit, at})
 }
 
-// groupFiles is how many files are settled together: few enough not to hold
-// writers up, enough to share flushes of the disk.
-const groupFiles = 64
+// What is settled together: little enough not to hold up writers, nor those who
+// wait for settling to pause, and enough to share flushes of the disk.
+const (
+	groupFiles = 64
+	groupBytes = 8 << 20 // default of Options.group
+)
 
 // settleable returns the files that have something to settle.
 func (b *Brick) settleable(limit uint64) (inos []fsop.Ino) {
@@ -408,13 +412,15 @@ func (b *Brick) settleable(limit uint64) (inos []fsop.Ino) {
 	return inos
 }
 
-func (b *Brick) settleGroup(inos []fsop.Ino, limit uint64) (err error) {
+// settleGroup settles the first of the files, and returns how many it is done
+// with. If not even the first was small enough, that is none.
+func (b *Brick) settleGroup(inos []fsop.Ino, limit uint64) (done int, err error) {
 	if err := b.store.Ready(); err != nil {
-		return err
+		return 0, err
 	}
-	jobs, err := b.beginJobs(inos, limit)
+	jobs, done, err := b.beginJobs(inos, limit)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer b.endJobs(jobs)
 	var names []data.Name
@@ -439,29 +445,51 @@ func (b *Brick) settleGroup(inos []fsop.Ino, limit uint64) (err error) {
 		err = b.data.SyncDirs(names)
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return b.commitJobs(jobs, limit)
+	return done, b.commitJobs(jobs, limit)
 }
 
-// beginJobs reads what is to be settled.
-func (b *Brick) beginJobs(inos []fsop.Ino, limit uint64) (jobs []*job, err error) {
+// beginJobs reads what is to be settled, up to Options.group bytes. The last job may be
+// for a part of a file; then it does not count as done.
+func (b *Brick) beginJobs(inos []fsop.Ino, limit uint64) (jobs []*job, done int, err error) {
 	b.wmu.Lock()
 	defer b.wmu.Unlock()
+	size := uint64(0)
 	for _, ino := range inos {
-		j := &job{ino: ino}
-		j.exts = b.extents[ino].all(func(e *meta.Extent) bool { return e.Seq <= limit })
+		if size >= b.opts.group {
+			break
+		}
+		j := &job{ino: ino, to: 1 << 63}
+		full := false
+		b.extents[ino].each(0, 1<<63, func(e *meta.Extent) bool {
+			if e.Seq > limit {
+				return true
+			}
+			if full = size >= b.opts.group; full {
+				j.to = e.Off
+				return false
+			}
+			if !e.Zero {
+				size += e.Len
+			}
+			j.exts = append(j.exts, *e)
+			return true
+		})
+		if !full {
+			done++
+		}
 		if len(j.exts) == 0 {
 			continue // overwritten meanwhile
 		}
 		if j.base, err = b.store.Base(ino, true); err != nil {
-			return jobs, err
+			return jobs, 0, err
 		}
 		j.length = max(j.base.Len, j.exts[len(j.exts)-1].End())
 		b.jobs[ino] = j
 		jobs = append(jobs, j)
 	}
-	return jobs, nil
+	return jobs, done, nil
 }
 
 // endJobs lets go of what the jobs used. A new file that nothing refers to goes.
@@ -490,7 +518,7 @@ func (b *Brick) endJobs(jobs []*job) {
 
 // runJob writes where the contents stay. Only what extents cover is touched.
 func (b *Brick) runJob(j *job) (err error) {
-	if j.base.Kind != meta.BaseFile && j.length <= uint64(max(b.opts.Inline, 0)) {
+	if j.base.Kind != meta.BaseFile && j.to == 1<<63 && j.length <= uint64(max(b.opts.Inline, 0)) {
 		p, err := data.SettleInline(j.base.Data, b.log, j.exts)
 		j.after = meta.Base{Kind: meta.BaseInline, Len: uint64(len(p)), Data: p}
 		return err
@@ -535,7 +563,7 @@ func (b *Brick) commitJobs(jobs []*job, limit uint64) error {
 		}
 		// Entries since then may have cut the extents. What they wrote
 		// themselves is younger than limit and stays.
-		for _, e := range b.extents[j.ino].all(func(e *meta.Extent) bool { return e.Seq <= limit }) {
+		for _, e := range b.extents[j.ino].all(func(e *meta.Extent) bool { return e.Seq <= limit && e.Off < j.to }) {
 			batch.DeleteExtent(j.ino, e.Off)
 			drop[j.ino] = append(drop[j.ino], e)
 		}
