@@ -543,7 +543,7 @@ func (b *Brick) fail(err error) error {
 	b.failOnce.Do(func() {
 		b.err = err
 		close(b.failed)
-		if !errors.Is(err, ErrClosed) {
+		if !errors.Is(err, ErrClosed) && !errors.Is(err, oplog.ErrClosed) {
 			b.clog.Error("the brick failed and serves no more", "err", err)
 		}
 		b.backlog.wake()

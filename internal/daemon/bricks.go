@@ -191,7 +191,7 @@ func (r *brickRun) loop() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		opened, err := r.serve()
+		opened, err := r.serveApart()
 		if r.ctx.Err() != nil {
 			return
 		}
@@ -228,6 +228,19 @@ func (r *brickRun) again() {
 	case r.retry <- struct{}{}:
 	default:
 	}
+}
+
+// serveApart is serve in a goroutine of its own: a metadata store that is so
+// damaged that it must not go on ends the goroutine that called it.
+func (r *brickRun) serveApart() (opened bool, err error) {
+	err = fmt.Errorf("the metadata of the brick in %s is damaged and cannot be used (the log of this daemon says where): replace the brick's directory, or look at it with 'mortar brick check'", r.path)
+	ended := make(chan struct{})
+	go func() { // waited for below
+		defer close(ended)
+		opened, err = r.serve()
+	}()
+	<-ended
+	return opened, err
 }
 
 // serve opens the brick and serves it until it is stopped or fails.

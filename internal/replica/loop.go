@@ -278,15 +278,11 @@ func (l *loop) roleChanged(from, to core.Role) {
 // execute runs one entry against the store and takes its effects back from the
 // caches of this replica's sessions.
 func (l *loop) execute(e *proto.Entry, raw []byte) (*Result, error) {
-	l.gate.Lock()
-	res, err := l.store.Execute(e, raw)
+	res, c, err := l.executeAlone(e, raw)
 	if err != nil || res.Dup || res.Raw == nil {
-		l.gate.Unlock()
 		return res, err
 	}
 	l.dirty = true
-	c := l.takeBack(e, res.Effects)
-	l.gate.Unlock()
 	l.lastTime = e.Time
 	if c != nil {
 		l.clearing.push(c)
@@ -295,6 +291,18 @@ func (l *loop) execute(e *proto.Entry, raw []byte) (*Result, error) {
 	l.clearUp()
 	l.released(e.Op, res.Released)
 	return res, nil
+}
+
+// executeAlone is the part of execute during which nobody reads and becomes
+// interested in what it changes.
+func (l *loop) executeAlone(e *proto.Entry, raw []byte) (*Result, *clearing, error) {
+	l.gate.Lock()
+	defer l.gate.Unlock()
+	res, err := l.store.Execute(e, raw)
+	if err != nil || res.Dup || res.Raw == nil {
+		return res, nil, err
+	}
+	return res, l.takeBack(e, res.Effects), nil
 }
 
 // clearUp tells the machine how far no cache is stale.

@@ -227,13 +227,35 @@ const tick = 50 * time.Millisecond
 // the store's error, or nil.
 func (r *Replica) Run(ctx context.Context) error {
 	defer close(r.done)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	bg, ctx := errgroup.WithContext(ctx)
 	r.bg = bg
-	bg.Go(func() error { return r.loop.run(ctx) })
+	var gaveUp error
+	bg.Go(func() error {
+		returned := false
+		defer func() {
+			if returned {
+				return
+			}
+			// A store that must not go on ends the goroutine that called it.
+			if gaveUp = r.store.Err(); gaveUp == nil {
+				gaveUp = errors.New("the store ended the goroutine that called it")
+			}
+			r.loop.stop(gaveUp)
+			cancel()
+		}()
+		err := r.loop.run(ctx)
+		returned = true
+		return err
+	})
 	err := bg.Wait()
 	r.detachAll("the brick " + r.self.String() + " is no longer served here")
 	r.loop.close()
-	if errors.Is(err, context.Canceled) {
+	switch {
+	case gaveUp != nil:
+		return gaveUp
+	case errors.Is(err, context.Canceled):
 		return nil
 	}
 	return err
