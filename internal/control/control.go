@@ -121,6 +121,12 @@ type Control struct {
 	behind    atomic.Uint64 // the highest commit index heard of while forgetful
 	abstained atomic.Uint64 // requests for votes that were refused for it
 
+	// moved is closed and replaced when another leader, or none, is known. It has
+	// a lock of its own, which is the last in order: the library reports from
+	// wherever it finds out.
+	movedMu sync.Mutex
+	moved   chan struct{}
+
 	mu          sync.Mutex    // guards all below
 	st          *state.State  // what everybody sees: live, or ahead of it after a start
 	applied     uint64        // index of the last command in st
@@ -149,6 +155,7 @@ func Open(cfg Config) (*Control, error) {
 		failed:  make(chan struct{}),
 		live:    state.New(),
 		changed: make(chan struct{}),
+		moved:   make(chan struct{}),
 	}
 	var b [8]byte
 	rand.Read(b[:])
@@ -178,6 +185,15 @@ func Open(cfg Config) (*Control, error) {
 		st.close()
 		return nil, fmt.Errorf("control store %s: %w", cfg.Dir, err)
 	}
+	c.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		if _, ok := o.Data.(raft.LeaderObservation); ok {
+			c.movedMu.Lock()
+			close(c.moved)
+			c.moved = make(chan struct{})
+			c.movedMu.Unlock()
+		}
+		return false
+	}))
 	c.mu.Lock()
 	err = c.preview()
 	c.mu.Unlock()
@@ -409,6 +425,14 @@ func (c *Control) Leader() (cluster.PeerID, bool) {
 	_, id := c.raft.LeaderWithID()
 	p, err := cluster.ParseID(string(id))
 	return p, err == nil
+}
+
+// leaderMoves returns a channel that is closed when another leader, or none, is
+// known.
+func (c *Control) leaderMoves() <-chan struct{} {
+	c.movedMu.Lock()
+	defer c.movedMu.Unlock()
+	return c.moved
 }
 
 // Incarnation returns the number of this daemon start, 0 until the pool has

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -149,6 +150,7 @@ func (c *Control) ask(ctx context.Context, req *request) (*answer, error) {
 	}
 	var last error
 	for {
+		moved := c.leaderMoves()
 		if err := c.Detached(); err != nil {
 			return nil, err
 		}
@@ -157,7 +159,7 @@ func (c *Control) ask(ctx context.Context, req *request) (*answer, error) {
 			return nil, c.failErr
 		default:
 		}
-		a, err := c.askOnce(ctx, req, raw)
+		a, err := c.askOnce(ctx, moved, req, raw)
 		if err == nil && !a.Retry {
 			if a.Err != nil {
 				return nil, a.Err
@@ -170,6 +172,7 @@ func (c *Control) ask(ctx context.Context, req *request) (*answer, error) {
 		timer := time.NewTimer(retryEvery)
 		select {
 		case <-timer.C:
+		case <-moved:
 		case <-c.failed:
 		case <-ctx.Done():
 			timer.Stop()
@@ -178,8 +181,8 @@ func (c *Control) ask(ctx context.Context, req *request) (*answer, error) {
 	}
 }
 
-// askOnce tries it with the leader that is known now.
-func (c *Control) askOnce(ctx context.Context, req *request, raw []byte) (*answer, error) {
+// askOnce tries it with the leader that is known now, as long as it is that.
+func (c *Control) askOnce(ctx context.Context, moved <-chan struct{}, req *request, raw []byte) (*answer, error) {
 	if c.raft.State() == raft.Leader {
 		return c.serve(ctx, c.cfg.Self, req), nil
 	}
@@ -190,11 +193,23 @@ func (c *Control) askOnce(ctx context.Context, req *request, raw []byte) (*answe
 	if !ok || to == c.cfg.Self {
 		return &answer{Retry: true}, nil
 	}
-	// A leader that has died silently must not hold the request for as long as
-	// the caller is patient: another may have been elected.
+	// A leader that has died silently must not hold the request: nobody hears of
+	// it any more, soon, and another is elected. Whether it did anything with the
+	// request does not matter, since commands are carried out once.
 	cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
+	over := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-moved:
+			cancel()
+		case <-over:
+		}
+	})
 	b, err := c.cfg.Call(cctx, to, raw)
+	close(over)
+	watch.Wait()
 	if err != nil {
 		return nil, err
 	}
