@@ -3,9 +3,11 @@ package replica_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -32,6 +34,8 @@ type memStore struct {
 	whole   bool
 	base    cluster.Pos
 	failed  chan struct{}
+	giveUp  bool // the next Execute ends its goroutine, as a store does that must not go on
+	err     error
 }
 
 type lockHolder struct {
@@ -86,7 +90,7 @@ func (s *memStore) Admit(fsop.Op) error     { return nil }
 func (s *memStore) Free() uint64            { return 1 << 40 }
 func (s *memStore) Orphans(int) []fsop.Ino  { return nil }
 func (s *memStore) Failed() <-chan struct{} { return s.failed }
-func (s *memStore) Err() error              { return nil }
+func (s *memStore) Err() error              { return s.err }
 func (s *memStore) LastTime() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,6 +130,10 @@ func (s *memStore) Rewind(pos cluster.Pos) error {
 func (s *memStore) Execute(e *proto.Entry, raw []byte) (*replica.Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.giveUp {
+		s.err = errors.New("gave up")
+		runtime.Goexit()
+	}
 	if e.Number != 0 {
 		if r := s.replies[key(e)]; r != nil {
 			return &replica.Result{Reply: *r, Dup: true}, nil
@@ -358,7 +366,7 @@ func (w *world) startNode(id cluster.BrickID) {
 	n.mu.Unlock()
 	w.wg.Go(func() {
 		defer close(done)
-		if err := r.Run(ctx); err != nil {
+		if err := r.Run(ctx); err != nil && err != n.store.err {
 			w.t.Errorf("brick %v: %v", id, err)
 		}
 	})

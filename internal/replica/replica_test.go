@@ -315,6 +315,29 @@ func TestLockWaiterIsWoken(t *testing.T) {
 	})
 }
 
+// A store that ends the goroutine that calls it ends its replica, and nothing hangs.
+func TestStoreThatGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		a := &client{w: w, id: 1, home: 1}
+		if err := a.set(t.Context(), "k", "1"); err != nil {
+			t.Fatal(err)
+		}
+		s := w.nodes[w.order[0]].store
+		s.mu.Lock()
+		s.giveUp = true
+		s.mu.Unlock()
+		began := time.Now()
+		if err := a.set(t.Context(), "k", "2"); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(began); d > 2*time.Second {
+			t.Errorf("the others needed %v", d)
+		}
+		w.kill(w.order[0]) // it has ended; Run returned the store's error
+	})
+}
+
 // TestRandomFaults lets clients write and read one register each while bricks
 // die, return, and are cut off, and checks that no read is older than the last
 // write acknowledged before it began, on any brick.
