@@ -129,7 +129,7 @@ func (o *Options) defaults() {
 // Execute, Rewind and Heal have one caller at a time. Everything else may be
 // called concurrently.
 //
-// Lock order: settling, wmu, mu.
+// Lock order: settling, wmu, held.mu, mu, and then those of cache, backlog and space.
 type Brick struct {
 	opts Options
 	id   Identity
@@ -329,11 +329,11 @@ func (b *Brick) openStore() error {
 	}
 	b.store = store
 	b.exec = exec{batch: store.NewBatch()}
-	return b.load1()
+	return b.loadMemory()
 }
 
-// load1 fills memory from the KV, which gets its first state if it has none.
-func (b *Brick) load1() error {
+// loadMemory fills memory from the KV, which gets its first state if it has none.
+func (b *Brick) loadMemory() error {
 	st, ok, err := b.store.State()
 	if err != nil {
 		return err

@@ -826,7 +826,7 @@ func (h *healing) finish(ctx context.Context, st *meta.State, history []cluster.
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.gen.Add(1)
-	if err := b.load1(); err != nil {
+	if err := b.loadMemory(); err != nil {
 		return own(err)
 	}
 	b.committed.Store(min(b.committed.Load(), st.Pos.Seq))

@@ -8,7 +8,9 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -547,5 +549,69 @@ func TestModel(t *testing.T) {
 		m := newMachine(t)
 		defer func() { m.close() }()
 		m.run(rand.New(rand.NewPCG(seed, 1)), n)
+	})
+}
+
+// TestCrashInside cuts the power in the middle of what the disk is told to do,
+// in settling, flushing, trimming and removing as much as in writing, and checks
+// that the brick comes back at a position between what was durable and what had
+// been executed, with the state of that position.
+func TestCrashInside(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 6))
+		at := rapid.IntRange(1, 3000).Draw(t, "call")
+		var image atomic.Pointer[disk.Mem]
+		var brick atomic.Pointer[Brick]
+		var durable atomic.Uint64
+		var calls atomic.Int32
+		m := newMachine(t, func(o *Options) {
+			f := disk.NewFaulty(o.FS)
+			mem := o.FS.(*disk.Mem)
+			crash := rand.New(rand.NewPCG(r.Uint64(), 7))
+			f.Observe(func(op disk.Op, name string) {
+				if op != disk.OpRead && op != disk.OpStat && calls.Add(1) == int32(at) {
+					if b := brick.Load(); b != nil {
+						durable.Store(b.log.Durable())
+					}
+					image.Store(mem.Crash(crash))
+				}
+			})
+			o.FS = f
+			o.MemTable = 64 << 10
+			o.SettleAfter = time.Millisecond
+		})
+		brick.Store(m.b)
+		for range 400 {
+			switch r.IntN(12) {
+			case 0, 1, 2:
+				m.settle(r)
+			case 3:
+				if err := m.b.Sync(context.Background(), m.m.pos.Seq); err != nil {
+					t.Fatal(err)
+				}
+			default:
+				m.step(r)
+			}
+			if image.Load() != nil {
+				break
+			}
+		}
+		executed := m.m.pos.Seq
+		m.close()
+		if image.Load() == nil {
+			return
+		}
+		m.fs = image.Load()
+		m.opts.FS = m.fs
+		m.open()
+		defer m.close()
+		tail := m.b.Tail()
+		if !m.b.Whole() || tail.Seq < durable.Load() || tail.Seq > executed {
+			t.Fatalf("whole %v, the log ends at %v; %d was durable, %d executed", m.b.Whole(), tail, durable.Load(), executed)
+		}
+		m.rewind(tail)
+		m.restore(tail.Seq)
+		m.compare(r)
+		m.run(r, 100)
 	})
 }

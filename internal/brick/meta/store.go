@@ -227,7 +227,9 @@ func (s *Store) Measure() {
 	if s.stuck.Load() {
 		return
 	}
-	s.layers.Store(s.db.Metrics().Levels[0].Sublevels)
+	if !s.opts.NoCompactions { // else waiting would be for ever
+		s.layers.Store(s.db.Metrics().Levels[0].Sublevels)
+	}
 	s.ease()
 }
 
