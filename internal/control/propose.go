@@ -186,16 +186,10 @@ func (c *Control) askOnce(ctx context.Context, moved <-chan struct{}, req *reque
 	if c.raft.State() == raft.Leader {
 		return c.serve(ctx, c.cfg.Self, req), nil
 	}
-	to, ok := c.Leader()
-	if !ok {
-		to, ok = c.hearsay(ctx)
-	}
-	if !ok || to == c.cfg.Self {
-		return &answer{Retry: true}, nil
-	}
-	// A leader that has died silently must not hold the request: nobody hears of
-	// it any more, soon, and another is elected. Whether it did anything with the
-	// request does not matter, since commands are carried out once.
+	// A leader that has died silently must not hold the request, nor must a peer
+	// that is asked who leads: soon nobody hears of it any more, and another is
+	// elected. Whether the first did anything with the request does not matter,
+	// since commands are carried out once.
 	cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	over := make(chan struct{})
@@ -207,9 +201,16 @@ func (c *Control) askOnce(ctx context.Context, moved <-chan struct{}, req *reque
 		case <-over:
 		}
 	})
+	defer watch.Wait()
+	defer close(over)
+	to, ok := c.Leader()
+	if !ok {
+		to, ok = c.hearsay(cctx)
+	}
+	if !ok || to == c.cfg.Self {
+		return &answer{Retry: true}, nil
+	}
 	b, err := c.cfg.Call(cctx, to, raw)
-	close(over)
-	watch.Wait()
 	if err != nil {
 		return nil, err
 	}
