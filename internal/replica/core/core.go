@@ -466,7 +466,7 @@ func (m *Machine) Seal(now Instant, s proto.Seal) proto.SealReply {
 	return proto.SealReply{Sealed: true, Tail: m.tail, Trusted: m.trusted}
 }
 
-// Tick tells that time has passed. It is called every 50 ms or so.
+// Tick tells that time has passed. It is called every 100 ms or so.
 func (m *Machine) Tick(now Instant) {
 	if m.cfg.Epoch == 0 {
 		return
