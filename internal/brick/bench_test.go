@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"syscall"
 	"testing"
+	"time"
 
 	"mortar/internal/cluster"
 	"mortar/internal/fsop"
@@ -217,4 +218,45 @@ func BenchmarkHeal(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkInline settles small files into the KV or into data files, and reads
+// them: what Options.Inline was chosen by.
+func BenchmarkInline(b *testing.B) {
+	const files = 2000
+	for _, size := range []int{4 << 10, 16 << 10, 32 << 10, 64 << 10} {
+		for _, inline := range []bool{true, false} {
+			b.Run(fmt.Sprintf("%dK/inline=%v", size>>10, inline), func(b *testing.B) {
+				o := benchBrick(b, func(o *Options) {
+					o.Inline = -1
+					if inline {
+						o.Inline = size
+					}
+				})
+				do := benchSession(b, o)
+				data := make([]byte, size)
+				rng := rand.NewChaCha8([32]byte{})
+				n := 0
+				done := cpu(b)
+				for range b.N {
+					b.StopTimer()
+					for range files {
+						n++
+						rng.Read(data)
+						f := do(&fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: fmt.Sprint(n)}}).Reply.Attr.Ino
+						do(&fsop.Write{Ino: f, Data: data})
+					}
+					b.StartTimer()
+					o.settleAll()
+				}
+				done()
+				b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(n), "µs/file")
+				from := time.Now()
+				for range 5000 {
+					o.get(&fsop.Read{Ino: 2 + fsop.Ino(rng.Uint64()%uint64(n)), Len: uint32(size)})
+				}
+				b.ReportMetric(float64(time.Since(from).Microseconds())/5000, "µs/read")
+			})
+		}
+	}
 }

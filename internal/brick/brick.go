@@ -81,7 +81,7 @@ type Options struct {
 	SegmentSize int64 // bytes of a log segment; default the log's own
 
 	// Inline is the size in bytes up to which contents are kept in the KV.
-	// Default 16 KiB; negative: none.
+	// Default 32 KiB (doc/decisions/0017); negative: none.
 	Inline int
 	// Backlog is how many bytes wait in the log before they are settled. Writes
 	// are held up at four times as many. Default 64 MiB.
@@ -108,7 +108,7 @@ func (o *Options) defaults() {
 		o.Inodes = 8192
 	}
 	if o.Inline == 0 {
-		o.Inline = 16 << 10
+		o.Inline = 32 << 10
 	}
 	if o.Backlog == 0 {
 		o.Backlog = 64 << 20

@@ -186,11 +186,13 @@ func TestSmoke(t *testing.T) {
 	}
 }
 
-func benchBrick(b *testing.B) *opened {
-	fs := disk.OS
-	dir := b.TempDir()
-	if err := Format(fs, dir, testID); err != nil {
+func benchBrick(b *testing.B, change ...func(*Options)) *opened {
+	o := Options{FS: disk.OS, Dir: b.TempDir()}
+	if err := Format(o.FS, o.Dir, testID); err != nil {
 		b.Fatal(err)
 	}
-	return openBrick(b, Options{FS: fs, Dir: dir})
+	for _, c := range change {
+		c(&o)
+	}
+	return openBrick(b, o)
 }
