@@ -257,7 +257,11 @@ func (w *windows) create(ctx context.Context, op *fsop.Create) (*fsop.Reply, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.fileLocked(reply.Attr.Ino).hold(&reply.Attr)
+	// The name is there for all to see before this reply is: a recall may have
+	// come first, and then the window is given up already.
+	if f := w.fileLocked(reply.Attr.Ino); f.closes == 0 {
+		f.hold(&reply.Attr)
+	}
 	return reply, nil
 }
 

@@ -257,6 +257,27 @@ func TestRecallClosesTheWindow(t *testing.T) {
 	})
 }
 
+// Another session may see a new file, and want it, before its maker hears that it is there.
+func TestRecallOvertakesTheReplyToCreate(t *testing.T) {
+	withWindows(t, 10, func(ctx context.Context, w *windows, g *granter) {
+		inner := w.next
+		w.next = fsop.HandlerFunc(func(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+			r, err := inner.Do(ctx, op)
+			if op.Kind() == fsop.KindCreate && err == nil {
+				w.Recall(r.Attr.Ino)
+				time.Sleep(20 * time.Millisecond)
+			}
+			return r, err
+		})
+		ino := createFile(t, w, "a")
+		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("x")})
+		mustDo(t, w, &fsop.Flush{Ino: ino})
+		if r := mustDo(t, w, &fsop.Read{Ino: ino, Len: 10}); string(r.Data) != "x" {
+			t.Errorf("read %q", r.Data)
+		}
+	})
+}
+
 func TestHeldBackWritesGoByThemselves(t *testing.T) {
 	withWindows(t, 6, func(ctx context.Context, w *windows, g *granter) {
 		ino := createFile(t, w, "a")
