@@ -36,6 +36,7 @@ type memStore struct {
 	failed  chan struct{}
 	giveUp  bool // the next Execute ends its goroutine, as a store does that must not go on
 	err     error
+	heals   int
 }
 
 type lockHolder struct {
@@ -267,6 +268,7 @@ func (s *memStore) text() string {
 func (s *memStore) Heal(ctx context.Context, pos cluster.Pos, call func(context.Context, []byte) ([]byte, error), _ func(replica.HealProgress)) error {
 	s.mu.Lock()
 	s.whole = false
+	s.heals++
 	s.mu.Unlock()
 	if _, err := call(ctx, []byte("all")); err != nil {
 		return err

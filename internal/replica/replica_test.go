@@ -315,6 +315,39 @@ func TestLockWaiterIsWoken(t *testing.T) {
 	})
 }
 
+// A brick that has durably applied what its set never committed cannot go back;
+// it is compared with the primary, once, and follows it again.
+func TestAppliedTooFarIsCompared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		for i := range 5 {
+			a := &client{w: w, id: cluster.SessionID(1 + i), home: 0}
+			if err := a.set(t.Context(), "k", strconv.Itoa(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.isolate(w.order[0], true)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		lost := &client{w: w, id: 50, home: 0}
+		_ = lost.set(ctx, "k", "lost")
+		cancel()
+		time.Sleep(3 * time.Second)
+		b := &client{w: w, id: 60, home: 1}
+		if err := b.set(t.Context(), "k", "kept"); err != nil {
+			t.Fatal(err)
+		}
+		s := w.nodes[w.order[0]].store
+		s.mu.Lock()
+		s.flushed = len(s.entries)
+		s.mu.Unlock()
+		w.isolate(w.order[0], false)
+		w.settled(5 * time.Second)
+		if n := s.heals; n != 1 {
+			t.Errorf("compared %d times", n)
+		}
+	})
+}
+
 // A store that ends the goroutine that calls it ends its replica, and nothing hangs.
 func TestStoreThatGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -36,7 +36,7 @@ type flight struct {
 // stream takes on what the machine wants sent.
 func (l *loop) stream(s core.Stream) {
 	o := l.outbox[s.To]
-	if o == nil || o.round != s.Round {
+	if o == nil || o.round != s.Round || o.upto != s.Prev.Seq {
 		o = &outbox{round: s.Round, prev: s.Prev, first: l.m.Tail().Seq + 1}
 		l.outbox[s.To] = o
 		o.upto = s.Upto

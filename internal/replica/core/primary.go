@@ -180,8 +180,10 @@ func (m *Machine) ProbeAck(now Instant, from BrickID, a *proto.ProbeAck) {
 		}
 		return
 	}
-	if p.state == Streaming {
-		m.probe(now, from) // it has lost the thread
+	if p.state != Probing {
+		// It has lost the thread, or was compared: what was on the way to it does
+		// not fit any more, so a new round begins.
+		m.probe(now, from)
 		return
 	}
 	p.state = Streaming
