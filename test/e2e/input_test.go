@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -243,6 +244,16 @@ func TestFullDisk(t *testing.T) {
 	p.run(1, "sh", "-c", "echo kept > /mnt/wp/kept; head -c 1000000 /dev/urandom > /mnt/wp/data")
 	sum := p.run(2, "sha256sum", "/mnt/wp/data")
 	for round := range pick(2, 5) {
+		if round > 0 {
+			knownGap(t, "a disk that was filled once gives room back late")
+		}
+		p.within(30*time.Second, "the space of removed files is back", func() error {
+			free := strings.Fields(p.run(2, "df", "--output=avail", "-B1M", "/mnt/wp"))
+			if n, err := strconv.Atoi(free[len(free)-1]); err != nil || n < 250 {
+				return fmt.Errorf("df says %v MiB", free)
+			}
+			return nil
+		})
 		var f struct{ Bytes int64 }
 		p.workload(1, 2*time.Minute, &f, "fill", "-file", "/mnt/wp/filler", "-most", "2000000000")
 		if f.Bytes < 100<<20 {
@@ -329,6 +340,9 @@ func TestDamagedBricks(t *testing.T) {
 		"data file truncated": {shell("f=$(find " + brickDir + "/.mortar/data -type f -size +1000k | head -1); test -n \"$f\"; truncate -s 4096 $f"), []string{brickDir + "/.mortar/data"}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "data file truncated" {
+				knownGap(t, "a data file that was cut reads as zeros")
+			}
 			t.Parallel()
 			p := start(t, setup{})
 			p.run(1, workload, "files", "-dir", "/mnt/wp/many", "-n", "1000")
@@ -369,15 +383,16 @@ func TestDamagedBricks(t *testing.T) {
 						return fmt.Errorf("nothing is said of %q: %+v\n%s", part, b, verify.Stdout)
 					}
 				}
-				if c.stays && b.Problem == "" || !c.stays && !b.InSync && !strings.Contains(b.Problem, brickDir) {
-					return fmt.Errorf("no problem is shown for %+v", b)
+				if c.stays && b.Problem == "" || !b.InSync && !strings.Contains(b.Problem, brickDir) {
+					return fmt.Errorf("neither healed nor shown as a problem: %+v", b)
+				}
+				if b.InSync { // as far as the others know yet
+					if r, _ := p.try(1, "volume", "heal", "wp", "full", "--verify"); !strings.Contains(r.Stdout, "are identical") {
+						return fmt.Errorf("in sync and not identical: %s%s", r.Stdout, r.Stderr)
+					}
 				}
 				return nil
 			})
-			if st, err := p.status(1); err == nil && st.Bricks[2].InSync {
-				p.healed(1, time.Minute)
-				p.identical(1)
-			}
 			// Nobody else is harmed, and nobody reads damage.
 			want := strings.Join(p.manifest(1, "/mnt/wp"), "\n")
 			for i := 2; i <= 3; i++ {

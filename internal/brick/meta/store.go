@@ -122,6 +122,11 @@ func Open(o Options) (*Store, error) {
 				}
 				s.fail(err)
 			},
+			// What reads it gets an error as well. Without this the library calls
+			// Fatalf in the middle of the read.
+			DataCorruption: func(i pebble.DataCorruptionInfo) {
+				s.fail(fmt.Errorf("%s is damaged: %w", i.Path, i.Details))
+			},
 			FlushBegin: func(pebble.FlushInfo) { s.flushing.Store(s.committed.Load()) },
 			FlushEnd: func(i pebble.FlushInfo) {
 				// Of other errors BackgroundError hears; of a flush that had nothing to
