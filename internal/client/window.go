@@ -97,6 +97,7 @@ func (w *windows) Run(ctx context.Context) error {
 	w.mu.Unlock()
 	defer w.wg.Wait()
 	tick := time.NewTicker(holdBack)
+	tick.Stop()
 	defer tick.Stop()
 	for {
 		select {
@@ -104,6 +105,7 @@ func (w *windows) Run(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-w.wake:
 		}
+		tick.Reset(holdBack)
 		for w.tend(time.Now()) {
 			select {
 			case <-ctx.Done():
@@ -111,6 +113,7 @@ func (w *windows) Run(ctx context.Context) error {
 			case <-tick.C:
 			}
 		}
+		tick.Stop() // an idle mount does not wake up
 	}
 }
 
@@ -118,6 +121,7 @@ func (w *windows) Run(ctx context.Context) error {
 func (w *windows) tend(now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	left := false
 	for _, f := range w.files {
 		switch {
 		case f.waits() && now.Sub(f.born) >= holdBack && !f.closing:
@@ -127,9 +131,13 @@ func (w *windows) tend(now time.Time) bool {
 			w.giveUpLater(f)
 		case f.err == nil:
 			delete(w.files, f.ino)
+			continue
+		default:
+			continue // an error waits to be told, and time changes nothing about it
 		}
+		left = true
 	}
-	return len(w.files) > 0
+	return left
 }
 
 func (w *windows) stir() {
