@@ -84,7 +84,7 @@ type Options struct {
 	// Default 32 KiB (doc/decisions/0017); negative: none.
 	Inline int
 	// Backlog is how many bytes wait in the log before they are settled. Writes
-	// are held up at four times as many. Default 64 MiB.
+	// are held up at four times as many. Default 64 MiB, or 1/64 of a smaller disk.
 	Backlog int64
 	// SettleAfter is how long anything waits to be settled. Default 5 s.
 	SettleAfter time.Duration
@@ -109,9 +109,6 @@ func (o *Options) defaults() {
 	}
 	if o.Inline == 0 {
 		o.Inline = 32 << 10
-	}
-	if o.Backlog == 0 {
-		o.Backlog = 64 << 20
 	}
 	if o.group == 0 {
 		o.group = groupBytes
@@ -242,6 +239,9 @@ func (o *Options) fit() error {
 		for o.SegmentSize > 1<<20 && uint64(o.SegmentSize) > d.Total/64 {
 			o.SegmentSize /= 2
 		}
+	}
+	if o.Backlog == 0 {
+		o.Backlog = int64(min(64<<20, max(4<<20, d.Total/64)))
 	}
 	if o.Retain == 0 {
 		o.Retain = int64(min(1<<30, d.Total/16))

@@ -256,6 +256,7 @@ func (x *exec) commit(raw []byte, loc *oplog.Loc) (*Result, error) {
 			return nil, err
 		}
 		loc = &l
+		b.spend(e.Op)
 	}
 	x.extents(loc, len(raw))
 	b.settle.note(e.Pos.Seq, len(raw))

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"mortar/internal/brick/meta"
 	"mortar/internal/disk"
 	"mortar/internal/fsop"
 )
@@ -14,15 +15,13 @@ type space struct {
 	mu    sync.Mutex
 	at    time.Time // of the sample
 	disk  disk.Space
-	spent uint64 // admitted since the sample, bytes
+	spent uint64 // by entries executed since the sample, bytes
 }
 
 const (
 	sampleAge = time.Second
-	// opCost is what an operation without payload takes at most in log and KV.
-	opCost = 4096
-	// minReserve keeps room for the KV to flush and compact.
-	minReserve = 16 << 20
+	// compactRoom is what the KV may need on the way to needing less.
+	compactRoom = 16 << 20
 )
 
 // sample returns the disk's space, at most a second old if there is plenty. need
@@ -40,10 +39,11 @@ func (b *Brick) sample(need uint64) (disk.Space, error) {
 	return s.disk, nil
 }
 
-// reserve is what ordinary writes may not use.
+// reserve is what ordinary writes may not use: the room for what was executed
+// and is still in memory only, for the next segment of the log, and for tidying up.
 func (b *Brick) reserve(total uint64) uint64 {
 	r := uint64(float64(total) * b.opts.Reserve)
-	return max(r, min(minReserve+2*uint64(b.opts.SegmentSize), total/8))
+	return max(r, min(uint64(meta.MaxUnflushed(b.opts.MemTable)+compactRoom+b.opts.SegmentSize), total/8))
 }
 
 // free returns the bytes that ordinary writes may still use, and those that
@@ -70,43 +70,25 @@ func (b *Brick) free(need uint64) (ordinary, all uint64, d disk.Space, err error
 // Admit says whether there is room for op: fsop.ENOSPC if not. What frees space
 // is admitted as long as there is any room at all.
 func (b *Brick) Admit(op fsop.Op) error {
-	need, frees := cost(op)
+	need, frees := fsop.Space(op)
 	b.space.mu.Lock()
 	defer b.space.mu.Unlock()
 	ordinary, all, d, err := b.free(need)
 	if err != nil {
 		return b.fail(err)
 	}
-	if frees && all > b.reserve(d.Total)/8 {
-		return nil
-	}
-	if !frees && ordinary >= need {
-		b.space.spent += need
+	if frees && all > b.reserve(d.Total)/8 || !frees && ordinary >= need {
 		return nil
 	}
 	return fsop.ENOSPC
 }
 
-// cost is what op takes on the disk at most, in bytes, and whether it helps to
-// give some back.
-func cost(op fsop.Op) (need uint64, frees bool) {
-	switch op := op.(type) {
-	case *fsop.Write:
-		// Once in the log, once where it is settled. Both are whole blocks.
-		return 2*blocksUp(uint64(len(op.Data)))*blockSize + opCost, false
-	case *fsop.Fallocate:
-		if op.Mode&(fsop.FallocPunchHole|fsop.FallocZeroRange) != 0 {
-			return opCost, true
-		}
-		return op.Len + opCost, false
-	case *fsop.Setxattr:
-		return 4*uint64(len(op.Value)) + opCost, false
-	case *fsop.Symlink:
-		return 4*uint64(len(op.Target)) + opCost, false
-	case *fsop.Create, *fsop.Mkdir, *fsop.Mknod, *fsop.Link:
-		return opCost, false
-	}
-	return opCost, true
+// spend counts an entry that was executed.
+func (b *Brick) spend(op fsop.Op) {
+	need, _ := fsop.Space(op)
+	b.space.mu.Lock()
+	b.space.spent += need
+	b.space.mu.Unlock()
 }
 
 // Free returns how many bytes of ordinary writes the brick can still take.

@@ -626,3 +626,30 @@ func String(op Op) string {
 	}
 	return fmt.Sprintf("%v %+v", op.Kind(), op)
 }
+
+// opSpace is what an operation without payload takes at most in a brick's log
+// and metadata, in bytes.
+const opSpace = 4096
+
+// Space says how many bytes of a brick's disk op takes at most, and whether it
+// helps to give some back.
+func Space(op Op) (need uint64, frees bool) {
+	switch op := op.(type) {
+	case *Write:
+		// Once in the log, once where it is settled. Both are whole blocks.
+		blocks := (uint64(len(op.Data)) + opSpace - 1) / opSpace
+		return (2*blocks + 1) * opSpace, false
+	case *Fallocate:
+		if op.Mode&(FallocPunchHole|FallocZeroRange) != 0 {
+			return opSpace, true
+		}
+		return op.Len + opSpace, false
+	case *Setxattr:
+		return 4*uint64(len(op.Value)) + opSpace, false
+	case *Symlink:
+		return 4*uint64(len(op.Target)) + opSpace, false
+	case *Create, *Mkdir, *Mknod, *Link:
+		return opSpace, false
+	}
+	return opSpace, true
+}

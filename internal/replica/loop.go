@@ -35,6 +35,11 @@ type loop struct {
 	frozen   bool       // requests wait in iced
 	iced     []*request // in the order in which they came
 
+	// After a change of configuration that left too few bricks in sync to take
+	// changes, requests wait in lean until leanEnd for others to come back.
+	lean    []*request
+	leanEnd core.Instant
+
 	outbox  map[cluster.BrickID]*outbox
 	recent  ring
 	parked  map[fsop.Ino][]*request // wait for a lock, or for a window to be closed
@@ -42,7 +47,7 @@ type loop struct {
 	fsync   syncer
 	reap    reaper
 	seen    map[cluster.SessionID]core.Instant // as primary: when a session was last known alive
-	free    map[cluster.BrickID]uint64         // what the backups can still take
+	room    room
 
 	sources  map[uint64]*openSource
 	nextSrc  uint64
@@ -69,7 +74,7 @@ func newLoop(r *Replica) *loop {
 		parked:  map[fsop.Ino][]*request{},
 		recalls: map[fsop.Ino]*recall{},
 		seen:    map[cluster.SessionID]core.Instant{},
-		free:    map[cluster.BrickID]uint64{},
+		room:    room{of: map[cluster.BrickID]report{}},
 		sources: map[uint64]*openSource{},
 		fsync:   syncer{durable: map[cluster.BrickID]uint64{}},
 	}
@@ -133,6 +138,7 @@ func (l *loop) tick() {
 	l.tickSessions()
 	l.tickLocks()
 	l.tickRecalls()
+	l.tickLean()
 	l.tickReap()
 	l.tickSync()
 }
@@ -239,7 +245,7 @@ func (l *loop) publish() {
 		if l.healing != nil && cfg.Primary != old.cfg.Primary {
 			l.healing() // its source is no longer the truth
 		}
-		l.roleChanged(old.role, v.role)
+		l.roleChanged(old, v.role)
 	}
 }
 
@@ -254,14 +260,21 @@ func (l *loop) nextEpoch() context.Context {
 }
 
 // roleChanged does what a new role or epoch makes necessary.
-func (l *loop) roleChanged(from, to core.Role) {
-	cfg := l.m.Config()
+func (l *loop) roleChanged(old *view, to core.Role) {
+	from, cfg := old.role, l.m.Config()
 	l.log.Info("configuration", "epoch", cfg.Epoch, "role", to, "was", from,
 		"primary", cfg.Primary, "in_sync", cfg.InSync, "tail", l.m.Tail())
 	if to != core.Primary {
 		l.refuseAll("this brick is no longer the primary")
 	}
 	l.draining = false
+	if was := from == core.Primary && !old.cfg.Writable(); to == core.Primary && !cfg.Writable() && !was {
+		l.leanEnd = l.now + leanWait
+	}
+	if from != core.Primary {
+		l.room.reset()
+	}
+	l.endLean()
 	clear(l.recalls)
 	l.fsync.reset(l)
 	if to == core.Primary && from != core.Primary {

@@ -70,6 +70,10 @@ func (l *loop) order(q *request) {
 	}
 	cfg := l.m.Config()
 	if !cfg.Writable() {
+		if l.now < l.leanEnd {
+			l.lean = append(l.lean, q)
+			return
+		}
 		q.finish(proto.DoReply{Errno: fsop.EROFS})
 		return
 	}
@@ -93,6 +97,7 @@ func (l *loop) order(q *request) {
 		q.finish(proto.DoReply{Status: proto.NotServing})
 	default:
 		if res.Raw != nil {
+			l.room.ordered(e.Pos.Seq, q.do.Op)
 			l.recent.put(recentOf(q, e, res.Raw))
 			if o, ok := q.do.Op.(*fsop.CloseSession); ok {
 				delete(l.seen, cluster.SessionID(o.Session))
@@ -119,35 +124,37 @@ func recentOf(q *request, e *proto.Entry, raw []byte) recentEntry {
 	return r
 }
 
-// admit refuses what some in-sync brick has no room for, before it has a position.
-func (l *loop) admit(op fsop.Op) error {
-	if err := l.store.Admit(op); err != nil {
-		return err
+// leanWait is how long changes wait, after a fail-over that left fewer bricks
+// in sync than the set needs, before they are refused. When all machines come
+// back from a power cut one of them leads first, and the others need a moment
+// to agree with it: no application has to hear of that.
+const leanWait = core.Instant(2 * time.Second)
+
+// endLean orders what waited for the set to become writable, if it is now.
+func (l *loop) endLean() {
+	if cfg := l.m.Config(); !cfg.Writable() || len(l.lean) == 0 {
+		return
 	}
-	var need uint64
-	switch op := op.(type) {
-	case *fsop.Write:
-		need = uint64(len(op.Data)) + perOp
-	case *fsop.Create, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link, *fsop.Setxattr:
-		need = perOp
-	case *fsop.Fallocate:
-		if op.Mode&fsop.FallocPunchHole == 0 {
-			need = op.Len
+	waiting := l.lean
+	l.lean = nil
+	l.mail.post(func(l *loop) {
+		for _, q := range waiting {
+			l.order(q)
 		}
-	default:
-		return nil
-	}
-	cfg := l.m.Config()
-	for _, b := range cfg.InSync {
-		if free, known := l.free[b]; known && free < need {
-			return fsop.ENOSPC
-		}
-	}
-	return nil
+	})
 }
 
-// perOp is what an operation without payload may take on a brick, generously.
-const perOp = 4096
+// tickLean refuses what has waited long enough for more bricks.
+func (l *loop) tickLean() {
+	if len(l.lean) == 0 || l.now < l.leanEnd {
+		return
+	}
+	waiting := l.lean
+	l.lean = nil
+	for _, q := range waiting {
+		l.order(q)
+	}
+}
 
 // reply answers q as soon as seq is acknowledged.
 func (l *loop) reply(q *request, seq uint64, r proto.DoReply) {
@@ -180,8 +187,11 @@ func (l *loop) refuseAll(why string) {
 	for _, q := range l.iced {
 		q.finish(proto.DoReply{Status: proto.NotServing})
 	}
-	n += len(l.iced) + l.fsync.refuse()
-	l.iced, l.frozen = nil, false
+	for _, q := range l.lean {
+		q.finish(proto.DoReply{Status: proto.NotServing})
+	}
+	n += len(l.iced) + len(l.lean) + l.fsync.refuse()
+	l.iced, l.frozen, l.lean = nil, false, nil
 	if n > 0 {
 		l.log.Info("requests sent elsewhere", "count", n, "why", why)
 	}

@@ -140,7 +140,7 @@ func (l *loop) beatAck(from cluster.BrickID, a *proto.BeatAck) {
 	if a.Epoch != l.m.Config().Epoch {
 		return
 	}
-	l.free[from] = a.Free
+	l.room.report(from, a.Applied, a.Free)
 	for _, s := range a.Sessions {
 		l.seen[s] = l.now
 	}

@@ -69,6 +69,9 @@ type Store struct {
 	err    error // set before failed is closed
 	stuck  atomic.Bool
 
+	closing chan struct{} // closed when Close begins
+	full    atomic.Int64  // when it was last said that the disk is full, Unix seconds
+
 	// How far flushing and compacting are behind. The library would make
 	// commits wait, with locks of the brick held and for ever if the disk fails;
 	// so it is told never to, and Ready makes those wait who hold no locks yet.
@@ -81,22 +84,33 @@ type Store struct {
 }
 
 const (
+	defaultMemTable = 8 << 20
+
 	maxMemTables = 4  // of unflushed commits before Ready waits
 	maxLayers    = 40 // before Ready waits
 	keyCost      = 64 // bytes of memory for a key, beside itself
 )
 
+// MaxUnflushed is about how many bytes may have been committed and not yet be
+// in tables, with that Options.MemTable.
+func MaxUnflushed(memTable int64) int64 {
+	if memTable == 0 {
+		memTable = defaultMemTable
+	}
+	return maxMemTables * memTable
+}
+
 // Open opens the store in o.Dir, or makes one.
 func Open(o Options) (*Store, error) {
 	if o.MemTable == 0 {
-		o.MemTable = 8 << 20
+		o.MemTable = defaultMemTable
 	}
 	if o.Cache == 0 {
 		o.Cache = 16 << 20
 	}
-	s := &Store{opts: o, failed: make(chan struct{}), eased: make(chan struct{})}
+	s := &Store{opts: o, failed: make(chan struct{}), closing: make(chan struct{}), eased: make(chan struct{})}
 	po := &pebble.Options{
-		FS:                          hookFS{o.FS, o.BeforeSync},
+		FS:                          hookFS{o.FS, s},
 		DisableWAL:                  true,
 		ErrorIfNotExists:            o.ReadOnly,
 		ReadOnly:                    o.ReadOnly,
@@ -117,7 +131,10 @@ func Open(o Options) (*Store, error) {
 			BackgroundError: func(err error) {
 				if errors.Is(err, syscall.ENOSPC) {
 					// A compaction; it will be tried again. If it was a flush, FlushEnd says so.
-					o.Log.Warn("no room to compact the metadata", "dir", o.Dir)
+					if now := time.Now().Unix(); now >= s.full.Load()+60 {
+						s.full.Store(now)
+						o.Log.Warn("no room to compact the metadata", "dir", o.Dir)
+					}
 					return
 				}
 				s.fail(err)
@@ -188,6 +205,7 @@ func (s *Store) fail(err error) {
 // Close closes the store without flushing it: what was committed since the
 // last flush is forgotten. All snapshots must be closed before.
 func (s *Store) Close() error {
+	close(s.closing)
 	if s.stuck.Load() {
 		// The library gave up in the middle of something and left its own locks
 		// behind. Nothing more will be written; the memory is lost.
@@ -301,21 +319,40 @@ func (s *Store) Snapshot() *Snapshot {
 // Close releases the snapshot.
 func (s *Snapshot) Close() error { return s.s.Close() }
 
-// hookFS calls before ahead of every sync of a table.
+// hookFS calls BeforeSync ahead of every sync of a table, and slows down
+// whoever writes tables to a full disk: the library tries a compaction that
+// failed again at once.
 type hookFS struct {
 	vfs.FS
-	before func() error
+	s *Store
 }
+
+// fullPause is how long a failed attempt to write a table takes at least.
+const fullPause = time.Second
 
 func isTable(name string) bool {
 	return strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob")
 }
 
+func (s *Store) pause(err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		select {
+		case <-time.After(fullPause):
+		case <-s.closing:
+		case <-s.failed:
+		}
+	}
+	return err
+}
+
 func (fs hookFS) wrap(name string, f vfs.File, err error) (vfs.File, error) {
-	if err != nil || !isTable(name) {
+	if !isTable(name) {
 		return f, err
 	}
-	return hookFile{f, fs.before}, nil
+	if err != nil {
+		return f, fs.s.pause(err)
+	}
+	return hookFile{f, fs.s}, nil
 }
 
 func (fs hookFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
@@ -337,27 +374,32 @@ func (fs hookFS) Unwrap() vfs.FS { return fs.FS }
 
 type hookFile struct {
 	vfs.File
-	before func() error
+	s *Store
+}
+
+func (f hookFile) Write(p []byte) (int, error) {
+	n, err := f.File.Write(p)
+	return n, f.s.pause(err)
 }
 
 func (f hookFile) Sync() error {
-	if err := f.before(); err != nil {
+	if err := f.s.opts.BeforeSync(); err != nil {
 		return err
 	}
-	return f.File.Sync()
+	return f.s.pause(f.File.Sync())
 }
 
 func (f hookFile) SyncData() error {
-	if err := f.before(); err != nil {
+	if err := f.s.opts.BeforeSync(); err != nil {
 		return err
 	}
-	return f.File.SyncData()
+	return f.s.pause(f.File.SyncData())
 }
 
 func (f hookFile) SyncTo(n int64) (bool, error) {
 	// Starts writing back early and promises nothing, unless the file system can
 	// only sync it all.
-	if err := f.before(); err != nil {
+	if err := f.s.opts.BeforeSync(); err != nil {
 		return false, err
 	}
 	return f.File.SyncTo(n)
