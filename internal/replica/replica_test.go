@@ -246,6 +246,99 @@ func TestTooFewInSyncRefusesWritesAndServesReads(t *testing.T) {
 	})
 }
 
+// All bricks crash at once, as in a power cut. The first to come back leads
+// alone, with fewer in sync than the set needs; writers wait for the others
+// and hear nothing of it.
+func TestAllRestartedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		var acked [3]atomic.Int64
+		for k := range acked {
+			wg.Go(func() {
+				c := &client{w: w, id: cluster.SessionID(1 + k), home: k}
+				for i := int64(1); ctx.Err() == nil; i++ {
+					began := time.Now()
+					err := c.set(ctx, fmt.Sprint("k", k), strconv.FormatInt(i, 10))
+					if err != nil {
+						if ctx.Err() == nil {
+							t.Errorf("write %d of k%d, after %v: %v", i, k, time.Since(began), err)
+						}
+						return
+					}
+					acked[k].Store(i)
+				}
+			})
+		}
+		for range 3 {
+			time.Sleep(time.Second)
+			for _, id := range w.order {
+				w.kill(id)
+			}
+			var before [3]int64
+			for k := range acked {
+				before[k] = acked[k].Load()
+			}
+			for _, id := range w.order {
+				w.startNode(id)
+			}
+			w.mu.Lock()
+			epoch := w.cfg.Epoch
+			w.mu.Unlock()
+			alone := false // for some time one brick led and could take no changes
+			for range 500 {
+				time.Sleep(10 * time.Millisecond)
+				w.mu.Lock()
+				alone = alone || w.cfg.Epoch > epoch && !w.cfg.Writable()
+				w.mu.Unlock()
+			}
+			if !alone {
+				t.Error("no brick led alone: this test tests nothing")
+			}
+			for k := range acked {
+				if n := acked[k].Load(); n <= before[k] {
+					t.Errorf("the writer of k%d stands at %d", k, n)
+				}
+			}
+		}
+		cancel()
+		wg.Wait()
+		w.settled(10 * time.Second)
+	})
+}
+
+// A set that stays too small refuses changes, after it has waited for others.
+func TestLeanWaitEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		c := &client{w: w, id: 1, home: 0}
+		if err := c.set(t.Context(), "k", "v"); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range w.order {
+			w.kill(id)
+		}
+		w.startNode(w.order[0])
+		began := time.Now()
+		err := c.set(t.Context(), "k", "w")
+		if d := time.Since(began); err != fsop.EROFS || d < 2*time.Second || d > 6*time.Second {
+			t.Errorf("a write with one of three: %v after %v; want EROFS after the fail-over and 2 s", err, d)
+		}
+		began = time.Now()
+		if err := c.set(t.Context(), "k", "w"); err != fsop.EROFS || time.Since(began) > 100*time.Millisecond {
+			t.Errorf("the next: %v after %v; want EROFS at once", err, time.Since(began))
+		}
+		for _, id := range w.order[1:] {
+			w.startNode(id)
+		}
+		w.settled(10 * time.Second)
+		if err := c.set(t.Context(), "k", "w"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // A client that does not acknowledge delays others no longer than its lease.
 func TestDeafClientCostsItsLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
