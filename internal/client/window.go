@@ -174,7 +174,7 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	}
 	reply, err := w.next.Do(ctx, op)
 	if err != nil {
-		return nil, err
+		return reply, err // with an Errno goes the position, at which a name was absent
 	}
 	return w.refresh(ctx, reply)
 }

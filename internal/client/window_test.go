@@ -372,3 +372,19 @@ func TestRandomAgainstModel(t *testing.T) {
 		})
 	}
 }
+
+// The position of an absent name comes through: without it no kernel would keep
+// that the name is absent.
+func TestAbsentNameHasAPosition(t *testing.T) {
+	w := newWindows(handlerFunc(func(context.Context, fsop.Op) (*fsop.Reply, error) {
+		return &fsop.Reply{Seq: 7}, fsop.ENOENT
+	}), 1)
+	reply, err := w.Do(t.Context(), &fsop.Lookup{Parent: fsop.RootIno, Name: "absent"})
+	if err != fsop.ENOENT || reply == nil || reply.Seq != 7 {
+		t.Fatalf("%+v, %v, want position 7 and ENOENT", reply, err)
+	}
+}
+
+type handlerFunc func(context.Context, fsop.Op) (*fsop.Reply, error)
+
+func (f handlerFunc) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) { return f(ctx, op) }
