@@ -376,7 +376,7 @@ func TestRandomAgainstModel(t *testing.T) {
 // The position of an absent name comes through: without it no kernel would keep
 // that the name is absent.
 func TestAbsentNameHasAPosition(t *testing.T) {
-	w := newWindows(handlerFunc(func(context.Context, fsop.Op) (*fsop.Reply, error) {
+	w := newWindows(fsop.HandlerFunc(func(context.Context, fsop.Op) (*fsop.Reply, error) {
 		return &fsop.Reply{Seq: 7}, fsop.ENOENT
 	}), 1)
 	reply, err := w.Do(t.Context(), &fsop.Lookup{Parent: fsop.RootIno, Name: "absent"})
@@ -384,7 +384,3 @@ func TestAbsentNameHasAPosition(t *testing.T) {
 		t.Fatalf("%+v, %v, want position 7 and ENOENT", reply, err)
 	}
 }
-
-type handlerFunc func(context.Context, fsop.Op) (*fsop.Reply, error)
-
-func (f handlerFunc) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) { return f(ctx, op) }
