@@ -142,7 +142,9 @@ type settler struct {
 	sweep     bool   // look for data files that nothing refers to
 	steps     []step // oldest first
 	settledTo uint64 // the durable KV has no extents up to this sequence
+	owed      bool   // there is log that is only kept because nothing was flushed since
 	squeezed  time.Time
+	full      time.Time // when it was last said that there is no room
 
 	// Guarded by Brick.wmu.
 	marks  []mark // oldest first
@@ -179,8 +181,12 @@ func (s *settler) restart() {
 	s.steps, s.settledTo, s.marks, s.logged = nil, 0, nil, 0
 }
 
-// squeezeEvery is how often the log is shortened while the disk is nearly full.
-const squeezeEvery = time.Second
+const (
+	// squeezeEvery is how often the log is shortened while the disk is nearly full.
+	squeezeEvery = time.Second
+	// sayFull is how often it is said that the disk is full.
+	sayFull = time.Minute
+)
 
 func (s *settler) start(b *Brick) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -241,7 +247,7 @@ func (s *settler) run(ctx context.Context, b *Brick) {
 		case <-b.failed:
 			return
 		case <-tick.C:
-			force = b.backlog.load.Load() > 0
+			force = b.untidy()
 		case <-s.wake:
 		case <-again.C:
 		}
@@ -262,7 +268,10 @@ func (s *settler) run(ctx context.Context, b *Brick) {
 		case err == nil, ctx.Err() != nil:
 		case errors.Is(err, syscall.ENOSPC):
 			// What was not settled stays where it is, in the log.
-			b.clog.Warn("no room to settle", "err", err)
+			if time.Since(s.full) >= sayFull {
+				s.full = time.Now()
+				b.clog.Warn("no room to settle", "err", err)
+			}
 			s.tight.Store(true)
 			b.backlog.setIdle(true)
 		default:
@@ -270,6 +279,20 @@ func (s *settler) run(ctx context.Context, b *Brick) {
 			return
 		}
 	}
+}
+
+// untidy reports whether something waits for a forced cycle: contents to be
+// settled, files to be removed, log to be let go.
+func (b *Brick) untidy() bool {
+	if b.backlog.load.Load() > 0 {
+		return true
+	}
+	b.settling.Lock()
+	owed := b.settle.owed
+	b.settling.Unlock()
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return owed || len(b.garbage) > 0
 }
 
 // measure has the KV look how far behind it is.
@@ -328,7 +351,8 @@ func (b *Brick) settleNow(ctx context.Context, force bool, upto uint64, stop fun
 		}
 		s.sweep = false
 	}
-	if err := b.trim(durable, force); err != nil {
+	tight := force && s.tight.Swap(false)
+	if err := b.trim(durable, force, tight); err != nil {
 		return err
 	}
 	if force {
@@ -348,14 +372,18 @@ func (b *Brick) settleNow(ctx context.Context, force bool, upto uint64, stop fun
 		b.rest(upto)
 	}
 	b.takeStep()
-	if force && s.tight.Swap(false) {
-		// Make durable what was settled, so that its log can go at once.
-		if err := b.store.Flush(ctx); err != nil {
-			return err
-		}
-		return b.trim(b.applied.Load(), true)
+	if !tight {
+		return nil
 	}
-	return nil
+	// Make durable what was settled, so that its log can go at once.
+	durable = b.applied.Load()
+	if err := b.store.Flush(ctx); err != nil {
+		return err
+	}
+	if err := b.dropGarbage(durable); err != nil {
+		return err
+	}
+	return b.trim(durable, true, true)
 }
 
 // rest notes that all that was committed up to upto is settled: as long as
@@ -655,8 +683,9 @@ func (b *Brick) sweepFiles(stop func() bool) error {
 }
 
 // trim drops log that is not needed. durable is the KV's durable position;
-// flushed says that everything settled before this cycle is durable, too.
-func (b *Brick) trim(durable uint64, flushed bool) error {
+// flushed says that everything settled before this cycle is durable, too; tight,
+// that nothing is to be kept for others.
+func (b *Brick) trim(durable uint64, flushed, tight bool) error {
 	s := &b.settle
 	for len(s.steps) > 0 && (flushed || s.steps[0].at < durable) {
 		s.settledTo = max(s.settledTo, s.steps[0].limit)
@@ -664,7 +693,7 @@ func (b *Brick) trim(durable uint64, flushed bool) error {
 	}
 	seq := min(s.settledTo, durable)
 	retain := uint64(max(b.opts.Retain, 0))
-	if s.tight.Load() {
+	if tight {
 		retain = 0
 	}
 	b.wmu.Lock()
@@ -676,10 +705,11 @@ func (b *Brick) trim(durable uint64, flushed bool) error {
 		}
 		s.marks = s.marks[1:]
 	}
-	if retain == 0 {
+	b.wmu.Unlock()
+	s.owed = seq < keep
+	if tight {
 		keep = seq
 	}
-	b.wmu.Unlock()
 	if seq = min(seq, keep); seq == 0 {
 		return nil
 	}

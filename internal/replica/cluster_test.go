@@ -37,6 +37,7 @@ type memStore struct {
 	giveUp  bool // the next Execute ends its goroutine, as a store does that must not go on
 	err     error
 	heals   int
+	full    bool // there is no room
 }
 
 type lockHolder struct {
@@ -82,12 +83,19 @@ func (s *memStore) History() []cluster.Pos {
 	}
 	return h
 }
-func (s *memStore) Whole() bool             { return s.whole }
-func (s *memStore) Clean() bool             { return len(s.entries) == 0 && s.base == cluster.Pos{} }
-func (s *memStore) Flush() error            { return nil }
-func (s *memStore) Durable() uint64         { return s.Tail().Seq }
-func (s *memStore) Commit(uint64)           {}
-func (s *memStore) Admit(fsop.Op) error     { return nil }
+func (s *memStore) Whole() bool     { return s.whole }
+func (s *memStore) Clean() bool     { return len(s.entries) == 0 && s.base == cluster.Pos{} }
+func (s *memStore) Flush() error    { return nil }
+func (s *memStore) Durable() uint64 { return s.Tail().Seq }
+func (s *memStore) Commit(uint64)   {}
+func (s *memStore) Admit(op fsop.Op) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if op.Kind() == fsop.KindSetxattr && s.full {
+		return fsop.ENOSPC
+	}
+	return nil
+}
 func (s *memStore) Free() uint64            { return 1 << 40 }
 func (s *memStore) Orphans(int) []fsop.Ino  { return nil }
 func (s *memStore) Failed() <-chan struct{} { return s.failed }

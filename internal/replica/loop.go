@@ -139,6 +139,7 @@ func (l *loop) tick() {
 	l.tickLocks()
 	l.tickRecalls()
 	l.tickLean()
+	l.tickRoom()
 	l.tickReap()
 	l.tickSync()
 }

@@ -26,8 +26,9 @@ type request struct {
 	session cluster.SessionID
 	do      proto.Do
 
-	since core.Instant // when it began to wait for a lock
-	done  chan proto.DoReply
+	since   core.Instant // when it began to wait for a lock
+	roomEnd core.Instant // until when it waits for room, 0 if it does not
+	done    chan proto.DoReply
 }
 
 // finish answers the request. It is called once.
@@ -61,7 +62,7 @@ func (l *loop) order(q *request) {
 		l.iced = append(l.iced, q)
 		return
 	}
-	if l.parkWindow(q) {
+	if l.parkWindow(q) || l.behindRoom(q) {
 		return
 	}
 	if q.do.Op.Kind() == fsop.KindFsync {
@@ -78,7 +79,9 @@ func (l *loop) order(q *request) {
 		return
 	}
 	if err := l.admit(q.do.Op); err != nil {
-		q.finish(failure(err))
+		if !l.parkRoom(q, err) {
+			q.finish(failure(err))
+		}
 		return
 	}
 	e := &proto.Entry{
@@ -190,7 +193,7 @@ func (l *loop) refuseAll(why string) {
 	for _, q := range l.lean {
 		q.finish(proto.DoReply{Status: proto.NotServing})
 	}
-	n += len(l.iced) + len(l.lean) + l.fsync.refuse()
+	n += len(l.iced) + len(l.lean) + l.room.refuse() + l.fsync.refuse()
 	l.iced, l.frozen, l.lean = nil, false, nil
 	if n > 0 {
 		l.log.Info("requests sent elsewhere", "count", n, "why", why)

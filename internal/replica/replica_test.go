@@ -339,6 +339,56 @@ func TestLeanWaitEnds(t *testing.T) {
 	})
 }
 
+// What finds no room waits a moment for it, once; when that is in vain, others
+// are refused at once.
+func TestWaitForRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		c := &client{w: w, id: 1, home: 1}
+		store := w.nodes[w.order[0]].store
+		full := func(is bool) {
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			store.full = is
+		}
+		if err := c.set(t.Context(), "k", "1"); err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range []struct {
+			room     time.Duration // when there is, 0: never
+			pause    time.Duration // before
+			want     error
+			min, max time.Duration
+		}{
+			{room: time.Second, min: time.Second, max: 1200 * time.Millisecond},
+			{want: fsop.ENOSPC, max: 10 * time.Millisecond}, // waiting gave very little
+			{room: time.Second, pause: 11 * time.Second, min: time.Second, max: 1200 * time.Millisecond},
+		} {
+			time.Sleep(step.pause)
+			full(true)
+			if step.room > 0 {
+				timer := time.AfterFunc(step.room, func() { full(false) })
+				defer timer.Stop()
+			}
+			began := time.Now()
+			err := c.set(t.Context(), "k", "2")
+			if d := time.Since(began); err != step.want || d < step.min || d > step.max {
+				t.Errorf("%+v: %v after %v", step, err, d)
+			}
+		}
+		// In vain.
+		w2 := newWorld(t, 3, 2)
+		d := &client{w: w2, id: 1, home: 1}
+		w2.nodes[w2.order[0]].store.full = true
+		for i, want := range []time.Duration{2 * time.Second, 0} {
+			began := time.Now()
+			if err := d.set(t.Context(), "k", "1"); err != fsop.ENOSPC || time.Since(began).Round(500*time.Millisecond) != want {
+				t.Errorf("attempt %d: %v after %v", i, err, time.Since(began))
+			}
+		}
+	})
+}
+
 // A client that does not acknowledge delays others no longer than its lease.
 func TestDeafClientCostsItsLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

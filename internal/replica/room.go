@@ -1,10 +1,15 @@
 package replica
 
 import (
+	"errors"
+	"slices"
 	"sort"
+	"time"
 
 	"mortar/internal/cluster"
 	"mortar/internal/fsop"
+	"mortar/internal/proto"
+	"mortar/internal/replica/core"
 )
 
 // room knows, as primary, how many bytes each backup can still take: what it
@@ -14,6 +19,11 @@ type room struct {
 	of      map[cluster.BrickID]report
 	charged uint64   // bytes ordered since this brick began to lead
 	marks   []charge // of the past, oldest first
+
+	waiting []*request   // for room, in the order in which they came
+	vain    core.Instant // when a request last waited in vain, 0 if nothing is known
+	use     uint64       // charged, when waiting was last of use
+	used    core.Instant // when that was, 0 if nothing is known
 }
 
 // report is what a backup said.
@@ -30,13 +40,16 @@ const chargeStep = 256 << 10
 
 func (r *room) reset() {
 	clear(r.of)
-	r.charged, r.marks = 0, nil
+	r.charged, r.marks, r.vain, r.used = 0, nil, 0, 0
 }
 
 // ordered counts an entry that every in-sync brick will take.
 func (r *room) ordered(seq uint64, op fsop.Op) {
 	n, frees := fsop.Space(op)
 	if frees {
+		if op.Kind() == fsop.KindReap {
+			r.vain, r.used = 0, 0
+		}
 		return
 	}
 	r.charged += n
@@ -87,4 +100,70 @@ func (l *loop) admit(op fsop.Op) error {
 		}
 	}
 	return nil
+}
+
+// A brick that is nearly full finds room by settling: what was written is then
+// no longer in the log as well. So changes that find none wait for it, unless
+// that was in vain a moment ago or gave very little.
+const (
+	roomWait  = core.Instant(2 * time.Second)
+	roomAgain = core.Instant(10 * time.Second)
+	roomStep  = 4 << 20
+)
+
+// parkRoom keeps a request that was refused with err, if it may wait for room.
+func (l *loop) parkRoom(q *request, err error) bool {
+	r := &l.room
+	switch {
+	case !errors.Is(err, fsop.ENOSPC):
+		return false
+	case q.roomEnd == 0:
+		little := r.used != 0 && l.now < r.used+roomAgain && r.charged < r.use+roomStep
+		if little || r.vain != 0 && l.now < r.vain+roomAgain {
+			return false
+		}
+		q.roomEnd = l.now + roomWait
+	case l.now >= q.roomEnd:
+		r.vain = l.now
+		return false
+	}
+	r.waiting = append(r.waiting, q)
+	return true
+}
+
+// behindRoom keeps a request behind those of its session that wait for room.
+func (l *loop) behindRoom(q *request) bool {
+	r := &l.room
+	if len(r.waiting) == 0 || q.session == 0 ||
+		!slices.ContainsFunc(r.waiting, func(o *request) bool { return o.session == q.session }) {
+		return false
+	}
+	r.waiting = append(r.waiting, q)
+	return true
+}
+
+// tickRoom tries again what waits for room.
+func (l *loop) tickRoom() {
+	r := &l.room
+	if len(r.waiting) == 0 {
+		return
+	}
+	waiting, before := r.waiting, r.charged
+	r.waiting = nil
+	for _, q := range waiting {
+		l.order(q)
+	}
+	if r.charged > before {
+		r.use, r.used = r.charged, l.now
+	}
+}
+
+// refuse sends those who wait for room elsewhere, and returns how many they are.
+func (r *room) refuse() int {
+	n := len(r.waiting)
+	for _, q := range r.waiting {
+		q.finish(proto.DoReply{Status: proto.NotServing})
+	}
+	r.waiting = nil
+	return n
 }
