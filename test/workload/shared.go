@@ -244,8 +244,9 @@ func race(fs *flag.FlagSet, args []string) (verdict, error) {
 
 // Filling is the outcome of fill.
 type Filling struct {
-	Bytes int64  `json:"bytes"` // written before the disk was full
-	Error string `json:"error"`
+	Bytes int64   `json:"bytes"` // written before the disk was full
+	Error string  `json:"error"`
+	Worst float64 `json:"worst_ms"` // of the writes, and the one that failed
 }
 
 func (f *Filling) wrong() []string {
@@ -270,16 +271,27 @@ func fill(fs *flag.FlagSet, args []string) (verdict, error) {
 		return nil, err
 	}
 	for out.Bytes < *most {
-		n, err := f.Write(contents(uint64(out.Bytes), 128<<10))
+		p := contents(uint64(out.Bytes), 128<<10)
+		begin := time.Now()
+		n, err := f.Write(p)
+		out.Worst = max(out.Worst, float64(time.Since(begin).Microseconds())/1000)
 		out.Bytes += int64(n)
 		if err != nil {
 			out.Error = rootErrno(err)
 			break
 		}
 	}
+	begin := time.Now()
 	if err := f.Close(); err != nil && out.Error == "" {
 		out.Error = rootErrno(err)
 	}
+	out.Worst = max(out.Worst, float64(time.Since(begin).Microseconds())/1000)
+	// What was taken and could not be kept after all, the close has told.
+	st, err := os.Stat(*path)
+	if err != nil {
+		return nil, err
+	}
+	out.Bytes = min(out.Bytes, st.Size())
 	return out, nil
 }
 
