@@ -8,13 +8,11 @@ import (
 	"mortar/internal/fsop"
 )
 
-// OpenDir implements fuse.RawFileSystem.
-func (f *fileSystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if f.o.LocksNode {
-		return fuse.ENOSYS
-	}
-	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
-	return fuse.OK
+// OpenDir implements fuse.RawFileSystem. An open directory needs nothing of us,
+// not even for locks, which the kernel keeps to itself for directories. So it
+// sends neither OPENDIR nor RELEASEDIR from then on, and caches listings.
+func (f *fileSystem) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
+	return fuse.ENOSYS
 }
 
 // ReleaseDir implements fuse.RawFileSystem.

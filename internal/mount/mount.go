@@ -191,7 +191,7 @@ func (m *Mount) start(f func()) {
 // serverOptions are go-fuse's. What it cannot ask the kernel for by an option
 // of its own, ExtraCapabilities can.
 func (m *Mount) serverOptions() *fuse.MountOptions {
-	extra := uint64(fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT |
+	extra := uint64(fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT |
 		fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP)
 	if !m.o.LocksNode {
 		extra |= fuse.CAP_ATOMIC_O_TRUNC // needs OPEN
