@@ -117,6 +117,8 @@ func (l *loop) parkRoom(q *request, err error) bool {
 	switch {
 	case !errors.Is(err, fsop.ENOSPC):
 		return false
+	case l.recalls[touches(q.do.Op)] != nil:
+		return false // somebody waits for the window, which is lost if this takes long
 	case q.roomEnd == 0:
 		little := r.used != 0 && l.now < r.used+roomAgain && r.charged < r.use+roomStep
 		if little || r.vain != 0 && l.now < r.vain+roomAgain {
