@@ -221,7 +221,12 @@ func Open(o Options) (*Brick, error) {
 	}
 	if err := b.open(); err != nil {
 		b.closeFiles()
-		return nil, fmt.Errorf("opening brick %s: %w", o.Dir, err)
+		select {
+		case <-b.failed: // the KV knows better which file it is
+			err = b.err
+		default:
+		}
+		return nil, fmt.Errorf("opening brick %s: %w", o.Dir, damage(err))
 	}
 	b.settle.start(b)
 	return b, nil
@@ -529,7 +534,7 @@ func (b *Brick) distrust() error {
 	if err := b.unmark(); err != nil {
 		return err
 	}
-	if err := disk.WriteFile(b.opts.FS, b.path(healingName), []byte("compare with another brick\n")); err != nil {
+	if err := writeHealing(b.opts.FS, b.path(healingName)); err != nil {
 		return fmt.Errorf("marking the brick as not whole: %w", err)
 	}
 	b.mu.Lock()
@@ -541,6 +546,7 @@ func (b *Brick) distrust() error {
 // fail ends the brick's service, with the first reason there was, which it returns.
 func (b *Brick) fail(err error) error {
 	b.failOnce.Do(func() {
+		err = damage(err)
 		b.err = err
 		close(b.failed)
 		if !errors.Is(err, ErrClosed) && !errors.Is(err, oplog.ErrClosed) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 
 	"mortar/internal/brick/data"
@@ -311,7 +312,13 @@ func (c *checker) dataFiles(ctx context.Context) error {
 		case err != nil:
 			return false, err
 		case uint64(st.Size()) < b.Len:
-			c.bad(at, "its data file %s has %d of %d bytes", c.off.b.data.Path(name), st.Size(), b.Len)
+			var exts []meta.Extent
+			if err := c.v.ExtentsOf(ino, func(e meta.Extent) error { exts = append(exts, e); return nil }); err != nil {
+				return false, err
+			}
+			if want := required(b, slices.Values(exts)); uint64(st.Size()) < want {
+				c.bad(at, "its data file %s has %d of %d bytes", c.off.b.data.Path(name), st.Size(), want)
+			}
 		}
 		return true, nil
 	})

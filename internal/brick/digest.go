@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash"
 
@@ -55,6 +56,9 @@ func (b *Brick) Digest(ctx context.Context) (d Digest, err error) {
 			return true, err
 		})
 	})
+	if err = damage(err); errors.Is(err, ErrDamaged) {
+		return d, b.failWith(err)
+	}
 	copy(d.Sum[:], sum.Sum(nil))
 	return d, err
 }

@@ -147,8 +147,8 @@ func (h *healing) begin(ctx context.Context) error {
 		err = b.settleNow(ctx, true, 1<<64-1, func() bool { return false })
 	}
 	var corrupt *oplog.ErrCorrupt
-	if errors.Is(err, oplog.ErrTrimmed) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &corrupt) {
-		b.clog.Warn("contents that the log no longer has will be copied", "err", err)
+	if errors.Is(err, oplog.ErrTrimmed) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &corrupt) || errors.Is(err, ErrDamagedFile) {
+		b.clog.Warn("contents that this brick has lost will be copied", "err", err)
 		err = nil
 	}
 	if err == nil {
@@ -531,6 +531,9 @@ func (h *healing) beginLarge(ctx context.Context, files []toCopy) (bases []meta.
 			base = meta.Base{Kind: meta.BaseFile, Incarnation: rand.Uint64()}
 			f, err = b.data.Create(data.Name{Ino: c.n.Ino, Incarnation: base.Incarnation})
 		}
+		if f != nil && err == nil {
+			err = f.Lengthen(max(base.Len, c.n.Size))
+		}
 		if f != nil {
 			if fresh[i] {
 				names = append(names, f.Name())
@@ -630,6 +633,9 @@ func (h *healing) writeSmall(files []toCopy, contents [][]byte) error {
 		if err := writeSparse(f, p, 0); err != nil {
 			return own(err)
 		}
+		if err := f.Lengthen(uint64(len(p))); err != nil {
+			return own(err)
+		}
 		g.Go(f.SyncData)
 	}
 	if err := g.Wait(); err != nil {
@@ -689,6 +695,9 @@ func (h *healing) copyLarge(ctx context.Context, c toCopy, base meta.Base) error
 	base.Len, err = h.copyBlocks(ctx, c.n.Ino, f, base.Len)
 	if err != nil {
 		return err
+	}
+	if err := f.Lengthen(base.Len); err != nil {
+		return own(err)
 	}
 	if err := f.SyncData(); err != nil {
 		return own(err)

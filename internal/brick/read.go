@@ -35,7 +35,7 @@ func (b *Brick) Read(ctx context.Context, op fsop.Op) (reply *fsop.Reply, dep ui
 		if cause := b.Err(); cause != nil {
 			return nil, dep, cause
 		}
-		return nil, dep, b.fail(fmt.Errorf("%s: %w", fsop.String(op), err))
+		return nil, dep, b.failWith(fmt.Errorf("%s: %w", fsop.String(op), err))
 	}
 	return nil, dep, errno
 }
@@ -492,18 +492,25 @@ func (b *Brick) readPieces(name data.Name, pieces []piece) error {
 	if name != (data.Name{}) {
 		var err error
 		if f, err = b.data.Open(name); err != nil {
-			return err
+			return b.missingFile(name, err)
 		}
 		defer f.Release()
 	}
 	for _, p := range pieces {
 		if p.seg != nil {
 			if err := p.seg.ReadAt(p.p, p.off); err != nil {
-				return err
+				return logCut(err)
 			}
 			continue
 		}
-		if err := readFull(f, p.p, p.off); err != nil {
+		m, err := f.ReadAt(p.p, p.off)
+		if errors.Is(err, io.EOF) && m == len(p.p) {
+			err = nil
+		}
+		if errors.Is(err, io.EOF) {
+			return b.shortFile(name, f, uint64(p.off)+uint64(len(p.p)))
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -108,6 +108,7 @@ type job struct {
 	exts      []meta.Extent
 	to        uint64    // extents from here on are left for another job
 	base      meta.Base // as it was
+	required  uint64    // of the data file
 	length    uint64    // what the file being written may reach
 	cancelled bool      // the contents it is about are gone; guarded by wmu
 
@@ -275,7 +276,7 @@ func (s *settler) run(ctx context.Context, b *Brick) {
 			s.tight.Store(true)
 			b.backlog.setIdle(true)
 		default:
-			b.fail(fmt.Errorf("settling: %w", err))
+			b.failWith(fmt.Errorf("settling: %w", err))
 			return
 		}
 	}
@@ -514,6 +515,7 @@ func (b *Brick) beginJobs(inos []fsop.Ino, limit uint64) (jobs []*job, done int,
 			return jobs, 0, err
 		}
 		j.length = max(j.base.Len, j.exts[len(j.exts)-1].End())
+		j.required = required(&j.base, slices.Values(b.extents[ino].all(func(*meta.Extent) bool { return true })))
 		b.jobs[ino] = j
 		jobs = append(jobs, j)
 	}
@@ -553,7 +555,16 @@ func (b *Brick) runJob(j *job) (err error) {
 	}
 	name := data.Name{Ino: j.ino, Incarnation: j.base.Incarnation}
 	if j.base.Kind == meta.BaseFile {
-		if j.file, err = b.data.Open(name); err == nil {
+		if j.file, err = b.data.Open(name); err != nil {
+			return b.missingFile(name, err)
+		}
+		st, serr := j.file.Stat()
+		switch {
+		case serr != nil:
+			err = serr
+		case uint64(st.Size()) < j.required:
+			err = b.shortFile(name, j.file, j.required)
+		default:
 			// No state of the KV, neither this one nor the durable one, reads
 			// what is behind; but it would, once the file grows over it.
 			err = j.file.Shorten(j.base.Len)

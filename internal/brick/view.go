@@ -2,6 +2,7 @@ package brick
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"mortar/internal/brick/data"
@@ -125,7 +126,18 @@ func (b *Brick) pinnedContents(v meta.View, n *meta.Inode) (c *pinnedContents, e
 		return nil
 	})
 	if err == nil && c.base.Kind == meta.BaseFile {
-		c.file, err = b.data.Open(data.Name{Ino: n.Ino, Incarnation: c.base.Incarnation})
+		name := data.Name{Ino: n.Ino, Incarnation: c.base.Incarnation}
+		if c.file, err = b.data.Open(name); err != nil {
+			return c, b.missingFile(name, err)
+		}
+		st, err := c.file.Stat()
+		if want := required(&c.base, slices.Values(c.ext)); err == nil && uint64(st.Size()) < want {
+			err = b.shortFile(name, c.file, want)
+		}
+		if err != nil {
+			c.close()
+			return c, err
+		}
 	}
 	return c, err
 }
@@ -161,7 +173,7 @@ func (c *pinnedContents) readAt(p []byte, off uint64) error {
 			continue
 		}
 		if err := readLog(c.b.log, e.Segment, q, e.LogOff+int64(from-e.Off)); err != nil {
-			return err
+			return logCut(err)
 		}
 	}
 	return nil

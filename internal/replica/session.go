@@ -437,8 +437,8 @@ func (s *Session) read(ctx context.Context, op fsop.Op) proto.DoReply {
 		case errors.As(err, &errno):
 			return proto.DoReply{Errno: errno, Reply: fsop.Reply{Seq: reply.Seq}}
 		default:
-			s.r.log.Error("read", "op", fsop.String(op), "err", err)
-			return proto.DoReply{Errno: fsop.EIO}
+			// The brick has failed, and has said so. Another one can answer.
+			return proto.DoReply{Status: proto.NotServing}
 		}
 	}
 }

@@ -141,6 +141,16 @@ func (d *File) Shorten(length uint64) error {
 	return d.Truncate(int64(length))
 }
 
+// Lengthen has the file end at length or later, with zeros: what is shorter than
+// the KV says was cut by somebody else.
+func (d *File) Lengthen(length uint64) error {
+	st, err := d.Stat()
+	if err != nil || uint64(st.Size()) >= length {
+		return err
+	}
+	return d.Truncate(int64(length))
+}
+
 // use counts a user of d. f.mu is held.
 func (f *Files) use(d *File) {
 	if d.elem != nil {

@@ -16,8 +16,9 @@ type Log interface {
 
 // Settle makes file have what the extents say, which are in the order of their
 // offsets. length is the end of what the file has that may be other than zero,
-// and so is what Settle returns, afterwards. It syncs nothing.
-func Settle(f disk.File, log Log, exts []meta.Extent, length uint64) (uint64, error) {
+// and so is what Settle returns, afterwards; the file is at least as long. It
+// syncs nothing.
+func Settle(f *File, log Log, exts []meta.Extent, length uint64) (uint64, error) {
 	g := gather{f: f, log: log}
 	defer g.close()
 	for i := range exts {
@@ -51,7 +52,10 @@ func Settle(f disk.File, log Log, exts []meta.Extent, length uint64) (uint64, er
 			length = max(length, e.End())
 		}
 	}
-	return length, g.flush()
+	if err := g.flush(); err != nil {
+		return 0, err
+	}
+	return length, f.Lengthen(length)
 }
 
 const (

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"runtime"
 	"strings"
@@ -36,6 +37,33 @@ import (
 // format is the version of the store's own files. A store of a newer one is
 // refused, an older one is converted when it is opened.
 const format = pebble.FormatValueSeparation
+
+// ErrDamaged is wrapped by errors that say that the store's files are not what
+// they once were: another store has to take its place.
+var ErrDamaged = errors.New("the metadata store is damaged")
+
+// Damaged reports whether err comes from files that are not what they were.
+// Disks that are full or fail are something else, and so are files of a newer
+// version.
+func Damaged(err error) bool {
+	return errors.Is(err, ErrDamaged) || pebble.IsCorruptionError(err)
+}
+
+// damage has err wrap ErrDamaged if it comes from files that are missing, or not what they were.
+func damage(err error) error {
+	if err == nil || errors.Is(err, ErrDamaged) || !missing(err) && !Damaged(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+// missing reports whether err is about a file of the store that is gone or was cut.
+func missing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "object size mismatch") // the library has no better sign
+}
+
+// errStuck is what a store gets that has given up and still tries to write.
+var errStuck = errors.New("this store has given up")
 
 // Options says where a Store is and what it may use.
 type Options struct {
@@ -68,6 +96,7 @@ type Store struct {
 	once   sync.Once
 	err    error // set before failed is closed
 	stuck  atomic.Bool
+	lock   *pebble.Lock // of the directory; nil if it is only read
 
 	closing chan struct{} // closed when Close begins
 	full    atomic.Int64  // when it was last said that the disk is full, Unix seconds
@@ -142,7 +171,7 @@ func Open(o Options) (*Store, error) {
 			// What reads it gets an error as well. Without this the library calls
 			// Fatalf in the middle of the read.
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
-				s.fail(fmt.Errorf("%s is damaged: %w", i.Path, i.Details))
+				s.fail(fmt.Errorf("%w: %s: %w", ErrDamaged, i.Path, i.Details))
 			},
 			FlushBegin: func(pebble.FlushInfo) { s.flushing.Store(s.committed.Load()) },
 			FlushEnd: func(i pebble.FlushInfo) {
@@ -184,11 +213,24 @@ func Open(o Options) (*Store, error) {
 		if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
 			return nil, err
 		}
+		// Held here, the lock can be let go even if the library has given up.
+		var err error
+		if s.lock, err = pebble.LockDirectory(o.Dir, o.FS); err != nil {
+			return nil, fmt.Errorf("locking the metadata in %s: %w", o.Dir, err)
+		}
+		po.Lock = s.lock
 	}
+	opened := false
+	defer func() { // also when the library ends this goroutine
+		if !opened {
+			s.unlock()
+		}
+	}()
 	db, err := pebble.Open(o.Dir, po)
 	if err != nil {
-		return nil, fmt.Errorf("opening the metadata in %s: %w", o.Dir, err)
+		return nil, fmt.Errorf("opening the metadata in %s: %w", o.Dir, damage(err))
 	}
+	opened = true
 	s.db, s.View = db, View{db}
 	return s, nil
 }
@@ -196,7 +238,7 @@ func Open(o Options) (*Store, error) {
 // fail remembers the first error.
 func (s *Store) fail(err error) {
 	s.once.Do(func() {
-		s.err = fmt.Errorf("metadata in %s: %w", s.opts.Dir, err)
+		s.err = fmt.Errorf("metadata in %s: %w", s.opts.Dir, damage(err))
 		close(s.failed)
 		s.opts.Failed(s.err)
 	})
@@ -206,6 +248,7 @@ func (s *Store) fail(err error) {
 // last flush is forgotten. All snapshots must be closed before.
 func (s *Store) Close() error {
 	close(s.closing)
+	defer s.unlock()
 	if s.stuck.Load() {
 		// The library gave up in the middle of something and left its own locks
 		// behind. Nothing more will be written; the memory is lost.
@@ -215,6 +258,14 @@ func (s *Store) Close() error {
 		return fmt.Errorf("closing the metadata in %s: %w", s.opts.Dir, err)
 	}
 	return nil
+}
+
+func (s *Store) unlock() {
+	if s.lock != nil {
+		if err := s.lock.Close(); err != nil {
+			s.opts.Log.Warn("unlocking the metadata", "dir", s.opts.Dir, "err", err)
+		}
+	}
 }
 
 // Flush makes everything committed so far durable.
@@ -345,6 +396,15 @@ func (s *Store) pause(err error) error {
 	return err
 }
 
+// may refuses what a store that has given up would still write: another one may
+// have taken its place by then.
+func (fs hookFS) may() error {
+	if fs.s.stuck.Load() {
+		return errStuck
+	}
+	return nil
+}
+
 func (fs hookFS) wrap(name string, f vfs.File, err error) (vfs.File, error) {
 	if !isTable(name) {
 		return f, err
@@ -356,18 +416,34 @@ func (fs hookFS) wrap(name string, f vfs.File, err error) (vfs.File, error) {
 }
 
 func (fs hookFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := fs.may(); err != nil {
+		return nil, err
+	}
 	f, err := fs.FS.Create(name, c)
 	return fs.wrap(name, f, err)
 }
 
 func (fs hookFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	if err := fs.may(); err != nil {
+		return nil, err
+	}
 	f, err := fs.FS.OpenReadWrite(name, c, o...)
 	return fs.wrap(name, f, err)
 }
 
 func (fs hookFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := fs.may(); err != nil {
+		return nil, err
+	}
 	f, err := fs.FS.ReuseForWrite(old, name, c)
 	return fs.wrap(name, f, err)
+}
+
+func (fs hookFS) Remove(name string) error {
+	if err := fs.may(); err != nil {
+		return err
+	}
+	return fs.FS.Remove(name)
 }
 
 func (fs hookFS) Unwrap() vfs.FS { return fs.FS }
@@ -420,7 +496,14 @@ func (l logger) Errorf(f string, a ...any) {
 // declared failed and the goroutine ends.
 func (l logger) Fatalf(f string, a ...any) {
 	l.s.stuck.Store(true)
-	l.s.fail(fmt.Errorf("the metadata store gave up: "+f, a...))
+	err := fmt.Errorf("the metadata store gave up: "+f, a...)
+	for _, x := range a {
+		if cause, ok := x.(error); ok && (missing(cause) || Damaged(cause)) {
+			err = fmt.Errorf("%w: %w", ErrDamaged, err)
+			break
+		}
+	}
+	l.s.fail(err)
 	runtime.Goexit()
 }
 
