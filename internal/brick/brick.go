@@ -71,6 +71,10 @@ var (
 type Options struct {
 	FS  disk.FS
 	Dir string
+	// Alone, if set, says whether no other brick has the same contents. Such a
+	// brick goes on with what it has, whatever is damaged, as far as it can. It is
+	// called without locks held and must not block.
+	Alone func() bool
 	// Identity is what the brick must be; the zero Identity accepts any.
 	Identity Identity
 	Log      *slog.Logger // nil: none
@@ -149,6 +153,7 @@ type Brick struct {
 	failed   chan struct{}
 	err      error // set before failed is closed
 	closed   atomic.Bool
+	said     atomic.Int64 // when it was last said that a file is lost, Unix nanoseconds
 
 	waiters atomic.Int32 // for a commit
 	waitMu  sync.Mutex

@@ -115,11 +115,30 @@ func logCut(err error) error {
 // markTime is how long a brick that is about to fail may take to note why.
 const markTime = 5 * time.Second
 
-// failWith is fail. If the error is about a data file, it is first noted durably
-// which one. Neither b.wmu nor b.mu is held.
+// alone reports whether nobody can help this brick.
+func (b *Brick) alone() bool { return b.opts.Alone != nil && b.opts.Alone() }
+
+// sayDamaged is how often it is said that a data file is damaged.
+const sayDamaged = time.Minute
+
+// lost reports whether err is about a data file that no other brick has either:
+// then only that file cannot be read. Neither b.wmu nor b.mu is held.
+func (b *Brick) lost(err error) bool {
+	if !errors.Is(err, ErrDamagedFile) || !b.alone() {
+		return false
+	}
+	if now := time.Now().UnixNano(); now >= b.said.Load()+int64(sayDamaged) {
+		b.said.Store(now)
+		b.clog.Error("a file cannot be read, and no other brick has it", "err", err)
+	}
+	return true
+}
+
+// failWith is fail. If the error is about a data file that another brick has, it
+// is first noted durably which one. Neither b.wmu nor b.mu is held.
 func (b *Brick) failWith(err error) error {
 	var file *damagedFile
-	if errors.As(err, &file) && b.Err() == nil {
+	if errors.As(err, &file) && b.Err() == nil && !b.alone() {
 		if merr := b.doubt(file.ino); merr != nil {
 			err = fmt.Errorf("%w; and it could not be noted: %w", err, merr)
 		}

@@ -56,7 +56,7 @@ func (b *Brick) Digest(ctx context.Context) (d Digest, err error) {
 			return true, err
 		})
 	})
-	if err = damage(err); errors.Is(err, ErrDamaged) {
+	if err = damage(err); errors.Is(err, ErrDamaged) && !b.lost(err) {
 		return d, b.failWith(err)
 	}
 	copy(d.Sum[:], sum.Sum(nil))

@@ -35,6 +35,9 @@ func (b *Brick) Read(ctx context.Context, op fsop.Op) (reply *fsop.Reply, dep ui
 		if cause := b.Err(); cause != nil {
 			return nil, dep, cause
 		}
+		if b.lost(err) {
+			return nil, dep, fsop.EIO
+		}
 		return nil, dep, b.failWith(fmt.Errorf("%s: %w", fsop.String(op), err))
 	}
 	return nil, dep, errno

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"mortar/internal/brick"
 	"mortar/internal/cluster"
 	"mortar/internal/codec"
 	"mortar/internal/control/state"
@@ -45,6 +46,8 @@ type brickRun struct {
 	replica  *replica.Replica // nil while it is not served
 	problem  string           // why not
 	healPace pace             // of the comparison under way
+
+	mended time.Time // when it was last made fit to be healed; only loop's
 }
 
 // How long to wait before another try to open a brick whose disk is, perhaps,
@@ -198,10 +201,13 @@ func (r *brickRun) loop() {
 		if err == nil {
 			err = errors.New("it stopped by itself")
 		}
-		r.mu.Lock()
-		known := r.problem == err.Error()
-		r.problem = err.Error()
-		r.mu.Unlock()
+		if errors.Is(err, brick.ErrDamaged) {
+			if !r.mend(err) {
+				return
+			}
+			continue
+		}
+		r.unserved(err.Error())
 		var again <-chan time.Time
 		if !opened {
 			timer.Reset(pause)
@@ -210,15 +216,23 @@ func (r *brickRun) loop() {
 		} else {
 			pause = reopenFirst
 		}
-		if !known {
-			r.b.log.Error("a brick is not served", "volume", r.volume, "path", r.path, "brick", r.id, "error", err)
-		}
 		select {
 		case <-again:
 		case <-r.retry:
 		case <-r.ctx.Done():
 			return
 		}
+	}
+}
+
+// unserved says why the brick is not served, once.
+func (r *brickRun) unserved(problem string) {
+	r.mu.Lock()
+	known := r.problem == problem
+	r.problem = problem
+	r.mu.Unlock()
+	if !known {
+		r.b.log.Error("a brick is not served", "volume", r.volume, "path", r.path, "brick", r.id, "error", problem)
 	}
 }
 
@@ -249,10 +263,13 @@ func (r *brickRun) serve() (opened bool, err error) {
 	if v == nil {
 		return false, errors.New("its volume is gone")
 	}
-	store, err := openStore(r.path, r.b.m.pool, v, r.set, r.id, r.b.log)
+	o := brickOptions(r.path, r.b.m.pool, v, r.set, r.id, r.b.log)
+	o.Alone = r.alone
+	b, err := brick.Open(o)
 	if err != nil {
 		return false, err
 	}
+	store := store{b}
 	log := r.b.m.log.With("part", "replica", "volume", r.volume)
 	rep, err := replica.New(replica.Config{
 		Set: r.set, Brick: r.id, Store: store, Transport: transport{r.b, r.set}, Control: setControl{r.b.m}, Log: log,

@@ -24,16 +24,15 @@ type store struct{ *brick.Brick }
 
 var _ replica.Store = store{}
 
-// openStore opens a brick, which must be the one that the map means.
-func openStore(dir string, pool cluster.ID, v *cluster.Volume, set cluster.SetID, id cluster.BrickID, log *slog.Logger) (store, error) {
+// brickOptions says how to open a brick, which must be the one that the map means.
+func brickOptions(dir string, pool cluster.ID, v *cluster.Volume, set cluster.SetID, id cluster.BrickID, log *slog.Logger) brick.Options {
 	o := v.EffectiveOptions()
-	b, err := brick.Open(brick.Options{
+	return brick.Options{
 		FS: disk.OS, Dir: dir, Log: log,
 		Identity: brick.Identity{Format: brick.FormatVersion, Pool: pool, Volume: set.Volume, Set: set.Index, Brick: id},
 		Retain:   o.RetentionSize,
 		Reserve:  float64(o.Reserve) / 100,
-	})
-	return store{b}, err
+	}
 }
 
 // Execute implements replica.Store.

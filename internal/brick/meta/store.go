@@ -220,17 +220,21 @@ func Open(o Options) (*Store, error) {
 		}
 		po.Lock = s.lock
 	}
-	opened := false
-	defer func() { // also when the library ends this goroutine
-		if !opened {
-			s.unlock()
-		}
+	var db *pebble.DB
+	var err error
+	ended := make(chan struct{})
+	go func() { // the library may end it, see Fatalf
+		defer close(ended)
+		db, err = pebble.Open(o.Dir, po)
 	}()
-	db, err := pebble.Open(o.Dir, po)
+	<-ended
+	if err == nil && db == nil {
+		err = s.err
+	}
 	if err != nil {
+		s.unlock()
 		return nil, fmt.Errorf("opening the metadata in %s: %w", o.Dir, damage(err))
 	}
-	opened = true
 	s.db, s.View = db, View{db}
 	return s, nil
 }
