@@ -177,6 +177,39 @@ func TestDamagedDataFile(t *testing.T) {
 	}
 }
 
+// A brick that nobody can help goes on with what can be read.
+func TestDamagedAlone(t *testing.T) {
+	ctx := context.Background()
+	_, b, large := twins(t)
+	file := b.dataFile(large)
+	if err := b.Close(true); err != nil {
+		t.Fatal(err)
+	}
+	change(t, b.opts.FS, file, func(f disk.File) error { return f.Truncate(200 << 10) })
+	alone := true
+	b.opts.Alone = func() bool { return alone }
+	b = openBrick(t, b.opts)
+	if r := b.get(&fsop.Read{Ino: large, Off: 100 << 10, Len: 100 << 10}); len(r.Data) != 100<<10 || r.Data[0] == 0 {
+		t.Errorf("what is there reads as %d bytes", len(r.Data))
+	}
+	for range 2 {
+		if _, _, err := b.Read(ctx, &fsop.Read{Ino: large, Off: 150 << 10, Len: 100 << 10}); err != fsop.EIO {
+			t.Errorf("what is not reads: %v", err)
+		}
+	}
+	if _, err := b.Digest(ctx); !errors.Is(err, ErrDamagedFile) {
+		t.Errorf("digest: %v", err)
+	}
+	if err := b.Err(); err != nil || !b.Whole() {
+		t.Errorf("whole %v, %v", b.Whole(), err)
+	}
+	b.write(b.create(fsop.RootIno, "more"), 0, []byte("more"))
+	alone = false // another one is in sync by now
+	if _, _, err := b.Read(ctx, &fsop.Read{Ino: large, Off: 150 << 10, Len: 100 << 10}); !errors.Is(err, ErrDamagedFile) || b.Whole() {
+		t.Errorf("with a peer: %v, whole %v", err, b.Whole())
+	}
+}
+
 // What settling has begun and a crash undone is no damage.
 func TestCutBySettling(t *testing.T) {
 	for seed := range uint64(20) {
