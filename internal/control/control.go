@@ -487,6 +487,24 @@ type Problem struct {
 	Reason string        `json:"reason"`
 }
 
+// WaitVoters returns when as many peers vote, as far as this one knows, as the
+// pool should have voters. A pool that has just grown needs a moment for that,
+// in which it is as weak as it was.
+func (c *Control) WaitVoters(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if m := c.Map(); m.Peer(c.cfg.Self) != nil && len(c.Status().Voters) >= state.Voters(len(m.Peers)) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // Status returns the state of the control plane.
 func (c *Control) Status() Status {
 	s := Status{Term: c.raft.CurrentTerm()}

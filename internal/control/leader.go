@@ -20,6 +20,10 @@ const (
 	// scanEvery is how often the leader looks for sets without a primary that
 	// nobody reported, and for changes that the consensus group needs.
 	scanEvery = time.Second
+	// hurryEvery is how often it looks while the group is growing, for hurryFor:
+	// until the new peers are up to date and vote, the pool is as weak as before.
+	hurryEvery = 50 * time.Millisecond
+	hurryFor   = 5 * time.Second
 	// roundPause is the time between two rounds of seals of one set, which grows
 	// to maxRoundPause while nothing comes of them.
 	roundPause    = 50 * time.Millisecond
@@ -401,8 +405,9 @@ func (l *leader) configure(v *cluster.Volume, t *trouble, next *cluster.SetConfi
 
 // keepGroup makes the consensus group follow the map, one step at a time.
 func (l *leader) keepGroup() error {
-	tick := time.NewTicker(scanEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var hurry time.Time
 	for {
 		changed := l.c.Watch(l.c.Map().Version)
 		if step := l.nextStep(); step.Kind != state.StepNone {
@@ -415,11 +420,18 @@ func (l *leader) keepGroup() error {
 				l.c.log.Warn("the consensus group was not changed", "step", step.Kind.String(), "peer", name, "error", err)
 			} else {
 				l.c.log.Info("the consensus group was changed", "step", step.Kind.String(), "peer", name)
+				if step.Kind == state.StepAdd {
+					hurry = time.Now().Add(hurryFor)
+				}
 				continue
 			}
 		}
+		timer.Reset(scanEvery)
+		if time.Now().Before(hurry) && len(l.c.Status().Voters) < state.Voters(len(l.c.Map().Peers)) {
+			timer.Reset(hurryEvery)
+		}
 		select {
-		case <-tick.C:
+		case <-timer.C:
 		case <-changed:
 		case <-l.ctx.Done():
 		}

@@ -140,7 +140,26 @@ func (n *Node) join(ctx context.Context, text string, hosts []string, name strin
 		return nil, api.Errorf(api.NoQuorum, "this machine is in the pool as %s, and has not yet heard from the peer that leads it (%w); it goes on trying", reply.Name, err)
 	}
 	n.log.Info("joined a pool", "pool", reply.Pool, "name", reply.Name)
+	m.waitVoters(ctx)
 	return &api.JoinReply{Pool: reply.Pool, Peer: id.ID().String(), Name: reply.Name}, nil
+}
+
+// votersTime is how long a join waits for the pool to be as strong as its machines make it.
+const votersTime = 3 * time.Second
+
+// waitVoters waits until the machines of the pool that should vote do: who has
+// been told that a machine has joined may rely on it. It is not an error if that
+// takes longer, because other machines are away.
+func (m *member) waitVoters(ctx context.Context) {
+	plane := m.plane.Load()
+	if plane == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, votersTime)
+	defer cancel()
+	if err := plane.WaitVoters(ctx); err != nil {
+		m.log.Info("the pool's voters are not complete yet", "error", err)
+	}
 }
 
 // enrollAt asks the first of the addresses that can be reached for membership.
