@@ -144,13 +144,15 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 	m.handler, m.dev = h, dev
 	life, end := context.WithCancel(context.Background())
 	m.life = life
-	srv, err := fuse.NewServer(&fileSystem{fuse.NewDefaultRawFileSystem(), m}, fmt.Sprintf("/dev/fd/%d", fd), m.serverOptions())
+	srv, err := newServer(fd, &fileSystem{fuse.NewDefaultRawFileSystem(), m}, m.serverOptions(), m.log)
+	if err == nil {
+		err = m.probe(srv)
+	}
 	if err != nil {
 		end()
 		unix.Unmount(dir, unix.MNT_DETACH)
 		return fmt.Errorf("mount %s: %w", dir, err)
 	}
-	m.probe(srv.KernelSettings())
 
 	m.start(func() { m.inflight.watch(m.stop, dev.dead) })
 	for range entryWorkers {
@@ -158,7 +160,7 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 	}
 	unmounted := make(chan struct{})
 	go func() { // waited for below
-		srv.Serve()
+		srv.run()
 		close(unmounted)
 	}()
 	if err := settle(dir); err != nil {
@@ -216,15 +218,20 @@ func (m *Mount) serverOptions() *fuse.MountOptions {
 // they can take: that many times a MiB, twice.
 const maxBackground = 16
 
-func (m *Mount) probe(k *fuse.InitIn) {
+// probe finds out what the kernel can do.
+func (m *Mount) probe(srv *server) error {
+	minor, flags, err := srv.init()
+	if err != nil {
+		return err
+	}
 	f := &m.features
-	f.Minor = k.Minor
-	flags := k.Flags64()
+	f.Minor = minor
 	f.KillPrivV2 = flags&fuse.CAP_HANDLE_KILLPRIV_V2 != 0
 	f.DirectIOMmap = flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0
 	f.CacheSymlinks = flags&fuse.CAP_CACHE_SYMLINKS != 0
 	f.Epoch = !m.o.noEpoch && m.dev.incEpoch() == nil
 	m.names.enabled = !f.Epoch
+	return nil
 }
 
 // settle makes the kernel ask once whether files here can be polled, which no
