@@ -37,6 +37,8 @@ type windows struct {
 	wake  chan struct{}
 	life  context.Context // of Run
 	wg    sync.WaitGroup
+
+	buffers buffers
 }
 
 // written is a file that this client has written to lately.
@@ -49,6 +51,8 @@ type written struct {
 	closes  int  // how often it was
 	used    time.Time
 
+	recalled time.Time // when somebody else wanted to see it
+
 	// held back: not yet sent
 	data []byte
 	off  uint64
@@ -57,8 +61,11 @@ type written struct {
 	then fsop.Setattr // to be done after data; Valid 0: nothing
 	born time.Time    // when the first of it came
 
+	streams bool // so much was written at a time that there will be more
+
 	// attr is what the file's attributes will be, but for times, while the window is held.
-	attr fsop.Attr
+	attr  fsop.Attr
+	sized bool // and its size is certain, so that what is appended has a place
 
 	flights []*flight
 	bytes   int   // held back or in flight
@@ -76,11 +83,12 @@ func (f *written) dirty() bool { return f.waits() || len(f.flights) > 0 || f.byt
 type flight struct{ off, end uint64 }
 
 const (
-	windowBytes = 2 << 20  // of one file, held back or in flight: one full request of the kernel is sent while the next one is taken
+	windowBytes = 4 << 20  // of one file, held back or in flight: a few full requests of the kernel are under way while the next one is taken
 	totalBytes  = 16 << 20 // of all files
 	joinBytes   = 256 << 10
 	holdBack    = 20 * time.Millisecond // the longest that a write is held back
 	windowIdle  = time.Second           // after which an unused window is given back
+	shyness     = time.Second           // after somebody else wanted to see a file, appends do not ask for its window
 )
 
 func newWindows(next fsop.Handler, session uint64) *windows {
@@ -167,10 +175,14 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 			return reply, nil
 		}
 	}
-	if ino := subject(op); ino != 0 {
+	ino := subject(op)
+	if ino != 0 {
 		if err := w.drain(ctx, ino); err != nil {
 			return nil, err
 		}
+	}
+	if resizes(op) {
+		return w.resize(ctx, ino, op)
 	}
 	reply, err := w.next.Do(ctx, op)
 	if err != nil {
@@ -206,6 +218,41 @@ func subject(op fsop.Op) fsop.Ino {
 		return op.Ino
 	}
 	return 0
+}
+
+// resizes reports whether op may change a file's size otherwise than by writing.
+func resizes(op fsop.Op) bool {
+	switch op := op.(type) {
+	case *fsop.Setattr:
+		return op.Valid&fsop.SetSize != 0
+	case *fsop.Fallocate:
+		return true
+	}
+	return false
+}
+
+// resize carries out an operation that changes the size of a file whose window
+// may be held. Until its answer is here nobody knows where an append would go.
+func (w *windows) resize(ctx context.Context, ino fsop.Ino, op fsop.Op) (*fsop.Reply, error) {
+	w.mu.Lock()
+	f := w.files[ino]
+	closes := 0
+	if f != nil {
+		f.sized, closes = false, f.closes
+	}
+	w.mu.Unlock()
+	reply, err := w.next.Do(ctx, op)
+	if err == nil && f != nil && reply.Attr.Ino == ino {
+		w.mu.Lock()
+		if f.held && !f.closing && f.closes == closes && reply.Attr.Change > f.attr.Change {
+			f.attr, f.sized = reply.Attr, true
+		}
+		w.mu.Unlock()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return w.refresh(ctx, reply)
 }
 
 // refresh replaces attributes that a reply has of files with writes that it cannot know of.
@@ -273,8 +320,21 @@ func (w *windows) create(ctx context.Context, op *fsop.Create) (*fsop.Reply, err
 	return reply, nil
 }
 
-// hold notes that the session holds the window of f, which has these attributes.
-func (f *written) hold(a *fsop.Attr) { f.held, f.attr = true, *a }
+// hold notes that the session holds the window of f, which had these attributes
+// when it was given.
+func (f *written) hold(a *fsop.Attr) {
+	size := a.Size
+	if f.held {
+		if a.Change <= f.attr.Change {
+			return // answers to writes side by side come in any order
+		}
+		if f.sized {
+			size = max(size, f.attr.Size)
+		}
+	}
+	f.held, f.sized, f.attr = true, true, *a
+	f.attr.Size = size
+}
 
 // setattr puts attributes off until what was written before them is sent, if the
 // window of the file is held: archivers set them on every file just before they
@@ -301,55 +361,65 @@ func (w *windows) setattr(op *fsop.Setattr) (*fsop.Reply, bool) {
 func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error) {
 	w.mu.Lock()
 	f := w.fileLocked(op.Ino)
-	if err := f.takeError(); err != nil {
-		w.mu.Unlock()
-		return nil, err
-	}
-	if op.Append || !f.held || f.closing {
-		if err := w.drainLocked(ctx, f); err != nil {
+	off, n := op.Off, len(op.Data)
+	for {
+		if err := f.takeError(); err != nil {
 			w.mu.Unlock()
 			return nil, err
 		}
-		return w.writeThrough(ctx, f, op)
-	}
-	defer w.mu.Unlock()
-	joins := len(f.data) > 0 && f.then.Valid == 0 && op.Off == f.off+uint64(len(f.data)) && len(f.data)+len(op.Data) <= joinBytes
-	if f.waits() && !joins {
-		w.sendLocked(f)
-	}
-	for f.bytes > 0 && f.bytes+len(op.Data) > windowBytes || w.bytes > 0 && w.bytes+len(op.Data) > totalBytes {
+		if !f.held || f.closing || op.Append && !f.sized {
+			if err := w.drainLocked(ctx, f); err != nil {
+				w.mu.Unlock()
+				return nil, err
+			}
+			return w.writeThrough(ctx, f, op)
+		}
+		if op.Append {
+			off = f.attr.Size // nobody else can move the end while the window is held
+		}
+		joins := len(f.data) > 0 && f.then.Valid == 0 && off == f.off+uint64(len(f.data)) && len(f.data)+n <= joinBytes
+		if f.waits() && !joins {
+			w.sendLocked(f)
+		}
+		if (f.bytes == 0 || f.bytes+n <= windowBytes) && (w.bytes == 0 || w.bytes+n <= totalBytes) {
+			break
+		}
 		if len(f.flights) == 0 {
 			w.sendLocked(f)
 		}
-		if err := w.waitLocked(ctx); err != nil {
+		if err := w.waitLocked(ctx); err != nil { // the window may be gone afterwards
+			w.mu.Unlock()
 			return nil, err
 		}
 	}
-	if err := f.takeError(); err != nil {
-		return nil, err
-	}
+	defer w.mu.Unlock()
 	if len(f.data) == 0 {
-		f.off, f.kill, f.born = op.Off, false, time.Now()
-		f.data = make([]byte, 0, max(len(op.Data), min(joinBytes, 4*len(op.Data))))
+		f.off, f.kill, f.born = off, false, time.Now()
+		room := max(n, min(joinBytes, 4*n))
+		if f.streams {
+			room = max(n, joinBytes)
+		}
+		f.data = w.buffers.get(room)
 	}
 	f.data = append(f.data, op.Data...)
 	f.kill = f.kill || op.KillPriv
-	f.bytes += len(op.Data)
-	w.bytes += len(op.Data)
-	f.attr.Size = max(f.attr.Size, op.Off+uint64(len(op.Data)))
+	f.bytes += n
+	w.bytes += n
+	f.attr.Size = max(f.attr.Size, off+uint64(n))
 	if op.KillPriv {
 		f.attr.Mode = killed(f.attr.Mode)
 	}
-	if len(f.data) >= joinBytes {
+	if len(f.data)+n > joinBytes { // no room for another like this one
+		f.streams = true
 		w.sendLocked(f)
 	}
-	return &fsop.Reply{Off: op.Off}, nil
+	return &fsop.Reply{Off: off}, nil
 }
 
 // writeThrough sends a write and waits for it. It is called with mu held and releases it.
 func (w *windows) writeThrough(ctx context.Context, f *written, op *fsop.Write) (*fsop.Reply, error) {
 	through := *op
-	if f.asked && !f.closing && !op.Append {
+	if f.asked && !f.closing && !(op.Append && time.Since(f.recalled) < shyness) {
 		through.Window = fsop.WindowAsk
 	}
 	f.asked = true
@@ -400,6 +470,7 @@ func (w *windows) sendLocked(f *written) {
 		}
 		w.mu.Unlock()
 		_, err := w.next.Do(w.life, op)
+		w.buffers.put(op)
 		w.mu.Lock()
 		f.flights = slices.DeleteFunc(f.flights, func(o *flight) bool { return o == t })
 		w.landLocked(f, n, err)
@@ -561,6 +632,7 @@ func (w *windows) Recall(ino fsop.Ino) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		f := w.fileLocked(ino)
+		f.recalled = time.Now()
 		switch {
 		case f.closing:
 		case f.held:
@@ -600,6 +672,7 @@ func (w *windows) closeLocked(ctx context.Context, f *written) error {
 // sendLast sends the write that gives the window up.
 func (w *windows) sendLast(f *written, op fsop.Op, n int) {
 	_, err := w.next.Do(w.life, op)
+	w.buffers.put(op)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f.held, f.closing, f.last = false, false, false
@@ -638,6 +711,45 @@ func (w *windows) drainAll(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// buffers are for what is held back. A stream of writes goes through a few of
+// them; made anew each would have to be cleared first and collected after.
+type buffers struct {
+	join sync.Pool // of *[joinBytes]byte
+	full sync.Pool // of *[fsop.MaxData]byte
+}
+
+// get returns an empty slice with room for n bytes.
+func (p *buffers) get(n int) []byte {
+	switch {
+	case n < joinBytes:
+		return make([]byte, 0, n)
+	case n == joinBytes:
+		if b, ok := p.join.Get().(*[joinBytes]byte); ok {
+			return b[:0]
+		}
+		return make([]byte, 0, joinBytes)
+	}
+	if b, ok := p.full.Get().(*[fsop.MaxData]byte); ok {
+		return b[:0]
+	}
+	return make([]byte, 0, fsop.MaxData)
+}
+
+// put takes back the data of an operation that was carried out.
+func (p *buffers) put(op fsop.Op) {
+	w, ok := op.(*fsop.Write)
+	if !ok {
+		return
+	}
+	switch cap(w.Data) {
+	case joinBytes:
+		p.join.Put((*[joinBytes]byte)(w.Data[:joinBytes]))
+	case fsop.MaxData:
+		p.full.Put((*[fsop.MaxData]byte)(w.Data[:fsop.MaxData]))
+	}
+	w.Data = nil
 }
 
 // merge adds what a later Setattr sets.

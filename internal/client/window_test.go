@@ -384,3 +384,83 @@ func TestAbsentNameHasAPosition(t *testing.T) {
 		t.Fatalf("%+v, %v, want position 7 and ENOENT", reply, err)
 	}
 }
+
+// What a program appends goes through the window as well: only its holder can
+// move the file's end.
+func TestAppendsAreJoined(t *testing.T) {
+	withWindows(t, 11, func(ctx context.Context, w *windows, g *granter) {
+		ino := createFile(t, w, "log")
+		line := bytes.Repeat([]byte("x"), 1000)
+		for i := range uint64(600) {
+			if r := mustDo(t, w, &fsop.Write{Ino: ino, Append: true, Off: 7, Data: line}); r.Off != i*1000 {
+				t.Fatalf("append %d went to %d", i, r.Off)
+			}
+		}
+		mustDo(t, w, &fsop.Setattr{Ino: ino, Valid: fsop.SetSize, Size: 10})
+		if r := mustDo(t, w, &fsop.Write{Ino: ino, Append: true, Data: []byte("after")}); r.Off != 10 {
+			t.Errorf("appended to 10 bytes at %d", r.Off)
+		}
+		mustDo(t, w, &fsop.Flush{Ino: ino})
+		if r := mustDo(t, g.next, &fsop.Read{Ino: ino, Len: 100}); string(r.Data) != "xxxxxxxxxxafter" {
+			t.Errorf("read %q", r.Data)
+		}
+		if writes, _ := g.state(ino); writes > 10 {
+			t.Errorf("%d writes for 601 appends", writes)
+		}
+	})
+}
+
+// A file that others look at, or append to, is appended to without a window for
+// a while: to give it back each time would cost more than it gains.
+func TestAppendsAreShy(t *testing.T) {
+	withWindows(t, 12, func(ctx context.Context, w *windows, g *granter) {
+		ino := createFile(t, w, "log")
+		add := func() { mustDo(t, w, &fsop.Write{Ino: ino, Append: true, Data: []byte("line")}) }
+		add()
+		w.Recall(ino)
+		time.Sleep(3 * holdBack)
+		for range 5 {
+			add()
+			add()
+			if _, held := g.state(ino); held {
+				t.Error("the window was asked for just after it had been wanted back")
+			}
+		}
+		time.Sleep(shyness)
+		add()
+		add()
+		if _, held := g.state(ino); !held {
+			t.Error("the window was not asked for any more")
+		}
+	})
+}
+
+// A window may be wanted back while a write waits for room in it.
+func TestRecallOfAFullWindow(t *testing.T) {
+	for seed := range uint64(20) {
+		withWindows(t, seed, func(ctx context.Context, w *windows, g *granter) {
+			ino := createFile(t, w, "a")
+			var want []byte
+			for i := range 24 {
+				if i%5 == 4 {
+					w.Recall(ino)
+				}
+				data := bytes.Repeat([]byte{byte(i)}, 1<<20)
+				mustDo(t, w, &fsop.Write{Ino: ino, Off: uint64(len(want)), Append: i%2 == 1, Data: data})
+				want = append(want, data...)
+			}
+			mustDo(t, w, &fsop.Flush{Ino: ino})
+			var have []byte
+			for len(have) < len(want) {
+				r := mustDo(t, g.next, &fsop.Read{Ino: ino, Off: uint64(len(have)), Len: 1 << 20})
+				if len(r.Data) == 0 {
+					break
+				}
+				have = append(have, r.Data...)
+			}
+			if !bytes.Equal(have, want) {
+				t.Error("the file has other contents than were written")
+			}
+		})
+	}
+}
