@@ -29,8 +29,9 @@ type KeeperOptions struct {
 // Keeper keeps this machine's identity up to date and makes TLS configurations
 // of it. Configurations follow: what was made before a renewal uses the new certificate.
 type Keeper struct {
-	o  KeeperOptions
-	id atomic.Pointer[Identity]
+	o    KeeperOptions
+	id   atomic.Pointer[Identity]
+	name cluster.PeerID
 }
 
 // NewKeeper keeps id, which has a certificate.
@@ -44,7 +45,7 @@ func NewKeeper(id *Identity, o KeeperOptions) (*Keeper, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{o: o}
+	k := &Keeper{o: o, name: id.ID()}
 	k.id.Store(id)
 	return k, nil
 }
@@ -53,7 +54,7 @@ func NewKeeper(id *Identity, o KeeperOptions) (*Keeper, error) {
 func (k *Keeper) Identity() *Identity { return k.id.Load() }
 
 // ID is the identity's name, which never changes.
-func (k *Keeper) ID() cluster.PeerID { return k.Identity().ID() }
+func (k *Keeper) ID() cluster.PeerID { return k.name }
 
 // Replace makes id, which has the same key, the current identity, and saves it.
 func (k *Keeper) Replace(id *Identity) error {

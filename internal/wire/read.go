@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -18,146 +19,218 @@ const (
 	stallUnit = 64 << 10
 )
 
-// reader cuts the stream into frames.
+// reader cuts the stream into frames. Bytes are read to where next says, and
+// got hands out the messages that they complete.
 type reader struct {
-	nc      net.Conn
-	buf     []byte
-	r, w    int // buf[r:w] was read and not yet used
-	stall   time.Duration
+	c        *Conn
+	canceler Canceler
+	buf      []byte
+	r, w     int // buf[r:w] was read and not yet used
+
+	// Of a frame whose header was read:
+	head header
+	body []byte
+	have int // bytes of body that are there
+	open bool
+
 	limited bool // a read deadline is set
+	since   int  // bytes since it was
 }
 
-// need makes at least n bytes available in buf. n is at most len(buf).
-func (r *reader) need(n int) error {
-	if r.w-r.r >= n {
-		return nil
+// next says where to read to.
+func (r *reader) next() []byte {
+	if r.open && len(r.body)-r.have >= directRead {
+		return r.body[r.have:]
 	}
 	if r.r == r.w {
 		r.r, r.w = 0, 0
-	} else if r.r > 0 && len(r.buf)-r.r < max(n, len(r.buf)/2) {
+	} else if len(r.buf)-r.w < directRead {
 		r.w = copy(r.buf, r.buf[r.r:r.w])
 		r.r = 0
 	}
-	for r.w-r.r < n {
-		// In the middle of a frame the rest is due; between frames nothing is.
-		if r.w > r.r {
-			r.deadline()
-		}
-		k, err := r.nc.Read(r.buf[r.w:])
-		r.w += k
-		if err != nil && r.w-r.r < n {
-			return r.failed(err)
-		}
-	}
-	return r.met()
+	return r.buf[r.w:]
 }
 
-// deadline starts the clock for the rest of a frame.
-func (r *reader) deadline() {
-	r.limited = true
-	r.nc.SetReadDeadline(time.Now().Add(r.stall))
+// got takes n bytes that were read to where next said.
+func (r *reader) got(n int) error {
+	r.since += n
+	if r.open && len(r.body)-r.have >= directRead {
+		if r.have += n; r.have < len(r.body) {
+			return nil
+		}
+		if err := r.deliver(); err != nil {
+			return err
+		}
+	} else {
+		r.w += n
+	}
+	for {
+		if !r.open {
+			if r.w-r.r < headerSize {
+				return nil
+			}
+			h, err := parseHeader(r.buf[r.r:], r.c.o.Integrity)
+			if err != nil {
+				return err
+			}
+			r.r += headerSize
+			r.head, r.body, r.have, r.open = h, nil, 0, true
+			if h.length > 0 {
+				r.body = r.c.o.Buffers.get(h.length)
+			}
+		}
+		k := copy(r.body[r.have:], r.buf[r.r:r.w])
+		r.r += k
+		if r.have += k; r.have < len(r.body) {
+			return nil
+		}
+		if err := r.deliver(); err != nil {
+			return err
+		}
+	}
 }
 
-// met stops the clock.
-func (r *reader) met() error {
-	if !r.limited {
-		return nil
+// deliver hands out the frame that is complete.
+func (r *reader) deliver() error {
+	body := r.body
+	r.body, r.open = nil, false
+	if r.c.o.Integrity {
+		if err := r.head.check(body); err != nil {
+			return err
+		}
 	}
-	r.limited = false
-	return r.nc.SetReadDeadline(time.Time{})
+	return r.c.arrived(&r.head, body, r.canceler)
+}
+
+// partial reports whether a frame has begun to arrive. In the middle of a frame
+// the rest is due; between frames nothing is.
+func (r *reader) partial() bool { return r.open || r.w > r.r }
+
+// clock sets or clears the time by which more has to arrive.
+func (r *reader) clock() error {
+	switch {
+	case r.partial() && (!r.limited || r.since >= stallUnit):
+		r.limited, r.since = true, 0
+		return r.c.nc.SetReadDeadline(time.Now().Add(r.c.o.StallTimeout))
+	case !r.partial() && r.limited:
+		r.limited = false
+		return r.c.nc.SetReadDeadline(time.Time{})
+	}
+	return nil
 }
 
 func (r *reader) failed(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("%w in the middle of a frame for %v", ErrStalled, r.stall)
-	case errors.Is(err, io.EOF) && r.w > r.r:
+		return fmt.Errorf("%w in the middle of a frame for %v", ErrStalled, r.c.o.StallTimeout)
+	case errors.Is(err, io.EOF) && r.partial():
 		return fmt.Errorf("%w in the middle of a frame", ErrPeerClosed)
 	}
 	return explain(err)
 }
 
-// body reads the rest of a frame into memory of its own.
-func (r *reader) body(n int, from *Buffers) ([]byte, error) {
-	if n == 0 {
-		return nil, nil
-	}
-	if n-(r.w-r.r) < directRead && n <= len(r.buf) {
-		if err := r.need(n); err != nil {
-			return nil, err
-		}
-		b := from.get(n)
-		copy(b, r.buf[r.r:])
-		r.r += n
-		return b, nil
-	}
-	b := from.get(n)
-	k := copy(b, r.buf[r.r:r.w])
-	r.r += k
-	for k < n {
-		r.deadline()
-		m, err := io.ReadFull(r.nc, b[k:min(n, k+stallUnit)])
-		k += m
-		if err != nil {
-			from.put(b)
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			return nil, r.failed(err)
-		}
-	}
-	return b, r.met()
-}
-
 // readLoop hands out what arrives until the connection ends.
 func (c *Conn) readLoop() error {
-	r := reader{nc: c.nc, buf: make([]byte, readBuffer), stall: c.o.StallTimeout}
-	canceler, _ := c.o.Handler.(Canceler)
+	r := &reader{c: c, buf: make([]byte, readBuffer)}
+	r.canceler, _ = c.o.Handler.(Canceler)
+	if rc := socket(c.nc); rc != nil {
+		return r.fromSocket(rc)
+	}
 	for {
-		if err := r.need(headerSize); err != nil {
-			return err
+		if err := r.clock(); err != nil {
+			return explain(err)
 		}
-		h, err := parseHeader(r.buf[r.r:], c.o.Integrity)
+		n, err := c.nc.Read(r.next())
+		if gerr := r.got(n); gerr != nil {
+			return gerr
+		}
 		if err != nil {
-			return err
-		}
-		r.r += headerSize
-		body, err := r.body(h.length, c.o.Buffers)
-		if err != nil {
-			return err
-		}
-		if c.o.Integrity {
-			if err := h.check(body); err != nil {
-				return err
-			}
-		}
-		switch {
-		case h.flags == flagReply:
-			w := c.calls.end(h.id)
-			if w == nil {
-				if err := c.Err(); err != nil {
-					return err
-				}
-				return fmt.Errorf("%w: reply of kind %d to no call (id %d)", ErrFrame, h.kind, h.id)
-			}
-			w.give(body, nil)
-		case c.o.Handler == nil:
-			return fmt.Errorf("%w: kind %d, and nothing but replies is expected", ErrFrame, h.kind)
-		case h.flags == flagCancel:
-			if canceler != nil {
-				canceler.Cancel(c, h.id)
-			}
-		default:
-			m := Message{Kind: h.kind, ID: h.id, Body: body, size: h.length}
-			if m.ID != 0 {
-				if n := c.inCalls.Add(1); n > int64(c.o.MaxCalls) {
-					return fmt.Errorf("%w: more than %d calls at once", ErrFrame, c.o.MaxCalls)
-				}
-				if n := c.inBytes.Add(int64(m.size)); n > int64(c.o.MaxCallBytes) {
-					return fmt.Errorf("%w: calls of more than %d bytes at once", ErrFrame, c.o.MaxCallBytes)
-				}
-			}
-			c.o.Handler.Message(c, m)
+			return r.failed(err)
 		}
 	}
+}
+
+// socket is the socket that nc's bytes come from as they are; nil if there is none.
+func socket(nc net.Conn) syscall.RawConn {
+	if p, ok := nc.(*plainConn); ok {
+		nc = p.Conn
+	}
+	switch nc.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		if rc, err := nc.(syscall.Conn).SyscallConn(); err == nil {
+			return rc
+		}
+	}
+	return nil
+}
+
+// fromSocket is readLoop for a socket. When a read did not fill the memory it
+// got, the socket is empty, and the kernel's next word is that it no longer is;
+// net.Conn would ask once more, which for a small message is half of the calls.
+func (r *reader) fromSocket(rc syscall.RawConn) error {
+	var failure error
+	err := rc.Read(func(fd uintptr) bool {
+		for {
+			p := r.next()
+			n, err := syscall.Read(int(fd), p)
+			switch {
+			case err == syscall.EINTR:
+				continue
+			case err == syscall.EAGAIN:
+				return false
+			case err != nil:
+				failure = explain(&net.OpError{Op: "read", Net: r.c.nc.RemoteAddr().Network(), Addr: r.c.nc.RemoteAddr(), Err: os.NewSyscallError("read", err)})
+				return true
+			case n == 0:
+				failure = r.failed(io.EOF)
+				return true
+			}
+			if failure = r.got(n); failure != nil {
+				return true
+			}
+			if failure = r.clock(); failure != nil {
+				return true
+			}
+			if n < len(p) {
+				return false
+			}
+		}
+	})
+	if failure != nil {
+		return failure
+	}
+	return r.failed(err)
+}
+
+// arrived hands out one message.
+func (c *Conn) arrived(h *header, body []byte, canceler Canceler) error {
+	switch {
+	case h.flags == flagReply:
+		w := c.calls.end(h.id)
+		if w == nil {
+			if err := c.Err(); err != nil {
+				return err
+			}
+			return fmt.Errorf("%w: reply of kind %d to no call (id %d)", ErrFrame, h.kind, h.id)
+		}
+		w.give(body, nil)
+	case c.o.Handler == nil:
+		return fmt.Errorf("%w: kind %d, and nothing but replies is expected", ErrFrame, h.kind)
+	case h.flags == flagCancel:
+		if canceler != nil {
+			canceler.Cancel(c, h.id)
+		}
+	default:
+		m := Message{Kind: h.kind, ID: h.id, Body: body, size: h.length}
+		if m.ID != 0 {
+			if n := c.inCalls.Add(1); n > int64(c.o.MaxCalls) {
+				return fmt.Errorf("%w: more than %d calls at once", ErrFrame, c.o.MaxCalls)
+			}
+			if n := c.inBytes.Add(int64(m.size)); n > int64(c.o.MaxCallBytes) {
+				return fmt.Errorf("%w: calls of more than %d bytes at once", ErrFrame, c.o.MaxCallBytes)
+			}
+		}
+		c.o.Handler.Message(c, m)
+	}
+	return nil
 }
