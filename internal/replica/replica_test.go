@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -335,6 +336,42 @@ func TestLeanWaitEnds(t *testing.T) {
 		w.settled(10 * time.Second)
 		if err := c.set(t.Context(), "k", "w"); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A set that is out of touch with itself ends no session: its clients could not
+// be heard of, and retries must be recognised when it is back.
+func TestSessionsOutliveTheirSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		c := &client{w: w, id: 1, home: 0}
+		if err := c.set(t.Context(), "k", "1"); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range w.order {
+			w.isolate(id, true)
+		}
+		done := make(chan error, 1)
+		go func() { done <- c.set(t.Context(), "k", "2") }()
+		time.Sleep(3 * cluster.SessionTimeout)
+		select {
+		case err := <-done:
+			t.Errorf("a write without the set: %v", err)
+		default:
+		}
+		for _, id := range w.order {
+			w.isolate(id, false)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		w.settled(10 * time.Second)
+		for _, id := range w.order {
+			ended := slices.ContainsFunc(w.nodes[id].store.entries, func(e proto.Entry) bool { return e.Op.Kind() == fsop.KindCloseSession })
+			if ended {
+				t.Errorf("brick %v has ended the session", id)
+			}
 		}
 	})
 }

@@ -240,6 +240,14 @@ func (l *loop) tickSessions() {
 	for _, id := range l.attached() {
 		l.seen[id] = l.now
 	}
+	if _, ok := l.m.Serving(l.now); !ok {
+		// It is the set that is out of touch: nobody could be heard of. Sessions keep
+		// what they have, and above all the memory of what was done for them.
+		for id := range l.seen {
+			l.seen[id] = l.now
+		}
+		return
+	}
 	for id, at := range l.seen {
 		if l.now < at+cluster.SessionTimeout {
 			continue
