@@ -240,6 +240,8 @@ type SetStatus struct {
 	Members   int    `json:"members"`
 	MinInSync int    `json:"min_in_sync"`
 	Writable  bool   `json:"writable"`
+	// Problem is why it takes no changes now, or serves nothing at all; empty if it does.
+	Problem string `json:"problem"`
 }
 
 // BrickStatus is how one brick does.

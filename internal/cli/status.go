@@ -103,11 +103,8 @@ func (a *app) statusTable(st *api.VolumeStatus) {
 	a.Printf("There are no active volume tasks")
 	a.Printf(" ")
 	for _, s := range st.Sets {
-		switch {
-		case s.Primary == "":
-			a.Errorf("Set %d of %s has no primary: it serves nothing until one of its in-sync bricks is back.", s.Index, st.Name)
-		case !s.Writable:
-			a.Errorf("Set %d of %s is read-only: %d of %d bricks are in sync, min-in-sync is %d.", s.Index, st.Name, s.InSync, s.Members, s.MinInSync)
+		if s.Problem != "" {
+			a.Errorf("Set %d of %s: %s.", s.Index, st.Name, s.Problem)
 		}
 	}
 	for _, b := range st.Bricks {

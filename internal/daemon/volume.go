@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -409,9 +410,36 @@ func (n *Node) VolumeStatus(ctx context.Context, name string, detail bool) (*api
 		if b := v.Brick(c.Primary); b != nil {
 			s.Primary = b.String()
 		}
+		s.Problem = m.setProblem(c, st.Bricks[i*v.Replica:(i+1)*v.Replica])
 		st.Sets = append(st.Sets, s)
 	}
 	return st, nil
+}
+
+// setProblem says why a set takes no changes now, or serves nothing at all.
+func (m *member) setProblem(c *cluster.SetConfig, bricks []api.BrickStatus) string {
+	var silent []string
+	for _, b := range bricks {
+		if b.InSync && !b.Online {
+			silent = append(silent, b.Name)
+		}
+	}
+	plane := m.plane.Load()
+	led := true
+	if plane != nil {
+		_, led = plane.Leader()
+	}
+	switch {
+	case c.Primary.IsZero():
+		return "it has no primary: it serves nothing until one of its in-sync bricks is back"
+	case len(silent) > 0 && !led:
+		voters := len(plane.Status().Voters)
+		return fmt.Sprintf("the pool has no quorum (%d of its %d voting peers are needed), so the set cannot go on without %s: reads and writes wait until machines are back",
+			voters/2+1, voters, strings.Join(silent, ", "))
+	case !c.Writable():
+		return fmt.Sprintf("it is read-only: %d of %d bricks are in sync, min-in-sync is %d", len(c.InSync), len(c.Members), c.MinInSync)
+	}
+	return ""
 }
 
 // statuses puts what the peers said of their bricks into the volume's order,

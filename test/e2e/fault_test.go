@@ -528,3 +528,67 @@ func TestTwoOfThreeAway(t *testing.T) {
 	l.end()
 	l.check(1, 2, 3)
 }
+
+// W2, step 4: of five machines two may die and nothing is felt; of four that died
+// the last one says what it refuses and why, harms nothing, and all is well when
+// they are back.
+func TestFourOfFiveDie(t *testing.T) {
+	p := start(t, setup{hosts: 5})
+	kill := func(hosts ...int) {
+		t.Helper()
+		for _, i := range hosts {
+			if err := p.Host(i).KillAll(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const away = 30 * time.Second
+	l := p.startLoad("five", away)
+	kill(5, 4)
+	l.goesOn(10 * time.Second)
+	p.within(10*time.Second, "the three that are left agree", func() error {
+		st, err := p.status(1)
+		if err == nil && (st.Sets[0].InSync != 3 || !st.Sets[0].Writable) {
+			err = fmt.Errorf("%+v", st.Sets[0])
+		}
+		return err
+	})
+	if got := p.run(3, "sh", "-c", "echo three > /mnt/wp/three; cat /mnt/wp/three"); got != "three\n" {
+		t.Errorf("n3 reads %q", got)
+	}
+	kill(3, 2)
+	p.within(10*time.Second, "the last machine says that it cannot go on", func() error {
+		r, err := p.try(1, "volume", "status", "wp")
+		for _, part := range []string{"no quorum", "3 of its 5 voting peers", "n2:" + brickDir, "n3:" + brickDir, "reads and writes wait"} {
+			if text := r.Stdout + r.Stderr; !strings.Contains(text, part) {
+				err = errors.Join(err, fmt.Errorf("volume status does not speak of %q:\n%s", part, text))
+			}
+		}
+		return err
+	})
+	p.refuse(1, []string{"volume", "set", "wp", "cache-timeout", "30"}, "Quorum not met", "3 of its 5 voting peer(s) (n1, n2, n3, n4, n5)")
+	p.refuse(1, []string{"volume", "create", "more", "n1:/bricks/more"}, "Quorum not met")
+	if got := p.mortar(1, "volume", "info", "wp"); !strings.Contains(got, "Number of Bricks: 1 x 5 = 5") { // what it knows it tells
+		t.Errorf("volume info:\n%s", got)
+	}
+	// Nothing is acknowledged that could be lost; who waits can be killed.
+	before := l.acked()
+	if r, err := p.Host(1).Run(p.ctx(patience), "timeout", "-s", "KILL", "2", "sh", "-c", "echo x > /mnt/wp/waits"); err == nil || r.Code != 137 && r.Code != -1 {
+		t.Errorf("a write on the last machine: %+v, %v; want it to wait", r, err)
+	}
+	if n := l.acked(); n != before {
+		t.Errorf("%d steps were acknowledged by the last machine alone", n-before)
+	}
+	for _, i := range []int{2, 3, 4, 5} {
+		p.run(i, "umount", "/mnt/wp")
+		p.startDaemon(i)
+	}
+	for _, i := range []int{2, 3, 4, 5} {
+		p.waitDaemon(i)
+		p.mount(i)
+	}
+	l.goesOn(10 * time.Second)
+	p.healed(1, 30*time.Second)
+	l.end()
+	l.check(1, 2, 3, 4, 5)
+}
