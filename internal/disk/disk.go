@@ -81,10 +81,11 @@ type File interface {
 	// copied. The ranges must not overlap within one file.
 	CloneRange(src File, srcOff, dstOff, n int64) error
 
-	// Evict drops what memory has of the file and need not be written, so that
-	// it is read from the disk again. After a failed sync the kernel may show
-	// data that the disk never got: Sync, then Evict, then look.
-	Evict() error
+	// Evict drops what memory has of n bytes from off and need not be written, so
+	// that it is read from the disk again; n 0 means all that follows. After a
+	// failed sync the kernel may show data that the disk never got: Sync, then
+	// Evict, then look.
+	Evict(off, n int64) error
 }
 
 // Space is what a file system has, in bytes and files.

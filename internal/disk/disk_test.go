@@ -156,7 +156,8 @@ func TestFileModel(t *testing.T) {
 				t.Fatalf("contents differ from the model's: %d and %d bytes", len(got), len(model))
 			}
 		}
-		must(t, f.Evict())
+		must(t, f.Evict(BlockSize, 3*BlockSize))
+		must(t, f.Evict(0, 0))
 		if got := contents(t, f); !bytes.Equal(got, model) {
 			t.Fatal("contents differ after Evict")
 		}

@@ -412,7 +412,7 @@ func (f *faultyFile) Stat() (vfs.FileInfo, error) {
 	return f.vf.Stat()
 }
 
-func (f *faultyFile) Evict() error                { return f.unwrap().Evict() }
+func (f *faultyFile) Evict(off, n int64) error    { return f.unwrap().Evict(off, n) }
 func (f *faultyFile) Prefetch(off, n int64) error { return f.vf.Prefetch(off, n) }
 
 func (f *faultyFile) resize(call func() error) error {

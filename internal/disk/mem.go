@@ -874,7 +874,7 @@ func (f *memFile) SyncData() error {
 func (f *memFile) SyncTo(int64) (fullSync bool, err error) { return false, f.check("sync", false) }
 
 func (f *memFile) Preallocate(_, _ int64) error { return f.check("preallocate", true) }
-func (f *memFile) Evict() error                 { return nil } // shows nothing that was lost
+func (f *memFile) Evict(_, _ int64) error       { return nil } // shows nothing that was lost
 func (f *memFile) Prefetch(_, _ int64) error    { return nil }
 func (f *memFile) Fd() uintptr                  { return vfs.InvalidFd }
 

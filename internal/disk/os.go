@@ -213,8 +213,8 @@ func (f *osFile) CloneRange(src File, srcOff, dstOff, n int64) error {
 	return copyRange(f, s, srcOff, dstOff, n)
 }
 
-func (f *osFile) Evict() error {
-	return f.control("fadvise", func(fd int) error { return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) })
+func (f *osFile) Evict(off, n int64) error {
+	return f.control("fadvise", func(fd int) error { return unix.Fadvise(fd, off, n, unix.FADV_DONTNEED) })
 }
 
 // wrapper is implemented by files that stand in front of another one.

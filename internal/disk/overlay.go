@@ -674,7 +674,7 @@ func (f *cowFile) SyncData() error                         { return f.check("syn
 func (f *cowFile) SyncTo(int64) (fullSync bool, err error) { return false, f.check("sync", false) }
 func (f *cowFile) Preallocate(_, _ int64) error            { return f.check("preallocate", true) }
 func (f *cowFile) Prefetch(_, _ int64) error               { return nil }
-func (f *cowFile) Evict() error                            { return nil }
+func (f *cowFile) Evict(_, _ int64) error                  { return nil }
 func (f *cowFile) Fd() uintptr                             { return vfs.InvalidFd }
 
 // String says how much was changed; for the failure messages of tests.

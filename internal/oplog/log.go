@@ -123,6 +123,7 @@ type segment struct {
 	end     int64 // where the next record goes; guarded by Log.mu
 	alloc   int64 // size of the file; guarded by Log.mu
 	zeroed  int64 // the blocks before it were written once; guarded by Log.write
+	large   int64 // bytes of records that were written each by itself; guarded by Log.mu
 	refs    int   // the log and open Segments and syncs; guarded by Log.mu
 }
 
@@ -331,6 +332,7 @@ func (l *Log) appendDirect(rec record, payload []byte, align int) (Loc, error) {
 	defer l.mu.Unlock()
 	loc := l.appended(rec)
 	seg.flushed = seg.end
+	seg.large += int64(len(payload))
 	l.written = rec.pos.Seq
 	l.wake(off, seg.end)
 	return loc, nil

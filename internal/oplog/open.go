@@ -205,7 +205,7 @@ func (l *Log) loadTail() error {
 		if err := seg.file.SyncData(); err != nil {
 			return fmt.Errorf("op log: %w", err)
 		}
-		if err := seg.file.Evict(); err != nil {
+		if err := seg.file.Evict(0, 0); err != nil {
 			return fmt.Errorf("op log: %w", err)
 		}
 	}

@@ -51,15 +51,35 @@ func (l *Log) wake(off, end int64) {
 	}
 }
 
+// A stream of large records is dropped from memory step by step, evictLag behind
+// its end, when it is on the disk. Nobody reads it from there: it is shared with
+// data files and not copied, and a data file has its own place in the kernel's
+// cache. Kept, each GiB of log would push a GiB of somebody's files out; and memory
+// that is used again at once is cheaper than memory that is not.
+const (
+	evictStep = 4 << 20
+	evictLag  = 8 << 20
+)
+
+// streamed reports whether large records are nearly all of n bytes of log.
+func streamed(large, n int64) bool { return large >= n-n/8 }
+
 // keeper does in the background what would otherwise hold up an append: it
-// prepares the next segment's file when the active one is half full, and has
-// the kernel start writing.
+// prepares the next segment's file when the active one is half full, has the
+// kernel start writing, and drop what is written of a stream.
 func (l *Log) keeper() {
-	done := int64(0)
+	var done, evicted, large int64 // of last
 	var last *segment
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if last != nil {
+			l.unref(last)
+		}
+	}()
 	for range l.kick {
 		l.mu.Lock()
-		seg, flushed := l.active(), l.active().flushed
+		seg, flushed, largeNow := l.active(), l.active().flushed, l.active().large
 		seg.refs++
 		prepare := l.usable() == nil && l.prepared == nil && l.nextBusy == nil && flushed >= l.size/2
 		if prepare {
@@ -68,7 +88,20 @@ func (l *Log) keeper() {
 		l.mu.Unlock()
 
 		if seg != last {
-			last, done = seg, 0
+			l.mu.Lock()
+			if old := last; old != nil {
+				rest := streamed(old.large, old.flushed)
+				l.mu.Unlock()
+				if rest { // roll has synced it
+					l.evict(old, 0, 0)
+				}
+				l.mu.Lock()
+				l.unref(old)
+			}
+			last = seg
+			last.refs++
+			l.mu.Unlock()
+			done, evicted, large = 0, 0, 0
 		}
 		if flushed/writebackStep > done/writebackStep {
 			done = flushed
@@ -76,6 +109,12 @@ func (l *Log) keeper() {
 			if _, err := seg.file.SyncTo(flushed); err != nil {
 				l.poisonLock("writing back", err)
 			}
+		}
+		if to := (flushed - evictLag) / disk.BlockSize * disk.BlockSize; to-evicted >= evictStep {
+			if streamed(largeNow-large, to-evicted) {
+				l.evict(seg, evicted, to-evicted)
+			}
+			evicted, large = to, largeNow
 		}
 		if prepare {
 			if err := l.prepare(); err != nil {
@@ -86,6 +125,13 @@ func (l *Log) keeper() {
 		l.mu.Lock()
 		l.unref(seg)
 		l.mu.Unlock()
+	}
+}
+
+// evict drops n bytes of a segment from memory. It is only a hint.
+func (l *Log) evict(s *segment, off, n int64) {
+	if err := s.file.Evict(off, n); err != nil {
+		l.logger.Debug("op log: dropping a segment from memory", "segment", s.name, "err", err)
 	}
 }
 
