@@ -142,6 +142,8 @@ type Brick struct {
 	log  *oplog.Log
 	data *data.Files
 
+	reading readBuffers
+
 	clean     bool        // see Clean
 	logLost   bool        // the log is not the one that the KV refers to; guarded by wmu
 	marked    atomic.Bool // the clean mark is still on disk

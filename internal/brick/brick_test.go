@@ -196,3 +196,27 @@ func benchBrick(b *testing.B, change ...func(*Options)) *opened {
 	}
 	return openBrick(b, o)
 }
+
+// Memory of large replies is used again, and holes have nothing that would be
+// read over what was there before.
+func TestHolesInUsedMemory(t *testing.T) {
+	b := newBrick(t)
+	f := b.create(fsop.RootIno, "file")
+	b.write(f, 900<<10, []byte("end"))
+	for range 5 {
+		r := b.get(&fsop.Read{Ino: f, Len: 512 << 10})
+		if r.Free == nil {
+			t.Fatal("a large reply cannot be given back")
+		}
+		if n := len(bytes.TrimLeft(r.Data, "\x00")); n != 0 || len(r.Data) != 512<<10 {
+			t.Fatalf("%d bytes of a hole, %d of them are not zero", len(r.Data), n)
+		}
+		for i := range r.Data {
+			r.Data[i] = 0xff
+		}
+		r.Free()
+	}
+	if r := b.get(&fsop.Read{Ino: f, Off: 900 << 10, Len: fsop.MaxData}); string(r.Data) != "end" {
+		t.Errorf("read %q", r.Data)
+	}
+}

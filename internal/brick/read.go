@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"syscall"
 
 	"mortar/internal/brick/data"
@@ -337,6 +338,27 @@ func (b *Brick) seek(op *fsop.Seek, r *fsop.Reply) (uint64, error) {
 	return n.Change, nil
 }
 
+// readBuffers is memory for large replies. It is cleared between two uses, as new
+// memory is: holes are not read from anywhere.
+type readBuffers struct{ pool sync.Pool } // of *[fsop.MaxData]byte
+
+// pooledRead is the length from which a reply's data is taken from the pool.
+const pooledRead = 128 << 10
+
+// get returns n zeros, at most fsop.MaxData, and what gives them back.
+func (p *readBuffers) get(n int) (b []byte, free func()) {
+	if n < pooledRead {
+		return make([]byte, n), nil
+	}
+	full, ok := p.pool.Get().(*[fsop.MaxData]byte)
+	if !ok {
+		full = new([fsop.MaxData]byte)
+	} else {
+		clear(full[:n])
+	}
+	return full[:n:n], func() { p.pool.Put(full) }
+}
+
 // piece is a part of what a Read wants, and where it is.
 type piece struct {
 	p   []byte // where it goes
@@ -392,7 +414,7 @@ func (b *Brick) tryRead(op *fsop.Read, exclusive bool) (r *fsop.Reply, dep uint6
 	if op.Off >= n.Size || op.Len == 0 {
 		return r, n.Change, false, nil
 	}
-	r.Data = make([]byte, min(uint64(op.Len), n.Size-op.Off))
+	r.Data, r.Free = b.reading.get(int(min(uint64(op.Len), n.Size-op.Off)))
 	gen := b.gen.Load()
 	name, pieces, err := b.plan(n, r.Data, op.Off)
 	defer func() {

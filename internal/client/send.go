@@ -115,8 +115,14 @@ func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply
 		h.leave(err)
 		return nil, err
 	}
+	if len(d.Reply.Data) >= largeData {
+		d.Reply.Free = func() { h.conn.Recycle(body) }
+	}
 	return d, nil
 }
+
+// largeData is from which length on it pays to use a body again.
+const largeData = 16 << 10
 
 // names reports whether the answer counts as a hold (proto.Hold).
 func names(op fsop.Op) bool {

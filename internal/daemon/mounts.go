@@ -178,7 +178,11 @@ func (c *mountConn) message(msg wire.Message) error {
 			delete(c.cancels, msg.ID)
 			c.mu.Unlock()
 			cancel()
-			c.conn.Reply(msg, encodeReply(&reply)...)
+			if free := reply.Reply.Free; free == nil {
+				c.conn.Reply(msg, encodeReply(&reply)...)
+			} else if c.conn.ReplySent(c.ctx, msg, encodeReply(&reply)...) == nil {
+				free()
+			}
 		})
 	case proto.KindPing:
 		var q proto.Ping

@@ -141,6 +141,11 @@ type Reply struct {
 	// Seq is the sequence number at which the reply was true. A cache must not
 	// keep a reply that is older than the last invalidation of what it is about.
 	Seq uint64
+
+	// Free, if there is one, takes Data back for the next reply. It is called at
+	// most once, when nobody looks at Data any more; whoever does not call it leaves
+	// Data to the garbage collector. It does not cross the wire.
+	Free func()
 }
 
 // Errno is an error number of Linux (asm-generic/errno.h), which is also what

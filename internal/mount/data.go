@@ -72,6 +72,7 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 	f.inflight.changing(dir)
 	defer f.inflight.doneChanging(dir)
 	op := &fsop.Create{Node: newNode(&in.InHeader, name, in.Mode), Excl: true}
+	f.nodes.whole.add(dir, name)
 	for range 3 {
 		reply, err := f.handler.Do(r, op)
 		if err == nil {
@@ -131,7 +132,36 @@ func (f *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fu
 	if err != nil {
 		return nil, f.status(r, err)
 	}
-	return fuse.ReadResultData(reply.Data[:min(len(reply.Data), int(in.Size))]), fuse.OK
+	data := reply.Data[:min(len(reply.Data), int(in.Size))]
+	if reply.Free == nil {
+		return fuse.ReadResultData(data), fuse.OK
+	}
+	return &freedResult{data, reply.Free}, fuse.OK
+}
+
+// freedResult is a result whose memory is used again.
+type freedResult struct {
+	data []byte
+	free func()
+}
+
+// Slices is what makes go-fuse copy the data before it calls Done.
+func (r *freedResult) Slices() ([][]byte, fuse.Status) { return [][]byte{r.data}, fuse.OK }
+
+// Bytes implements fuse.ReadResult.
+func (r *freedResult) Bytes(buf []byte) ([]byte, fuse.Status) {
+	return buf[:copy(buf, r.data)], fuse.OK
+}
+
+// Size implements fuse.ReadResult.
+func (r *freedResult) Size() int { return len(r.data) }
+
+// Done implements fuse.ReadResult.
+func (r *freedResult) Done() {
+	if r.free != nil {
+		r.free()
+		r.data, r.free = nil, nil
+	}
 }
 
 // Write implements fuse.RawFileSystem.

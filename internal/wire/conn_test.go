@@ -618,3 +618,40 @@ func TestDrain(t *testing.T) {
 		})
 	}
 }
+
+// What a reply was made of may be used again as soon as ReplySent has returned.
+func TestReplySent(t *testing.T) {
+	for _, kind := range transports {
+		t.Run(kind, func(t *testing.T) {
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			memory := sync.Pool{New: func() any { return new([1 << 20]byte) }}
+			answer := HandlerFunc(func(c *Conn, m Message) {
+				wg.Go(func() {
+					n := int(binary.LittleEndian.Uint32(m.Body))
+					b := memory.Get().(*[1 << 20]byte)
+					copy(b[:n], pattern(n, byte(n)))
+					if err := c.ReplySent(context.Background(), m, []byte("head"), b[:n]); err != nil {
+						return
+					}
+					clear(b[:n])
+					memory.Put(b)
+				})
+			})
+			a, _ := connPair(t, kind, Options{}, Options{Handler: answer})
+			var calls sync.WaitGroup
+			for k := range 4 {
+				calls.Go(func() {
+					for i := range 8 {
+						n := (i*37+k)*9001%(1<<20) + 1
+						got, err := a.Call(t.Context(), 9, binary.LittleEndian.AppendUint32(nil, uint32(n)))
+						if err != nil || string(got[:4]) != "head" || !bytes.Equal(got[4:], pattern(n, byte(n))) {
+							t.Errorf("%d bytes came otherwise (%v)", n, err)
+						}
+					}
+				})
+			}
+			calls.Wait()
+		})
+	}
+}

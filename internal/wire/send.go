@@ -139,6 +139,20 @@ func (c *Conn) Reply(m Message, parts ...[]byte) error {
 	return err
 }
 
+// ReplySent is Reply for parts that are to be used again: it waits until they were
+// given to the operating system. After an error they must be left alone.
+func (c *Conn) ReplySent(ctx context.Context, m Message, parts ...[]byte) error {
+	c.inCalls.Add(-1)
+	c.inBytes.Add(-int64(m.size))
+	turn, err := c.queue(header{kind: m.Kind, id: m.ID, flags: flagReply}, parts, now)
+	if err != nil {
+		c.Close(fmt.Errorf("reply of kind %d: %w", m.Kind, err))
+		return err
+	}
+	c.mu.Lock()
+	return c.waitBatchLocked(ctx, turn)
+}
+
 // Room waits until n bytes fit into the queue, or nothing is queued at all.
 // The room is not reserved; a caller that finds it gone asks again.
 func (c *Conn) Room(ctx context.Context, n int) error {
