@@ -64,6 +64,13 @@ func (l *lease) left() (d time.Duration, granted bool) {
 	return l.until - monotonic(), l.grant != 0
 }
 
+// Leased says whether the lease holds at this moment, under which what was read
+// earlier may be believed.
+func (c *Client) Leased() bool {
+	d, granted := c.lease.left()
+	return granted && d > 0
+}
+
 // lapse drops what is cached, before anything else is answered.
 func (c *Client) lapse(why string) {
 	c.gate.Lock()

@@ -94,7 +94,7 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 		if o.FsName == "" {
 			o.FsName = strings.Join(cfg.Hosts, ",") + ":/" + cfg.Volume
 		}
-		o.Log = cfg.Log
+		o.Log, o.Leased = cfg.Log, c.Leased
 		dir := cfg.Dir
 		if cfg.Subdir != "" {
 			// The whole volume is mounted out of sight first.

@@ -38,11 +38,20 @@ func TestCoherence(t *testing.T) {
 			a := newMount(t, mem, kind.o)
 			b := newMount(t, mem, kind.o)
 			rng := rand.New(rand.NewPCG(1, 2))
+			dir := ""
 			for i := range rounds {
 				x, y := a.dir, b.dir
 				if rng.IntN(2) == 0 {
 					x, y = y, x
 				}
+				// Of a directory that it made itself a mount knows more than of others.
+				if i%20 == 0 {
+					dir = fmt.Sprint("dir", i)
+					if err := os.Mkdir(filepath.Join(x, dir), 0o755); err != nil {
+						t.Fatal(err)
+					}
+				}
+				x, y = filepath.Join(x, dir), filepath.Join(y, dir)
 				name := fmt.Sprint("f", rng.IntN(20))
 				coherenceRound(t, rng, i, x, y, name)
 				if t.Failed() {

@@ -26,9 +26,13 @@
 //     that the kernel is about to have the inode: on ENOENT it tries again until
 //     the inode is there, or forgotten (Mount.invalAttr).
 //  2. Replies to SETATTR, CREATE, MKNOD, MKDIR, SYMLINK and LINK are applied
-//     whatever their number. They never get a time-out for attributes. The
-//     kernel's next question is answered from what they said (nodes.changed), if
-//     nothing came in between.
+//     whatever their number. Those about an inode that the kernel has get no
+//     time-out for attributes: its next question is answered from what they
+//     said (nodes.changed), if nothing came in between. A new inode is like any
+//     that is introduced (hole 1). Nobody can have introduced it under another
+//     name meanwhile: the change that made that name is not committed, and not
+//     read by anybody, before the Invalidate here that it causes has returned,
+//     and that waits until the kernel has the inode.
 //  3. When the answer to the question before a read(2) is ignored, because
 //     another change came or a write of the same file ended meanwhile, the kernel
 //     reads the pages it has. They are gone: Invalidate drops the pages that nobody
@@ -51,6 +55,11 @@
 // epoch at which a request began. Most names were never asked for here, and
 // need neither (givenNames): a reply adds the name to the set, then compares seq;
 // Invalidate notes seq, then looks into the set; so one of them sees the other.
+// A directory that this mount made, and that nobody else has changed, has no
+// names but those made here: what is not among them is answered without a
+// question (wholeDirs), as long as the lease holds. Any invalidation of the
+// directory ends that, before it looks into the set.
+//
 // Besides, a reply older than the last change of its directory lets no name be
 // cached, whatever the kernel would make of it.
 //

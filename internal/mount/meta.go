@@ -117,15 +117,22 @@ func (m *Mount) found(r *request, a *fsop.Attr, seq uint64, parent fsop.Ino, nam
 
 // made is found for an inode that a change made or linked. The kernel applies
 // the attributes of such a reply even over an invalidation that came later, so
-// it must not keep them.
+// it must not keep them, unless the inode is new: then it has none that could be
+// invalidated, and Invalidate waits until it does.
 func (m *Mount) made(r *request, reply *fsop.Reply, parent fsop.Ino, name string, out *fuse.EntryOut) fuse.Status {
 	m.changedDir(r, reply, parent)
 	st := m.found(r, &reply.Attr, reply.Seq, parent, name, out)
 	if st == fuse.OK {
-		out.SetAttrTimeout(0)
+		link := reply.Attr.Nlink > 1 && !reply.Attr.IsDir()
+		if link {
+			out.SetAttrTimeout(0)
+		}
 		m.nodes.changed(&reply.Attr, reply.Seq, r.began)
-		if reply.Attr.Nlink == 1 { // it is new
+		if !link {
 			m.nodes.setNoCap(reply.Attr.Ino, reply.Seq, r.began)
+		}
+		if reply.Attr.IsDir() {
+			m.nodes.empty(reply.Attr.Ino, reply.Seq, r.began)
 		}
 	}
 	return st
@@ -145,6 +152,10 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
+	if f.absent(r, dir, name) {
+		out.SetEntryTimeout(f.cacheTimeout())
+		return fuse.OK
+	}
 	reply, err := f.handler.Do(r, &fsop.Lookup{Parent: dir, Name: name})
 	if err == fsop.ENOENT {
 		timeout := f.cacheTimeout()
@@ -160,6 +171,20 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	}
 	return f.found(r, &reply.Attr, reply.Seq, dir, name, out)
 }
+
+// absent says whether name is certainly not in dir, as of now, and may be cached
+// so. The name is noted before it is looked for: an invalidation that finds the
+// directory still whole finds the name among those given.
+func (m *Mount) absent(r *request, dir fsop.Ino, name string) bool {
+	if !m.leased() || !m.nodes.whole.absent(dir, name) {
+		return false
+	}
+	m.given.add(dir, name, false, m.cacheTimeout())
+	return m.nodes.whole.absent(dir, name) && r.began.drop == m.nodes.dropGen.Load()
+}
+
+// leased says whether what was cached may still be believed.
+func (m *Mount) leased() bool { return m.o.Leased == nil || m.o.Leased() }
 
 // Forget implements fuse.RawFileSystem.
 func (f *fileSystem) Forget(nodeid, nlookup uint64) {
@@ -180,7 +205,7 @@ func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 	ino := fsop.Ino(in.NodeId)
 	f.pages.await(r, ino)
 	attr, seq, ok := f.nodes.ownAttr(ino)
-	if !ok {
+	if !ok || !f.leased() {
 		reply, err := f.handler.Do(r, &fsop.Getattr{Ino: ino})
 		if err != nil {
 			return f.status(r, err)
@@ -301,6 +326,7 @@ func (f *fileSystem) make(cancel <-chan struct{}, h *fuse.InHeader, name string,
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
+	f.nodes.whole.add(dir, name)
 	reply, err := f.change(r, dir, op)
 	if err != nil {
 		return f.status(r, err)
@@ -346,6 +372,8 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	// The kernel moves what it has cached along with the name, its time included.
 	f.given.add(op.NewParent, newName, true, f.cacheTimeout())
 	f.given.add(op.Parent, name, true, f.cacheTimeout())
+	f.nodes.whole.add(op.NewParent, newName)
+	f.nodes.whole.add(op.Parent, name) // exchanged, or a whiteout
 	if op.NewParent != op.Parent {
 		f.inflight.changing(op.NewParent)
 		defer f.inflight.doneChanging(op.NewParent)

@@ -35,6 +35,9 @@ type Options struct {
 	AllowOther bool
 	// Flags are more flags of mount(2), such as unix.MS_NODEV and unix.MS_NOSUID.
 	Flags uintptr
+	// Leased, if set, says whether at this moment what was read earlier may be
+	// believed: whether others wait for this mount before they change it.
+	Leased func() bool
 	// Log gets what went wrong; nil: nothing does.
 	Log *slog.Logger
 

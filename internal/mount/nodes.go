@@ -15,7 +15,7 @@ import (
 //
 // It is sharded by inode number. A known inode costs about 50 bytes.
 //
-// Lock order: forgetMu, then a shard's mu.
+// Lock order: forgetMu, then a shard's mu, then whole.mu.
 type nodes struct {
 	shards [nodeShards]nodeShard
 
@@ -26,6 +26,8 @@ type nodes struct {
 	// dropGen counts the calls of DropAll. A reply to a request that began
 	// before the last one must not be cached.
 	dropGen atomic.Uint64
+
+	whole wholeDirs
 
 	forgetMu  sync.Mutex
 	forgotten map[fsop.Ino]uint64 // lookups taken back, for Mount.Forgotten
@@ -74,7 +76,7 @@ type ownAttr struct {
 const ownPerShard = 16
 
 func newNodes() *nodes {
-	t := &nodes{forgotten: make(map[fsop.Ino]uint64)}
+	t := &nodes{forgotten: make(map[fsop.Ino]uint64), whole: newWholeDirs()}
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.known = make(map[fsop.Ino]node)
@@ -178,6 +180,17 @@ func (t *nodes) read(ino fsop.Ino, seq uint64, b began) bool {
 	return true
 }
 
+// empty says that this mount has just made directory ino, and that at seq there
+// was nothing in it; see wholeDirs.
+func (t *nodes) empty(ino fsop.Ino, seq uint64, b began) {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.freshLocked(s, ino, seq, b) {
+		t.whole.begin(ino)
+	}
+}
+
 // setNoCap says that ino had no security.capability at seq. That is remembered
 // until the inode changes, if the replica tells of that.
 func (t *nodes) setNoCap(ino fsop.Ino, seq uint64, b began) {
@@ -231,6 +244,9 @@ func (t *nodes) invalidated(ino fsop.Ino, seq uint64) (known bool, kind uint8) {
 	n.inval = max(n.inval, seq)
 	n.watched, n.noCap = false, false
 	s.known[ino] = n
+	if n.kind == s_IFDIR {
+		t.whole.spoil(ino)
+	}
 	return true, n.kind
 }
 
@@ -324,6 +340,7 @@ func (t *nodes) ownAttr(ino fsop.Ino) (fsop.Attr, uint64, bool) {
 // the inodes that the kernel knows.
 func (t *nodes) drop() []fsop.Ino {
 	t.dropGen.Add(1)
+	t.whole.clear()
 	var all []fsop.Ino
 	for i := range t.shards {
 		s := &t.shards[i]
@@ -359,6 +376,9 @@ func (t *nodes) forgot(ino fsop.Ino, n uint64) (unknown bool) {
 	}
 	delete(s.known, ino)
 	delete(s.own, ino)
+	if k.kind == s_IFDIR {
+		t.whole.spoil(ino)
+	}
 	s.rememberLocked(ino, k.inval)
 	return true
 }

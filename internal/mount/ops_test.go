@@ -75,9 +75,10 @@ func TestRoundTrips(t *testing.T) {
 			os.Stat(dir)
 			p := filepath.Join(dir, "f")
 			buf := make([]byte, 4096)
-			do("create, write, close", map[string]int{"lookup": 1, "create": 1, "write": 1, "flush": 1},
+			// That nothing is in a directory made here need not be asked.
+			do("create, write, close", map[string]int{"create": 1, "write": 1, "flush": 1},
 				func() error { return createWorkload(unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)(p, buf) })
-			do("create another, and look at the directory in between", map[string]int{"lookup": 1, "create": 1, "write": 1, "flush": 1},
+			do("create another, and look at the directory in between", map[string]int{"create": 1, "write": 1, "flush": 1},
 				func() error {
 					if _, err := os.Stat(dir); err != nil {
 						return err
@@ -103,7 +104,7 @@ func TestRoundTrips(t *testing.T) {
 					}
 					return err
 				})
-			do("absent", map[string]int{"lookup": 1}, func() error { os.Stat(p + "absent"); return nil })
+			do("absent", map[string]int{}, func() error { os.Stat(p + "absent"); return nil })
 			do("absent again", map[string]int{}, func() error { os.Stat(p + "absent"); return nil })
 			do("unlink", map[string]int{"unlink": 1}, func() error { return os.Remove(p) })
 			do("unlinked", map[string]int{"lookup": 1}, func() error { os.Stat(p); return nil })

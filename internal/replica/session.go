@@ -361,7 +361,11 @@ func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
 			r.Dir = now.Attr
 		}
 	}
-	s.note(r.Attr.Ino, cachesAttr, hold)
+	what := cachesAttr
+	if do.Op.Kind() == fsop.KindMkdir {
+		what |= cachesNames // the client knows that it is empty
+	}
+	s.note(r.Attr.Ino, what, hold)
 	if now, _, err := s.r.store.Read(ctx, &fsop.Getattr{Ino: r.Attr.Ino}); err != nil || now.Attr.Change != r.Attr.Change {
 		r.Seq = 0
 	}
