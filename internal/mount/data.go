@@ -72,6 +72,7 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 	f.inflight.changing(dir)
 	defer f.inflight.doneChanging(dir)
 	op := &fsop.Create{Node: newNode(&in.InHeader, name, in.Mode), Excl: true}
+	f.nodes.whole.add(dir, name)
 	for range 3 {
 		reply, err := f.handler.Do(r, op)
 		if err == nil {
