@@ -85,7 +85,7 @@ type flight struct{ off, end uint64 }
 const (
 	windowBytes = 4 << 20  // of one file, held back or in flight: a few full requests of the kernel are under way while the next one is taken
 	totalBytes  = 16 << 20 // of all files
-	joinBytes   = 256 << 10
+	joinBytes   = 512 << 10
 	holdBack    = 20 * time.Millisecond // the longest that a write is held back
 	windowIdle  = time.Second           // after which an unused window is given back
 	shyness     = time.Second           // after somebody else wanted to see a file, appends do not ask for its window
