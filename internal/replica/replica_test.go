@@ -349,9 +349,15 @@ func TestSessionsOutliveTheirSet(t *testing.T) {
 		if err := c.set(t.Context(), "k", "1"); err != nil {
 			t.Fatal(err)
 		}
+		// A client that looks for another home when its own stops serving.
+		moving := &client{w: w, id: 2, home: 0}
+		if err := moving.set(t.Context(), "m", "1"); err != nil {
+			t.Fatal(err)
+		}
 		for _, id := range w.order {
 			w.isolate(id, true)
 		}
+		moving.s.Detach()
 		done := make(chan error, 1)
 		go func() { done <- c.set(t.Context(), "k", "2") }()
 		time.Sleep(3 * cluster.SessionTimeout)
