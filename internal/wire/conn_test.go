@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -652,6 +653,47 @@ func TestReplySent(t *testing.T) {
 				})
 			}
 			calls.Wait()
+		})
+	}
+}
+
+// Whoever handles a message may close the connection it came on.
+func TestCloseFromHandler(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			addr := "127.0.0.1:0"
+			if network == "unix" {
+				addr = filepath.Join(t.TempDir(), "s")
+			}
+			l, err := net.Listen(network, addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			enough := errors.New("enough")
+			ended := make(chan error, 1)
+			go func() {
+				nc, err := l.Accept()
+				if err != nil {
+					ended <- err
+					return
+				}
+				ended <- New(nc, Options{Handler: HandlerFunc(func(c *Conn, _ Message) { c.Close(enough) })}).Run(t.Context())
+			}()
+			nc, err := net.Dial(network, l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := New(nc, Options{})
+			done := make(chan error, 1)
+			go func() { done <- c.Run(t.Context()) }()
+			if _, err := c.Call(t.Context(), 1, []byte("x")); !errors.Is(err, ErrPeerClosed) {
+				t.Errorf("the call ended with %v", err)
+			}
+			if err := <-ended; !errors.Is(err, enough) {
+				t.Errorf("the handler's side ended with %v", err)
+			}
+			<-done
 		})
 	}
 }

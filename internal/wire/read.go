@@ -164,10 +164,22 @@ func socket(nc net.Conn) syscall.RawConn {
 	return nil
 }
 
-// fromSocket is readLoop for a socket. When a read did not fill the memory it
-// got, the socket is empty, and the kernel's next word is that it no longer is;
-// net.Conn would ask once more, which for a small message is half of the calls.
+// fromSocket is readLoop for a socket. It reads until there is nothing more,
+// within one call of net.Conn's: a socket that was closed after its last words
+// is announced with them, and never again.
 func (r *reader) fromSocket(rc syscall.RawConn) error {
+	r.c.mu.Lock()
+	if err := r.c.err; err != nil {
+		r.c.mu.Unlock()
+		return err
+	}
+	r.c.reading = rc
+	r.c.mu.Unlock()
+	defer func() {
+		r.c.mu.Lock()
+		r.c.reading = nil
+		r.c.mu.Unlock()
+	}()
 	var failure error
 	err := rc.Read(func(fd uintptr) bool {
 		for {
@@ -190,9 +202,6 @@ func (r *reader) fromSocket(rc syscall.RawConn) error {
 			}
 			if failure = r.clock(); failure != nil {
 				return true
-			}
-			if n < len(p) {
-				return false
 			}
 		}
 	})
