@@ -470,7 +470,8 @@ func (t transport) Send(to cluster.BrickID, msg uint8, parts ...[]byte) error {
 	if c == nil {
 		return errNotConnected
 	}
-	err := c.Send(msg, parts...)
+	// Before this replica's own disk is busy with the same, say.
+	err := c.Push(msg, parts...)
 	if errors.Is(err, wire.ErrBacklog) {
 		// What comes after this message would leave a gap: begin anew.
 		c.Close(err)

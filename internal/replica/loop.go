@@ -198,6 +198,10 @@ func (l *loop) act() error {
 	}
 	l.publish()
 	l.answer()
+	// Those who were answered made room for the next round of syncs.
+	syncs := l.syncs
+	l.syncs = nil
+	l.sendAll(syncs)
 	return nil
 }
 

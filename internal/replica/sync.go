@@ -14,10 +14,23 @@ import (
 // syncer is the primary's side of fsync: a request waits until every in-sync
 // brick has its log on disk up to the position that the request is about. Each
 // brick joins all who wait into one flush (oplog).
+//
+// One round is under way at a time, and serves everybody who came before it
+// began. With several writers that alone would make rounds of one and of the
+// rest in turn; so a round also waits for as many as there were at once lately,
+// for a moment, if they are not all there yet. A lone writer never waits.
 type syncer struct {
 	waiting []*syncRequest
 	durable map[cluster.BrickID]uint64 // in this epoch
+
+	gathered int  // of waiting, the last ones, that no round was begun for
+	crowd    int  // how many waited at once lately
+	timer    bool // runs, for gathered
+	rounds   uint64
 }
+
+// gatherWait is how long a round waits for the usual crowd.
+const gatherWait = 200 * time.Microsecond
 
 type syncRequest struct {
 	seq   uint64
@@ -38,8 +51,52 @@ func (l *loop) orderFsync(q *request) {
 
 // waitSync answers s when every in-sync brick is durable so far.
 func (l *loop) waitSync(s *syncRequest) {
-	l.fsync.waiting = append(l.fsync.waiting, s)
-	l.askSync(s)
+	y := &l.fsync
+	s.asked = l.now
+	y.waiting = append(y.waiting, s)
+	y.gathered++
+	y.crowd = max(y.crowd, len(y.waiting))
+	l.gatherSync()
+}
+
+// gatherSync begins a round if it is time.
+func (l *loop) gatherSync() {
+	y := &l.fsync
+	switch {
+	case y.gathered == 0 || y.gathered < len(y.waiting):
+	case y.gathered >= y.crowd:
+		l.beginSync()
+	case !y.timer:
+		y.timer = true
+		round := y.rounds
+		time.AfterFunc(gatherWait, func() {
+			l.mail.post(func(l *loop) {
+				y.timer = false
+				if y.rounds == round && y.gathered > 0 && y.gathered == len(y.waiting) {
+					y.crowd = y.gathered // the others stay away
+					l.beginSync()
+				} else {
+					l.gatherSync()
+				}
+			})
+		})
+	}
+}
+
+// beginSync asks for everybody who has gathered, at once.
+func (l *loop) beginSync() {
+	y := &l.fsync
+	round := y.waiting[len(y.waiting)-y.gathered:]
+	y.gathered = 0
+	y.rounds++
+	last := round[0]
+	for _, s := range round {
+		s.asked = l.now
+		if s.seq > last.seq {
+			last = s
+		}
+	}
+	l.askSync(last)
 }
 
 // askSync asks every in-sync brick that is not yet known to be durable so far.
@@ -120,6 +177,8 @@ func (l *loop) answerFsync() {
 	}
 	clear(l.fsync.waiting[len(keep):])
 	l.fsync.waiting = keep
+	l.fsync.gathered = min(l.fsync.gathered, len(keep))
+	l.gatherSync()
 	if low > 0 {
 		l.m.Durable(l.m.At(low))
 	}
@@ -140,6 +199,7 @@ func (l *loop) tickSync() {
 // reset forgets what is known of other epochs, and asks anew.
 func (y *syncer) reset(l *loop) {
 	clear(y.durable)
+	y.gathered, y.crowd = 0, 0
 	for _, s := range y.waiting {
 		s.asked = 0
 	}
@@ -151,6 +211,6 @@ func (y *syncer) refuse() int {
 	for _, s := range y.waiting {
 		s.req.finish(proto.DoReply{Status: proto.NotServing})
 	}
-	y.waiting = nil
+	y.waiting, y.gathered, y.crowd = nil, 0, 0
 	return n
 }

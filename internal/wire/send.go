@@ -103,6 +103,14 @@ func (c *Conn) Send(kind uint8, parts ...[]byte) error {
 	return err
 }
 
+// Push is Send that writes at once what can be written without waiting, before
+// it returns; the writer goroutine does the rest. It is for messages that
+// somebody else, or this process itself, is about to act upon.
+func (c *Conn) Push(kind uint8, parts ...[]byte) error {
+	_, err := c.queue(header{kind: kind}, parts, now)
+	return err
+}
+
 // Queue is Send for a burst: nothing is written before the next Flush, Call or
 // Reply on the connection.
 func (c *Conn) Queue(kind uint8, parts ...[]byte) error {
