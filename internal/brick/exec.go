@@ -62,8 +62,9 @@ type work struct {
 }
 
 // Execute checks, logs and applies an entry, which must be the next one. It has
-// one caller at a time. raw is the encoded entry if the caller has it; it and
-// what it shares memory with must not change afterwards.
+// one caller at a time. raw is the encoded entry if the caller has it; then it is
+// Result.Raw, too, and otherwise that is new. Nothing else of the entry, nor what
+// shares memory with it, is kept.
 //
 // If the error is an fsop.Errno, nothing was changed and nothing logged; the
 // position can be used again. Any other error means that the brick has failed.

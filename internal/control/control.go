@@ -293,6 +293,9 @@ func (c *Control) Run(ctx context.Context) error {
 		}
 	})
 	err := g.Wait()
+	if err != nil {
+		c.fail(err) // so that whoever else is waiting hears why
+	}
 	if cerr := c.Close(); err == nil {
 		err = cerr
 	}

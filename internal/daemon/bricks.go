@@ -60,6 +60,9 @@ const (
 // How long a planned stop may take to hand the bricks over.
 const drainTimeout = 2 * time.Second
 
+// recycleMin is the length from which a message's memory is worth using again.
+const recycleMin = 16 << 10
+
 func newBricks(m *member) *bricks {
 	b := &bricks{m: m, log: m.log.With("part", "bricks"), runs: map[cluster.BrickID]*brickRun{}}
 	for k := range b.up {
@@ -418,7 +421,11 @@ func (b *bricks) carry(from cluster.PeerID, c *wire.Conn, msg wire.Message) {
 		return
 	}
 	if msg.ID == 0 {
-		rep.Message(env, msg.Kind, body)
+		var done func()
+		if len(msg.Body) >= recycleMin {
+			done = func() { c.Recycle(msg.Body) }
+		}
+		rep.Message(env, msg.Kind, body, done)
 		return
 	}
 	b.call(c, msg, func(ctx context.Context) ([]byte, error) { return rep.Call(ctx, env, msg.Kind, body) })
@@ -463,7 +470,7 @@ func (t transport) Send(to cluster.BrickID, msg uint8, parts ...[]byte) error {
 		if err != nil {
 			return err
 		}
-		rep.Message(env, msg, body)
+		rep.Message(env, msg, body, nil)
 		return nil
 	}
 	c := t.b.m.links.conn(peer, t.b.kind(v, t.set))

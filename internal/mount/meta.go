@@ -336,15 +336,15 @@ func (f *fileSystem) make(cancel <-chan struct{}, h *fuse.InHeader, name string,
 
 // Unlink implements fuse.RawFileSystem.
 func (f *fileSystem) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return f.remove(cancel, h, &fsop.Unlink{Parent: fsop.Ino(h.NodeId), Name: name})
+	return f.remove(cancel, h, name, &fsop.Unlink{Parent: fsop.Ino(h.NodeId), Name: name})
 }
 
 // Rmdir implements fuse.RawFileSystem.
 func (f *fileSystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return f.remove(cancel, h, &fsop.Rmdir{Parent: fsop.Ino(h.NodeId), Name: name})
+	return f.remove(cancel, h, name, &fsop.Rmdir{Parent: fsop.Ino(h.NodeId), Name: name})
 }
 
-func (f *fileSystem) remove(cancel <-chan struct{}, h *fuse.InHeader, op fsop.Op) fuse.Status {
+func (f *fileSystem) remove(cancel <-chan struct{}, h *fuse.InHeader, name string, op fsop.Op) fuse.Status {
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
@@ -352,6 +352,7 @@ func (f *fileSystem) remove(cancel <-chan struct{}, h *fuse.InHeader, op fsop.Op
 	if err != nil {
 		return f.status(r, err)
 	}
+	f.nodes.whole.remove(dir, name)
 	f.changedDir(r, reply, dir)
 	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
 	return fuse.OK
@@ -381,6 +382,11 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	reply, err := f.change(r, op.Parent, op)
 	if err != nil {
 		return f.status(r, err)
+	}
+	// Two names of one file both stay.
+	moved := reply.Attr.IsDir() || reply.Attr.Nlink == 1 && (op.Parent != op.NewParent || name != newName)
+	if moved && op.Flags&(fsop.RenameExchange|fsop.RenameWhiteout) == 0 {
+		f.nodes.whole.remove(op.Parent, name)
 	}
 	f.changedDir(r, reply, op.Parent)
 	f.changedDir(r, reply, op.NewParent)

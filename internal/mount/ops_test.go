@@ -107,7 +107,18 @@ func TestRoundTrips(t *testing.T) {
 			do("absent", map[string]int{}, func() error { os.Stat(p + "absent"); return nil })
 			do("absent again", map[string]int{}, func() error { os.Stat(p + "absent"); return nil })
 			do("unlink", map[string]int{"unlink": 1}, func() error { return os.Remove(p) })
-			do("unlinked", map[string]int{"lookup": 1}, func() error { os.Stat(p); return nil })
+			do("unlinked", map[string]int{}, func() error { os.Stat(p); return nil })
+			do("rename", map[string]int{"rename": 1}, func() error { return os.Rename(p+"2", p) })
+			do("the old name", map[string]int{"getattr": 1}, func() error { os.Stat(p + "2"); return nil })
+			if err := os.Link(p, p+"2"); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Rename(p, p+"2"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(p); err != nil {
+				t.Errorf("rename of one name of a file over another: %v", err)
+			}
 		})
 	}
 }

@@ -12,8 +12,7 @@ import (
 // so. That a name is not among them is known without asking, and a program that
 // unpacks or copies a tree asks so for every file before it makes it.
 //
-// It keeps hashes, and never drops one for a name that is removed: to have a
-// name too many only costs the question.
+// It keeps hashes. To have a name too many only costs the question.
 type wholeDirs struct {
 	seed maphash.Seed
 
@@ -66,6 +65,23 @@ func (w *wholeDirs) add(dir fsop.Ino, name string) {
 	names[h] = struct{}{}
 	for w.names++; w.names > maxWholeNames; {
 		w.evictLocked()
+	}
+}
+
+// remove notes that this mount took name out of dir. It is called after that
+// was done and before the kernel, which lets nobody else make the name here
+// meanwhile, is told.
+func (w *wholeDirs) remove(dir fsop.Ino, name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	names, ok := w.dirs[dir]
+	if !ok {
+		return
+	}
+	h := maphash.String(w.seed, name)
+	if _, ok := names[h]; ok {
+		delete(names, h)
+		w.names--
 	}
 }
 

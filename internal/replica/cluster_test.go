@@ -155,8 +155,12 @@ func (s *memStore) Execute(e *proto.Entry, raw []byte) (*replica.Result, error) 
 	if err != nil {
 		return nil, err
 	}
-	s.entries = append(s.entries, *e)
 	res.Raw = codec.Append(nil, e)
+	kept := new(proto.Entry)
+	if err := codec.Decode(bytes.Clone(res.Raw), kept); err != nil {
+		return nil, err
+	}
+	s.entries = append(s.entries, *kept)
 	return res, nil
 }
 
@@ -488,7 +492,7 @@ func (n *node) Send(to cluster.BrickID, kind uint8, parts ...[]byte) error {
 			panic(err)
 		}
 		if !n.w.severed(n.id, to) {
-			r.Message(env, kind, rest)
+			r.Message(env, kind, rest, func() { clear(rest) }) // whoever still looks gets to see that
 		}
 	}
 	return nil

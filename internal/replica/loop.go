@@ -23,7 +23,8 @@ type loop struct {
 
 	endEpoch context.CancelFunc // of the view's context
 
-	dirty   bool // executed entries wait for Flush
+	used    func() // gives back the memory of the message in hand; nil: it is not wanted
+	dirty   bool   // executed entries wait for Flush
 	stopped bool
 
 	// Replies that wait for their position to be acknowledged, in order of seq.
@@ -105,6 +106,10 @@ func (l *loop) run(ctx context.Context) error {
 				// the machine relies on it.
 				if err := l.applyReady(); err != nil {
 					return l.stop(err)
+				}
+				if l.used != nil {
+					l.used()
+					l.used = nil
 				}
 			}
 		}

@@ -323,8 +323,9 @@ func (r *Replica) Lost(b cluster.BrickID) {
 }
 
 // Message takes a one-way message from another replica. It does not block and
-// takes the body over.
-func (r *Replica) Message(env proto.Envelope, kind uint8, body []byte) {
+// takes the body over. done, if not nil, may be called when nothing refers to
+// the body any more.
+func (r *Replica) Message(env proto.Envelope, kind uint8, body []byte, done func()) {
 	from := env.From
 	var err error
 	switch kind {
@@ -333,7 +334,10 @@ func (r *Replica) Message(env proto.Envelope, kind uint8, body []byte) {
 	case proto.KindProbeAck:
 		err = deliver(r, body, func(l *loop, m *proto.ProbeAck) { l.m.ProbeAck(l.now, from, m) })
 	case proto.KindAppend:
-		err = deliver(r, body, func(l *loop, m *proto.Append) { l.m.Append(l.now, from, m) })
+		err = deliver(r, body, func(l *loop, m *proto.Append) {
+			l.m.Append(l.now, from, m)
+			l.used = done
+		})
 	case proto.KindAppendAck:
 		err = deliver(r, body, func(l *loop, m *proto.AppendAck) { l.appendAck(from, m) })
 	case proto.KindBeat:

@@ -77,7 +77,7 @@ func (l link) Send(to cluster.BrickID, kind uint8, parts ...[]byte) error {
 	if err := codec.Decode(parts[0], &env); err != nil {
 		return err
 	}
-	l.s.reps[to].Message(env, kind, join(parts[1:]))
+	l.s.reps[to].Message(env, kind, join(parts[1:]), nil)
 	return nil
 }
 
