@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // A daemon and a mount wake up for every request and fall asleep after it. Go's
@@ -27,11 +26,7 @@ const traceInterval = "schedtrace=2147483647"
 // which is not this program, it does nothing.
 func (a *app) thrifty() error {
 	debug := os.Getenv("GODEBUG")
-	if a.Err != os.Stderr {
-		return nil
-	}
-	if strings.Contains(debug, "schedtrace=") {
-		slowMonitor()
+	if a.Err != os.Stderr || strings.Contains(debug, "schedtrace=") {
 		return nil
 	}
 	if debug != "" {
@@ -50,32 +45,4 @@ func (a *app) thrifty() error {
 		return fmt.Errorf("starting again with other scheduler settings: %w", err)
 	}
 	panic("unreachable: exec has returned without an error")
-}
-
-// monitorSlack is how much later than asked for the monitor thread may wake up,
-// in nanoseconds. An idle process is then woken 20 times a second and not 100,
-// which on a virtual machine is the most of what it costs.
-const monitorSlack = "40000000"
-
-// slowMonitor finds the runtime's monitor thread, the only one that sleeps by
-// nanosleep(2), and gives it time. If the kernel does not show or allow that,
-// everything stays as it is.
-func slowMonitor() {
-	for range 50 { // it may just be awake
-		tasks, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			return
-		}
-		for _, t := range tasks {
-			wait, err := os.ReadFile("/proc/self/task/" + t.Name() + "/wchan")
-			if err != nil {
-				return
-			}
-			if strings.Contains(string(wait), "nanosleep") {
-				_ = os.WriteFile("/proc/"+t.Name()+"/timerslack_ns", []byte(monitorSlack), 0)
-				return
-			}
-		}
-		time.Sleep(200 * time.Microsecond)
-	}
 }

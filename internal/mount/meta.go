@@ -388,9 +388,10 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	if moved && op.Flags&(fsop.RenameExchange|fsop.RenameWhiteout) == 0 {
 		f.nodes.whole.remove(op.Parent, name)
 	}
+	r.began = f.nodes.replaced(r.began)
 	f.changedDir(r, reply, op.Parent)
 	f.changedDir(r, reply, op.NewParent)
-	f.nodes.replaced()
+	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
 	f.names.add(reply.Attr.Ino, op.NewParent, newName)
 	return fuse.OK
 }

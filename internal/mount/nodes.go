@@ -264,7 +264,7 @@ func (t *nodes) knows(ino fsop.Ino) bool {
 // documentation says why), so it asks for them soon, and is answered from here.
 func (t *nodes) changed(a *fsop.Attr, seq uint64, b began) {
 	if a.Ino == 0 || seq == 0 {
-		t.replaced()
+		t.ownGen.Add(1)
 		return
 	}
 	s := t.shard(a.Ino)
@@ -303,7 +303,7 @@ func (t *nodes) written(ino fsop.Ino) {
 // way that the reply did not tell. Whatever is older is not to be cached.
 func (t *nodes) touched(ino fsop.Ino, seq uint64) {
 	if seq == 0 {
-		t.replaced()
+		t.ownGen.Add(1)
 		return
 	}
 	s := t.shard(ino)
@@ -315,9 +315,16 @@ func (t *nodes) touched(ino fsop.Ino, seq uint64) {
 	}
 }
 
-// replaced says that one of this mount's own changes changed an inode that the
-// reply did not name, or at a position that it did not tell.
-func (t *nodes) replaced() { t.ownGen.Add(1) }
+// replaced says that one of this mount's own changes, which began at b, changed
+// an inode that the reply did not name, or at a position that it did not tell.
+// What the reply did name may be remembered under the began that is returned, if
+// there was no other such change meanwhile.
+func (t *nodes) replaced(b began) began {
+	if own := t.ownGen.Add(1); own == b.own+1 {
+		b.own = own
+	}
+	return b
+}
 
 // ownAttr returns attributes of ino that are still true, if there are any.
 func (t *nodes) ownAttr(ino fsop.Ino) (fsop.Attr, uint64, bool) {

@@ -50,12 +50,3 @@ func (p *pool) async(i int, limit time.Duration, argv ...string) func() error {
 	}()
 	return func() error { return <-done }
 }
-
-// knownGap ends a test at a defect that is known and written down in
-// doc/known-gaps.md. MORTAR_TEST_GAPS=1 runs into it.
-func knownGap(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("MORTAR_TEST_GAPS") == "" {
-		t.Skipf("KNOWN GAP (doc/known-gaps.md): %s", what)
-	}
-}
