@@ -49,17 +49,24 @@ func (w *wholeDirs) evictLocked() {
 	}
 }
 
+// look finds the names of dir, nil if not all are known, and whether name is among
+// them, under the hash h. w.mu is held.
+func (w *wholeDirs) look(dir fsop.Ino, name string) (names map[uint64]struct{}, h uint64, there bool) {
+	if names = w.dirs[dir]; names == nil {
+		return nil, 0, false
+	}
+	h = maphash.String(w.seed, name)
+	_, there = names[h]
+	return names, h, there
+}
+
 // add notes that name may from now on be in dir. It is called before the change
 // that makes it is asked for.
 func (w *wholeDirs) add(dir fsop.Ino, name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	names, ok := w.dirs[dir]
-	if !ok {
-		return
-	}
-	h := maphash.String(w.seed, name)
-	if _, ok := names[h]; ok {
+	names, h, there := w.look(dir, name)
+	if names == nil || there {
 		return
 	}
 	names[h] = struct{}{}
@@ -74,12 +81,7 @@ func (w *wholeDirs) add(dir fsop.Ino, name string) {
 func (w *wholeDirs) remove(dir fsop.Ino, name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	names, ok := w.dirs[dir]
-	if !ok {
-		return
-	}
-	h := maphash.String(w.seed, name)
-	if _, ok := names[h]; ok {
+	if names, h, there := w.look(dir, name); there {
 		delete(names, h)
 		w.names--
 	}
@@ -89,12 +91,8 @@ func (w *wholeDirs) remove(dir fsop.Ino, name string) {
 func (w *wholeDirs) absent(dir fsop.Ino, name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	names, ok := w.dirs[dir]
-	if !ok {
-		return false
-	}
-	_, ok = names[maphash.String(w.seed, name)]
-	return !ok
+	names, _, there := w.look(dir, name)
+	return names != nil && !there
 }
 
 // spoil is called when somebody else may have changed dir.
