@@ -149,7 +149,9 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 	m.life = life
 	srv, err := newServer(fd, &fileSystem{fuse.NewDefaultRawFileSystem(), m}, m.serverOptions(), m.log)
 	if err == nil {
-		err = m.probe(srv)
+		if err = m.probe(srv); err != nil {
+			srv.file.Close()
+		}
 	}
 	if err != nil {
 		end()

@@ -143,7 +143,7 @@ func (l *loop) tick() {
 	l.tickSessions()
 	l.tickLocks()
 	l.tickRecalls()
-	l.tickLean()
+	l.endLean()
 	l.tickRoom()
 	l.tickReap()
 	l.tickSync()

@@ -133,9 +133,11 @@ func recentOf(q *request, e *proto.Entry, raw []byte) recentEntry {
 // to agree with it: no application has to hear of that.
 const leanWait = core.Instant(2 * time.Second)
 
-// endLean orders what waited for the set to become writable, if it is now.
+// endLean orders again what waited for the set to become writable, if it is now
+// or if that has taken long enough.
 func (l *loop) endLean() {
-	if cfg := l.m.Config(); !cfg.Writable() || len(l.lean) == 0 {
+	cfg := l.m.Config()
+	if len(l.lean) == 0 || !cfg.Writable() && l.now < l.leanEnd {
 		return
 	}
 	waiting := l.lean
@@ -145,18 +147,6 @@ func (l *loop) endLean() {
 			l.order(q)
 		}
 	})
-}
-
-// tickLean refuses what has waited long enough for more bricks.
-func (l *loop) tickLean() {
-	if len(l.lean) == 0 || l.now < l.leanEnd {
-		return
-	}
-	waiting := l.lean
-	l.lean = nil
-	for _, q := range waiting {
-		l.order(q)
-	}
 }
 
 // reply answers q as soon as seq is acknowledged.

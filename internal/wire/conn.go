@@ -10,7 +10,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -122,8 +121,7 @@ type Conn struct {
 	turn     uint64     // batches taken so far; out will be number turn+1
 	finished uint64     // batches written or dropped
 	changed  chan struct{}
-	cur      batch           // being written by the owner, who alone changes it; else empty
-	reading  syscall.RawConn // set while the read loop is within a call of it
+	cur      batch // being written by the owner, who alone changes it; else empty
 
 	calls calls
 
@@ -191,15 +189,8 @@ func (c *Conn) Close(cause error) {
 	}
 	c.changedLocked()
 	close(c.done)
-	reading := c.reading
 	c.mu.Unlock()
-	if reading != nil {
-		// net.Conn's Close waits for the read loop, which may be who closes here.
-		// This ends the loop, and Run closes the rest.
-		_ = reading.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_RDWR) })
-	} else {
-		rawConn(c.nc).Close()
-	}
+	rawConn(c.nc).Close()
 	c.calls.fail(cause)
 }
 
@@ -237,7 +228,6 @@ func (c *Conn) Run(ctx context.Context) error {
 		err = c.readLoop()
 	}
 	c.Close(err)
-	rawConn(c.nc).Close()
 	wg.Wait()
 	err = c.Err()
 	if errors.Is(err, ErrFrame) || errors.Is(err, ErrVersion) {

@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"syscall"
 	"time"
 )
 
@@ -133,9 +131,6 @@ func (r *reader) failed(err error) error {
 func (c *Conn) readLoop() error {
 	r := &reader{c: c, buf: make([]byte, readBuffer)}
 	r.canceler, _ = c.o.Handler.(Canceler)
-	if rc := socket(c.nc); rc != nil {
-		return r.fromSocket(rc)
-	}
 	for {
 		if err := r.clock(); err != nil {
 			return explain(err)
@@ -148,67 +143,6 @@ func (c *Conn) readLoop() error {
 			return r.failed(err)
 		}
 	}
-}
-
-// socket is the socket that nc's bytes come from as they are; nil if there is none.
-func socket(nc net.Conn) syscall.RawConn {
-	if p, ok := nc.(*plainConn); ok {
-		nc = p.Conn
-	}
-	switch nc.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		if rc, err := nc.(syscall.Conn).SyscallConn(); err == nil {
-			return rc
-		}
-	}
-	return nil
-}
-
-// fromSocket is readLoop for a socket. It reads until there is nothing more,
-// within one call of net.Conn's: a socket that was closed after its last words
-// is announced with them, and never again.
-func (r *reader) fromSocket(rc syscall.RawConn) error {
-	r.c.mu.Lock()
-	if err := r.c.err; err != nil {
-		r.c.mu.Unlock()
-		return err
-	}
-	r.c.reading = rc
-	r.c.mu.Unlock()
-	defer func() {
-		r.c.mu.Lock()
-		r.c.reading = nil
-		r.c.mu.Unlock()
-	}()
-	var failure error
-	err := rc.Read(func(fd uintptr) bool {
-		for {
-			p := r.next()
-			n, err := syscall.Read(int(fd), p)
-			switch {
-			case err == syscall.EINTR:
-				continue
-			case err == syscall.EAGAIN:
-				return false
-			case err != nil:
-				failure = explain(&net.OpError{Op: "read", Net: r.c.nc.RemoteAddr().Network(), Addr: r.c.nc.RemoteAddr(), Err: os.NewSyscallError("read", err)})
-				return true
-			case n == 0:
-				failure = r.failed(io.EOF)
-				return true
-			}
-			if failure = r.got(n); failure != nil {
-				return true
-			}
-			if failure = r.clock(); failure != nil {
-				return true
-			}
-		}
-	})
-	if failure != nil {
-		return failure
-	}
-	return r.failed(err)
 }
 
 // arrived hands out one message.
