@@ -291,9 +291,17 @@ func (f *fileSystem) copyOnce(r *request, in *fuse.CopyFileRangeIn, done uint64,
 }
 
 // Lseek implements fuse.RawFileSystem, for SEEK_DATA and SEEK_HOLE.
+//
+// The kernel does not write out what programs stored through shared mappings
+// before it asks where there is data. Dropping the pages does.
 func (f *fileSystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
+	select {
+	case <-f.pages.add(f.dev, fsop.Ino(in.NodeId)):
+	case <-r.Done():
+		return fuse.EINTR
+	}
 	reply, err := f.handler.Do(r, &fsop.Seek{Ino: fsop.Ino(in.NodeId), Off: in.Offset, Whence: in.Whence})
 	if err != nil {
 		return f.status(r, err)

@@ -12,6 +12,7 @@
 //	workload ring      create at once what every other mount has cached as absent
 //	workload files     make many small files
 //	workload fill      write until the disk is full
+//	workload fsx       compare a file with a model, operation by operation
 //
 // Each prints one JSON object on standard output (manifest: lines) and exits
 // with 1 if it found something wrong, with 2 if it could not do its work.
@@ -47,12 +48,13 @@ var commands = map[string]func(fs *flag.FlagSet, args []string) (verdict, error)
 	"ring":      ring,
 	"files":     files,
 	"fill":      fill,
+	"fsx":       exercise,
 }
 
 func main() {
 	runtime.GOMAXPROCS(8) // threads block in the kernel, and must not keep each other waiting
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill [flags]")
+		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill|fsx [flags]")
 		os.Exit(2)
 	}
 	v, err := commands[os.Args[1]](flag.NewFlagSet("workload "+os.Args[1], flag.ExitOnError), os.Args[2:])

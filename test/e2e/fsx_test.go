@@ -1,0 +1,43 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// One file under random operations of every kind is at each step what a model
+// in memory says (package fsx): through one mount, written on one and seen on
+// another, and from all in turn.
+func TestFsx(t *testing.T) {
+	p := start(t, setup{})
+	p.run(1, "mkdir", "/mnt/wp/fsx")
+	for i, c := range []struct {
+		name  string
+		dirs  []string
+		flags []string
+	}{
+		{"one mount", p.mountsOf("/mnt/wp/fsx")[:1], nil},
+		{"written on one, seen on another", p.mountsOf("/mnt/wp/fsx"), nil},
+		{"from all in turn", p.mountsOf("/mnt/wp/fsx"), []string{"-turns"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p.as(t)
+			args := []string{"fsx", "-ops", "2000", "-duration", "3s"}
+			if long {
+				args = []string{"fsx", "-ops", "100000", "-seeds", "20"}
+			}
+			args = append(args, "-seed", fmt.Sprint(1+100*i))
+			var r struct {
+				Seeds, Ops     int
+				Kinds, Skipped map[string]int
+			}
+			p.workload(0, pick(time.Minute, 3*time.Hour), &r, append(append(args, c.flags...), c.dirs...)...)
+			t.Logf("%d operations, %d seeds: %v", r.Ops, r.Seeds, r.Kinds)
+			if r.Ops < 500 || len(r.Skipped) > 0 {
+				t.Errorf("%d operations, not known: %v", r.Ops, r.Skipped)
+			}
+			p.identical(1)
+		})
+	}
+}
