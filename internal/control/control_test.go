@@ -1014,3 +1014,33 @@ func TestNewerCommand(t *testing.T) {
 		t.Errorf("map %d, was %d", got, before)
 	}
 }
+
+// What was decided through one peer, every other knows that catches up.
+func TestCatchUp(t *testing.T) {
+	w := newWorld(t, 3)
+	nodes := w.pool()
+	w.volume("v", nodes...)
+	for i := range 30 {
+		by, reader := nodes[i%3].c, nodes[(i+1)%3].c
+		name := fmt.Sprintf("name-%d", i)
+		cmd := state.Command{UpdatePeer: &state.UpdatePeer{Peer: nodes[0].id, Name: &name}}
+		if err := by.Propose(w.ctx(), cmd); err != nil {
+			t.Fatal(err)
+		}
+		if err := reader.CatchUp(w.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		if got := reader.Map().Peer(nodes[0].id).Name; got != name {
+			t.Errorf("round %d: a peer that caught up knows %q, not %q", i, got, name)
+		}
+	}
+	// A peer without a majority does not take what it knows for the truth.
+	leader := w.settled(nodes...)
+	w.silent(leader, true)
+	ctx, cancel := context.WithTimeout(w.ctx(), 500*time.Millisecond)
+	defer cancel()
+	if err := leader.c.CatchUp(ctx); err == nil {
+		t.Error("a leader that nobody hears claims to know what was decided")
+	}
+	w.silent(leader, false)
+}

@@ -133,6 +133,23 @@ func (c *Control) runLeader(ctx context.Context) {
 	c.mu.Unlock()
 }
 
+// recent returns where the log stood when it was called, or later; false if this
+// peer does not lead after all.
+func (l *leader) recent(ctx context.Context) (index uint64, ok bool) {
+	select {
+	case <-l.ready:
+	case <-l.ctx.Done():
+		return 0, false
+	case <-ctx.Done():
+		return 0, false
+	}
+	l.c.mu.Lock()
+	index = l.c.applied
+	l.c.mu.Unlock()
+	// Only now: whoever leads after this moment, led when the index was read.
+	return index, l.c.raft.VerifyLeader().Error() == nil
+}
+
 // end lets no more work begin.
 func (l *leader) end() {
 	l.mu.Lock()

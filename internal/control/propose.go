@@ -15,13 +15,14 @@ import (
 	"mortar/internal/control/state"
 )
 
-// request is what Handle understands: one of the first five.
+// request is what Handle understands: one of the first six.
 type request struct {
 	Propose  json.RawMessage `json:"propose,omitempty"` // an encoded state.Command
 	Suspect  *suspicion      `json:"suspect,omitempty"`
 	Handover *handover       `json:"handover,omitempty"`
 	Status   bool            `json:"status,omitempty"`
 	Problems bool            `json:"problems,omitempty"`
+	Recent   bool            `json:"recent,omitempty"`
 	Boot     uint64          `json:"boot,omitempty"` // of the asking process
 }
 
@@ -43,7 +44,7 @@ type handover struct {
 type answer struct {
 	// Retry asks the other side to find the leader and ask that.
 	Retry bool `json:"retry,omitempty"`
-	// Index is where in the log a command was applied.
+	// Index is where in the log a command was applied, or for Recent, the last one.
 	Index  uint64       `json:"index,omitempty"`
 	Err    *state.Error `json:"err,omitempty"`
 	Status *peerStatus  `json:"status,omitempty"`
@@ -98,6 +99,16 @@ func (c *Control) Suspect(ctx context.Context, set cluster.SetID, epoch cluster.
 func (c *Control) Handover(ctx context.Context, set cluster.SetID, epoch cluster.Epoch, leaving cluster.BrickID) error {
 	_, err := c.ask(ctx, &request{Handover: &handover{set, epoch, leaving}})
 	return err
+}
+
+// CatchUp returns when this peer has applied everything that was decided before
+// it was called: what anybody was told was done, on any peer, shows in Map.
+func (c *Control) CatchUp(ctx context.Context) error {
+	a, err := c.ask(ctx, &request{Recent: true})
+	if err != nil {
+		return err
+	}
+	return c.awaitApplied(ctx, a.Index)
 }
 
 // Problems returns the replica sets that wait for a primary, and why, as the
@@ -353,6 +364,12 @@ func (c *Control) serve(ctx context.Context, from cluster.PeerID, req *request) 
 				return &answer{Err: asRefusal(err)}
 			}
 			return &answer{}
+		}
+	case req.Recent:
+		if l := c.leading(); l != nil {
+			if index, ok := l.recent(ctx); ok {
+				return &answer{Index: index}
+			}
 		}
 	case req.Problems:
 		if l := c.leading(); l != nil {

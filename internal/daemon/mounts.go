@@ -131,11 +131,14 @@ func (c *mountConn) message(msg wire.Message) error {
 		if err := decode(msg, isCall, &q); err != nil {
 			return err
 		}
-		c.mu.Lock()
-		vm := c.volumeMap(q.Volume)
-		c.volume, c.version = q.Volume, vm.Version
-		c.mu.Unlock()
-		c.conn.Reply(msg, codec.Append(nil, vm))
+		if vm := c.want(q.Volume, c.m.view.Load()); vm.Status == proto.OK {
+			c.conn.Reply(msg, codec.Append(nil, vm))
+			break
+		}
+		c.wg.Go(func() { // another peer may know better, and may be asked
+			c.m.catchUp(c.ctx)
+			c.conn.Reply(msg, codec.Append(nil, c.want(q.Volume, newView(c.m.latest()))))
+		})
 	case proto.KindHold:
 		var q proto.Forget
 		if err := decode(msg, !isCall, &q); err != nil {
@@ -325,17 +328,26 @@ func (c *mountConn) Detached(text string) {
 func (c *mountConn) push() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.volume == "" || c.version == c.m.view.Load().Version {
+	v := c.m.view.Load()
+	if c.volume == "" || c.version >= v.Version {
 		return
 	}
-	vm := c.volumeMap(c.volume)
+	vm := c.volumeMap(c.volume, v)
 	c.version = vm.Version
 	c.conn.Send(proto.KindVolumeMap, codec.Append(nil, vm))
 }
 
+// want notes which volume is mounted, and returns its map.
+func (c *mountConn) want(volume string, v *view) *proto.VolumeMap {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	vm := c.volumeMap(volume, v)
+	c.volume, c.version = volume, vm.Version
+	return vm
+}
+
 // volumeMap is what a mount has to know of a volume.
-func (c *mountConn) volumeMap(name string) *proto.VolumeMap {
-	v := c.m.view.Load()
+func (c *mountConn) volumeMap(name string, v *view) *proto.VolumeMap {
 	vm := &proto.VolumeMap{Version: v.Version}
 	vol := v.Map.Volume(name)
 	switch {

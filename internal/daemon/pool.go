@@ -144,6 +144,26 @@ func (m *member) latest() *cluster.Map {
 	return m.view.Load().Map
 }
 
+// catchUp brings what this peer knows of the pool up to date, so that it answers
+// as a peer that was asked a moment ago. Without a leader, what it knows must do.
+func (m *member) catchUp(ctx context.Context) {
+	plane := m.plane.Load()
+	if plane == nil {
+		return
+	}
+	if _, led := plane.Leader(); !led {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
+	if err := plane.CatchUp(ctx); err != nil {
+		m.log.Debug("what this peer knows of the pool may be old", "error", err)
+	}
+}
+
+// catchUpTimeout bounds catchUp: a question that a peer can answer itself is not held up for long.
+const catchUpTimeout = time.Second
+
 // Invite implements httpd.Pool.
 func (n *Node) Invite(ctx context.Context, r api.InviteRequest) (*api.Invitation, error) {
 	const most = 30 * 24 * time.Hour

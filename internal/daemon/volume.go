@@ -30,10 +30,18 @@ func (n *Node) known() *cluster.Map {
 	return new(cluster.Map)
 }
 
+// knownNow is known, with all that was decided until now.
+func (n *Node) knownNow(ctx context.Context) *cluster.Map {
+	if m := n.current(); m != nil {
+		m.catchUp(ctx)
+	}
+	return n.known()
+}
+
 // Volumes implements httpd.Volumes.
-func (n *Node) Volumes(context.Context) ([]api.Volume, error) {
+func (n *Node) Volumes(ctx context.Context) ([]api.Volume, error) {
 	vs := []api.Volume{}
-	for _, v := range n.known().Volumes {
+	for _, v := range n.knownNow(ctx).Volumes {
 		vs = append(vs, *volumeOf(v))
 	}
 	slices.SortFunc(vs, func(a, b api.Volume) int { return cmp.Compare(a.Name, b.Name) })
@@ -41,8 +49,8 @@ func (n *Node) Volumes(context.Context) ([]api.Volume, error) {
 }
 
 // Volume implements httpd.Volumes.
-func (n *Node) Volume(_ context.Context, name string) (*api.Volume, error) {
-	v, err := state.FindVolume(n.known(), name)
+func (n *Node) Volume(ctx context.Context, name string) (*api.Volume, error) {
+	v, err := state.FindVolume(n.knownNow(ctx), name)
 	if err != nil {
 		return nil, apiError(err)
 	}
@@ -178,42 +186,69 @@ func (m *member) discard(cmd *state.CreateVolume, count int) {
 	}
 }
 
-// volumeFor finds a volume that shall be changed, and the map it was seen in.
-func (n *Node) volumeFor(name string) (*member, *cluster.Map, *cluster.Volume, error) {
-	known := n.known()
-	v, err := state.FindVolume(known, name)
+// volumeFor finds a volume, as of now.
+func (n *Node) volumeFor(ctx context.Context, name string) (*member, *cluster.Volume, error) {
+	v, err := state.FindVolume(n.knownNow(ctx), name)
 	if err != nil {
-		return nil, nil, nil, apiError(err)
+		return nil, nil, apiError(err)
 	}
 	m, err := n.need()
-	return m, known, v, err
+	return m, v, err
+}
+
+// change has the pool decide a command about a volume. The command is made of the
+// volume as this peer knows it. Where that is old, because another peer was asked to
+// change the volume a moment ago, or somebody was faster, it is made again of
+// what is true now: it is a mistake of this peer's and not of who asks.
+func (n *Node) change(ctx context.Context, name string, command func(m *member, v *cluster.Volume) state.Command) (*member, *cluster.Volume, error) {
+	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
+	defer cancel()
+	for {
+		known := n.known()
+		v, err := state.FindVolume(known, name)
+		if err != nil {
+			known = n.knownNow(ctx)
+			if v, err = state.FindVolume(known, name); err != nil {
+				return nil, nil, apiError(err)
+			}
+		}
+		m, err := n.need()
+		if err != nil {
+			return nil, nil, err
+		}
+		cmd := command(m, v)
+		cmd.Seen = known.Version
+		err = m.propose(ctx, cmd)
+		if !errors.Is(err, state.ErrConflict) || ctx.Err() != nil {
+			return m, v, apiError(err)
+		}
+		m.catchUp(ctx)
+	}
 }
 
 // DeleteVolume implements httpd.Volumes.
 func (n *Node) DeleteVolume(ctx context.Context, name string) error {
-	m, known, v, err := n.volumeFor(name)
-	if err != nil {
-		return err
-	}
-	return apiError(m.propose(ctx, state.Command{Seen: known.Version, DeleteVolume: &state.DeleteVolume{Volume: v.ID}}))
+	_, _, err := n.change(ctx, name, func(_ *member, v *cluster.Volume) state.Command {
+		return state.Command{DeleteVolume: &state.DeleteVolume{Volume: v.ID}}
+	})
+	return err
 }
 
 // StartVolume implements httpd.Volumes. It returns when every set has a primary
 // that serves, or says which has none.
 func (n *Node) StartVolume(ctx context.Context, name string, force bool) error {
-	m, known, v, err := n.volumeFor(name)
+	m, v, err := n.change(ctx, name, func(m *member, v *cluster.Volume) state.Command {
+		cmd := &state.StartVolume{Volume: v.ID, Force: force}
+		for i := range v.Sets {
+			cmd.Primary = append(cmd.Primary, m.firstReachable(v, i))
+		}
+		if v.Status == cluster.VolumeStarted {
+			cmd.Primary = nil
+		}
+		return state.Command{StartVolume: cmd}
+	})
 	if err != nil {
 		return err
-	}
-	cmd := &state.StartVolume{Volume: v.ID, Force: force}
-	for i := range v.Sets {
-		cmd.Primary = append(cmd.Primary, m.firstReachable(v, i))
-	}
-	if v.Status == cluster.VolumeStarted {
-		cmd.Primary = nil
-	}
-	if err := m.propose(ctx, state.Command{Seen: known.Version, StartVolume: cmd}); err != nil {
-		return apiError(err)
 	}
 	if force {
 		m.bricks.retryAll(v)
@@ -263,16 +298,15 @@ func (m *member) firstReachable(v *cluster.Volume, set int) cluster.BrickID {
 
 // StopVolume implements httpd.Volumes.
 func (n *Node) StopVolume(ctx context.Context, name string, force bool) error {
-	m, known, v, err := n.volumeFor(name)
-	if err != nil {
-		return err
-	}
-	return apiError(m.propose(ctx, state.Command{Seen: known.Version, StopVolume: &state.StopVolume{Volume: v.ID, Force: force}}))
+	_, _, err := n.change(ctx, name, func(_ *member, v *cluster.Volume) state.Command {
+		return state.Command{StopVolume: &state.StopVolume{Volume: v.ID, Force: force}}
+	})
+	return err
 }
 
 // Options implements httpd.Volumes.
-func (n *Node) Options(_ context.Context, name string) ([]api.Option, error) {
-	v, err := state.FindVolume(n.known(), name)
+func (n *Node) Options(ctx context.Context, name string) ([]api.Option, error) {
+	v, err := state.FindVolume(n.knownNow(ctx), name)
 	if err != nil {
 		return nil, apiError(err)
 	}
@@ -286,31 +320,29 @@ func (n *Node) Options(_ context.Context, name string) ([]api.Option, error) {
 
 // SetOptions implements httpd.Volumes.
 func (n *Node) SetOptions(ctx context.Context, name string, options []api.Option) (*api.OptionsReply, error) {
-	m, known, v, err := n.volumeFor(name)
-	if err != nil {
-		return nil, err
-	}
-	cmd := &state.SetOptions{Volume: v.ID, Options: map[string]string{}}
+	wanted := map[string]string{}
 	reply := new(api.OptionsReply)
 	for _, o := range options {
-		if _, twice := cmd.Options[o.Key]; twice {
+		if _, twice := wanted[o.Key]; twice {
 			return nil, api.Errorf(api.Invalid, "option %s is given twice", o.Key)
 		}
-		cmd.Options[o.Key] = o.Value
+		wanted[o.Key] = o.Value
 		if d, err := cluster.FindOption(o.Key); err == nil && d.Ignored != "" {
 			reply.Notes = append(reply.Notes, fmt.Sprintf("%s is accepted and has no effect: %s", o.Key, d.Ignored))
 		}
 	}
-	return reply, apiError(m.propose(ctx, state.Command{Seen: known.Version, SetOptions: cmd}))
+	_, _, err := n.change(ctx, name, func(_ *member, v *cluster.Volume) state.Command {
+		return state.Command{SetOptions: &state.SetOptions{Volume: v.ID, Options: wanted}}
+	})
+	return reply, err
 }
 
 // ResetOptions implements httpd.Volumes.
 func (n *Node) ResetOptions(ctx context.Context, name string, keys []string) error {
-	m, known, v, err := n.volumeFor(name)
-	if err != nil {
-		return err
-	}
-	return apiError(m.propose(ctx, state.Command{Seen: known.Version, ResetOptions: &state.ResetOptions{Volume: v.ID, Names: keys}}))
+	_, _, err := n.change(ctx, name, func(_ *member, v *cluster.Volume) state.Command {
+		return state.Command{ResetOptions: &state.ResetOptions{Volume: v.ID, Names: keys}}
+	})
+	return err
 }
 
 // OptionHelp implements httpd.Volumes.
@@ -368,8 +400,8 @@ func (m *member) gather(ctx context.Context, v *cluster.Volume, detail bool) (ma
 }
 
 // started finds a volume that must be started.
-func (n *Node) started(name string) (*member, *cluster.Volume, error) {
-	m, _, v, err := n.volumeFor(name)
+func (n *Node) started(ctx context.Context, name string) (*member, *cluster.Volume, error) {
+	m, v, err := n.volumeFor(ctx, name)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -381,7 +413,7 @@ func (n *Node) started(name string) (*member, *cluster.Volume, error) {
 
 // VolumeStatus implements httpd.Volumes.
 func (n *Node) VolumeStatus(ctx context.Context, name string, detail bool) (*api.VolumeStatus, error) {
-	m, v, err := n.started(name)
+	m, v, err := n.started(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -470,7 +502,7 @@ func (m *member) statuses(v *cluster.Volume, all map[cluster.PeerID]*api.LocalBr
 
 // HealInfo implements httpd.Volumes.
 func (n *Node) HealInfo(ctx context.Context, name string) (*api.HealInfo, error) {
-	m, v, err := n.started(name)
+	m, v, err := n.started(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -510,7 +542,7 @@ func (n *Node) HealInfo(ctx context.Context, name string) (*api.HealInfo, error)
 // Heal implements httpd.Volumes. Bricks heal by themselves; asking for it makes
 // those that gave up try again at once. A full heal compares the replicas.
 func (n *Node) Heal(ctx context.Context, name string, r api.HealRequest) (*api.HealReply, error) {
-	m, v, err := n.started(name)
+	m, v, err := n.started(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -682,7 +714,7 @@ func roleText(r core.Role, inSync bool) string {
 
 // LocalVerify implements httpd.Local.
 func (n *Node) LocalVerify(ctx context.Context, name string) (*api.HealReply, error) {
-	m, v, err := n.started(name)
+	m, v, err := n.started(ctx, name)
 	if err != nil {
 		return nil, err
 	}

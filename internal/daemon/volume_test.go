@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -329,6 +330,64 @@ func TestPlain(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestAnyPeerAtOnce: what was done through one peer can be gone on with through
+// any other at once.
+func TestAnyPeerAtOnce(t *testing.T) {
+	nodes := newPool(t, 3)
+	ctx := t.Context()
+	for round := range 6 {
+		at := func(i int) *testNode { return nodes[(round+i)%3] }
+		name := fmt.Sprintf("v%d", round)
+		r := api.VolumeCreate{Name: name, Bricks: []string{"n1:" + filepath.Join(filepath.Dir(nodes[0].cfg.StateDir), "bricks", name)}, Force: true}
+		if _, err := at(0).api.CreateVolume(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 6 {
+			value := fmt.Sprintf("%ds", 30+i)
+			if _, err := at(i+1).api.SetOptions(ctx, name, []api.Option{{Key: cluster.OptCacheTimeout, Value: value}}); err != nil {
+				t.Fatal(err)
+			}
+			if i%2 == 0 {
+				continue // the next knows only what it hears by itself
+			}
+			v, err := at(i+2).api.Volume(ctx, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(v.Options) != 1 || v.Options[0].Value != value {
+				t.Errorf("another peer knows of %v, not of %s", v.Options, value)
+			}
+		}
+		var all sync.WaitGroup
+		for i, o := range []api.Option{{Key: cluster.OptCacheTimeout, Value: "1m0s"}, {Key: cluster.OptIOTimeout, Value: "1m0s"}, {Key: cluster.OptAuthAllow, Value: "10.*"}} {
+			all.Go(func() {
+				if _, err := at(i).api.SetOptions(ctx, name, []api.Option{o}); err != nil {
+					t.Errorf("three peers at once: %v", err)
+				}
+			})
+		}
+		all.Wait()
+		if err := at(1).api.StartVolume(ctx, name, false); err != nil {
+			t.Fatal(err)
+		}
+		attach(t, nodes[0], name, 1).close()
+		for i := range 3 {
+			if v, err := at(i).api.Volume(ctx, name); err != nil || v.Status != int(cluster.VolumeStarted) {
+				t.Errorf("after the start: %+v, %v", v, err)
+			}
+		}
+		if err := at(2).api.StopVolume(ctx, name, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := at(0).api.DeleteVolume(ctx, name); err != nil {
+			t.Fatal(err)
+		}
+		if vs, err := at(1).api.Volumes(ctx); err != nil || len(vs) != 0 {
+			t.Errorf("after the deletion: %+v, %v", vs, err)
+		}
+	}
 }
 
 // TestVerify: replicas that were written to, and one that was away, are identical.

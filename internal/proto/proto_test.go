@@ -237,7 +237,7 @@ func TestLimits(t *testing.T) {
 		{"Probe.Members", new(proto.Probe), proto.MaxReplicas, 18 + 8 + 16, func(m codec.Coded, n int) { m.(*proto.Probe).Config.Members = make([]cluster.BrickID, n) }},
 		{"Probe.InSync", new(proto.Probe), proto.MaxReplicas, 18 + 8 + 16 + 4, func(m codec.Coded, n int) { m.(*proto.Probe).Config.InSync = make([]cluster.BrickID, n) }},
 		{"ProbeAck.History", new(proto.ProbeAck), proto.MaxHistory, 8 + 8 + 16, func(m codec.Coded, n int) { m.(*proto.ProbeAck).History = make([]cluster.Pos, n) }},
-		{"BeatAck.Sessions", new(proto.BeatAck), 1 << 20, 5 * 8, func(m codec.Coded, n int) { m.(*proto.BeatAck).Sessions = make([]cluster.SessionID, n) }},
+		{"BeatAck.Sessions", new(proto.BeatAck), 1 << 20, 6 * 8, func(m codec.Coded, n int) { m.(*proto.BeatAck).Sessions = make([]cluster.SessionID, n) }},
 		{"ReapAsk.Inos", new(proto.ReapAsk), 1 << 16, -1, func(m codec.Coded, n int) { m.(*proto.ReapAsk).Inos = make([]fsop.Ino, n) }},
 		{"ReapTell.Sessions", new(proto.ReapTell), 1 << 20, 16, func(m codec.Coded, n int) { m.(*proto.ReapTell).Sessions = make([]cluster.SessionID, n) }},
 		{"ReapTell.Held", new(proto.ReapTell), 1 << 16, -1, func(m codec.Coded, n int) { m.(*proto.ReapTell).Held = make([]fsop.Ino, n) }},

@@ -283,6 +283,7 @@ type BeatAck struct {
 	Echo     uint64 // Stamp of the Beat
 	Stamp    uint64 // the backup's own clock, opaque to the primary
 	Applied  uint64
+	Acked    uint64              // as in AppendAck, which may have been lost
 	Sessions []cluster.SessionID // attached here and alive
 	Free     uint64              // bytes that the brick can still take
 }
@@ -293,6 +294,7 @@ func (m *BeatAck) Code(c *codec.Coder) {
 	c.U64(&m.Echo)
 	c.U64(&m.Stamp)
 	c.U64(&m.Applied)
+	c.U64(&m.Acked)
 	codec.Slice(c, &m.Sessions, 1<<20, func(c *codec.Coder, s *cluster.SessionID) { c.U64((*uint64)(s)) })
 	c.U64(&m.Free)
 }

@@ -18,6 +18,7 @@ import (
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
 	"mortar/internal/replica"
+	"mortar/internal/wire"
 )
 
 // memStore is a Store in memory whose file system is the extended attributes
@@ -172,6 +173,9 @@ func (s *memStore) do(e *proto.Entry) (*replica.Result, error) {
 	case *fsop.Setxattr:
 		s.xattr[op.Name] = string(op.Value)
 		res.Effects = []proto.Effect{{Ino: op.Ino}}
+	case *fsop.Write:
+		s.xattr[fmt.Sprintf("%d@%d", op.Ino, op.Off)] = string(op.Data)
+		res.Effects = []proto.Effect{{Ino: op.Ino}}
 	case *fsop.OpenSession:
 		s.sess[e.Session] = op.Client
 	case *fsop.CloseSession:
@@ -305,6 +309,7 @@ type world struct {
 	nodes map[cluster.BrickID]*node
 	order []cluster.BrickID
 	cut   map[[2]cluster.BrickID]bool // frames that vanish, from → to
+	lose  map[uint8]cluster.BrickID   // messages of a kind that vanish when that brick sends them
 	away  map[cluster.BrickID]bool    // no way to the control plane
 	wg    sync.WaitGroup
 }
@@ -321,7 +326,7 @@ type node struct {
 
 func newWorld(t *testing.T, n, min int) *world {
 	w := &world{t: t, set: cluster.SetID{Volume: cluster.NewID()}, nodes: map[cluster.BrickID]*node{},
-		cut: map[[2]cluster.BrickID]bool{}, away: map[cluster.BrickID]bool{}}
+		cut: map[[2]cluster.BrickID]bool{}, lose: map[uint8]cluster.BrickID{}, away: map[cluster.BrickID]bool{}}
 	for range n {
 		id := cluster.NewID()
 		w.order = append(w.order, id)
@@ -366,6 +371,36 @@ func (w *world) store(pos cluster.Pos) *memSource {
 }
 
 func (w *world) startNode(id cluster.BrickID) {
+	w.open(id)
+	for _, other := range w.order {
+		if other != id {
+			w.connect(id, other)
+			w.connect(other, id)
+		}
+	}
+}
+
+// reopen gives the brick a new life under connections that hold: the others hear nothing of it.
+func (w *world) reopen(id cluster.BrickID) {
+	n := w.nodes[id]
+	n.mu.Lock()
+	stop := n.stop
+	for _, c := range n.in {
+		close(c)
+	}
+	n.r, n.stop, n.in = nil, nil, nil
+	n.mu.Unlock()
+	stop()
+	w.open(id)
+	for _, other := range w.order {
+		if other != id {
+			w.connect(id, other)
+		}
+	}
+}
+
+// open runs the brick's replica, which is connected to nobody yet.
+func (w *world) open(id cluster.BrickID) {
 	n := w.nodes[id]
 	ctx, cancel := context.WithCancel(context.WithValue(context.Background(), peerKey{}, w))
 	r, err := replica.New(replica.Config{Set: w.set, Brick: id, Store: n.store, Transport: n, Control: n, Log: slog.New(slog.DiscardHandler)})
@@ -388,12 +423,6 @@ func (w *world) startNode(id cluster.BrickID) {
 	cfg := w.cfg.Clone()
 	w.mu.Unlock()
 	r.Configure(cfg)
-	for _, other := range w.order {
-		if other != id {
-			w.connect(id, other)
-			w.connect(other, id)
-		}
-	}
 }
 
 func (w *world) connect(from, to cluster.BrickID) {
@@ -436,6 +465,22 @@ func (w *world) severed(from, to cluster.BrickID) bool {
 	return w.cut[[2]cluster.BrickID{from, to}]
 }
 
+// loses reports whether what brick from sends of a kind vanishes.
+func (w *world) loses(from cluster.BrickID, kind uint8) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lose[kind] == from
+}
+
+// losing has what brick from sends of these kinds vanish, the zero brick: nothing.
+func (w *world) losing(from cluster.BrickID, kinds ...uint8) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, k := range kinds {
+		w.lose[k] = from
+	}
+}
+
 // isolate cuts a node off from everything, or connects it again.
 func (w *world) isolate(id cluster.BrickID, off bool) {
 	w.mu.Lock()
@@ -464,6 +509,9 @@ const hop = 200 * time.Microsecond
 
 func (n *node) Send(to cluster.BrickID, kind uint8, parts ...[]byte) error {
 	body := bytes.Join(parts, nil)
+	if len(body) > wire.MaxBody {
+		return fmt.Errorf("%w: %d bytes", wire.ErrTooLong, len(body))
+	}
 	t := n.w.nodes[to]
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -482,7 +530,7 @@ func (n *node) Send(to cluster.BrickID, kind uint8, parts ...[]byte) error {
 			}
 		})
 	}
-	if n.w.severed(n.id, to) {
+	if n.w.severed(n.id, to) || n.w.loses(n.id, kind) {
 		return nil
 	}
 	c <- func(r *replica.Replica) {

@@ -13,7 +13,8 @@ import (
 // entries, the shell their bytes.
 const (
 	maxInflightBytes = 6 << 20 // well below what a connection queues (wire.Options.MaxQueue)
-	maxAppendBytes   = 1 << 20 // of one Append message, but for a single large entry
+	maxAppendBytes   = 1 << 20 // of the entries of one Append message, but for a single large one: both fit into a frame
+	entryHead        = 64      // at least what a stub, or the length of an entry, takes beside its bytes
 	stubMin          = 512     // smaller payloads are not worth a stub
 )
 
@@ -54,7 +55,7 @@ func (l *loop) push(to cluster.BrickID, o *outbox, first bool) {
 		first = false
 		msg := &proto.Append{Epoch: l.m.Config().Epoch, Round: o.round, Prev: o.prev, Commit: l.m.Commit()}
 		last, size := o.prev, 0
-		for last.Seq < o.upto && size < maxAppendBytes {
+		for last.Seq < o.upto {
 			r, ok := l.recent.get(last.Seq + 1)
 			if !ok {
 				if len(msg.Entries) > 0 {
@@ -71,8 +72,12 @@ func (l *loop) push(to cluster.BrickID, o *outbox, first bool) {
 			if r.origin == to && r.stub.Pos.Seq >= o.first {
 				ae = proto.AppendEntry{Stub: r.stub}
 			}
+			n := len(ae.Raw) + entryHead
+			if len(msg.Entries) > 0 && size+n > maxAppendBytes {
+				break // one that is longer than a frame would never arrive
+			}
 			msg.Entries = append(msg.Entries, ae)
-			size += len(ae.Raw) + 64
+			size += n
 			last = r.pos
 		}
 		if err := l.transport.Send(to, proto.KindAppend, l.envelope(to), codec.Append(make([]byte, 0, size+64), msg)); err != nil {
@@ -99,11 +104,12 @@ func (l *loop) readLog(msg *proto.Append, o *outbox) (last cluster.Pos, size int
 		if _, err := codec.DecodePrefix(raw, &head); err != nil {
 			return last, 0, err
 		}
-		if head.Seq > o.upto {
+		n := len(raw) + entryHead
+		if head.Seq > o.upto || len(msg.Entries) > 0 && size+n > maxAppendBytes {
 			break
 		}
 		msg.Entries = append(msg.Entries, proto.AppendEntry{Raw: raw})
-		size += len(raw) + 64
+		size += n
 		last = cluster.Pos(head)
 	}
 	if len(msg.Entries) == 0 {
@@ -127,8 +133,13 @@ func (l *loop) cannotRead(to cluster.BrickID, o *outbox, err error) {
 
 func (l *loop) appendAck(from cluster.BrickID, a *proto.AppendAck) {
 	l.m.AppendAck(l.now, from, a)
-	if o := l.outbox[from]; o != nil && o.round == a.Round {
-		for o.inflight.len() > 0 && o.inflight.front().seq <= a.Seq {
+	l.landed(from, a.Round, a.Seq)
+}
+
+// landed counts what a backup has as no longer on the way, and sends more.
+func (l *loop) landed(from cluster.BrickID, round, seq uint64) {
+	if o := l.outbox[from]; o != nil && o.round == round {
+		for o.inflight.len() > 0 && o.inflight.front().seq <= seq {
 			o.bytes -= o.inflight.pop().bytes
 		}
 		l.push(from, o, false)
@@ -140,6 +151,7 @@ func (l *loop) beatAck(from cluster.BrickID, a *proto.BeatAck) {
 	if a.Epoch != l.m.Config().Epoch {
 		return
 	}
+	l.landed(from, a.Round, a.Acked)
 	l.room.report(from, a.Applied, a.Free)
 	for _, s := range a.Sessions {
 		l.seen[s] = l.now

@@ -624,8 +624,10 @@ func TestDrain(t *testing.T) {
 func TestReplySent(t *testing.T) {
 	for _, kind := range transports {
 		t.Run(kind, func(t *testing.T) {
+			// Waited for after the connections have ended, whose cleanup comes first:
+			// only then does nobody add to it any more.
 			var wg sync.WaitGroup
-			defer wg.Wait()
+			t.Cleanup(wg.Wait)
 			memory := sync.Pool{New: func() any { return new([1 << 20]byte) }}
 			answer := HandlerFunc(func(c *Conn, m Message) {
 				wg.Go(func() {

@@ -24,7 +24,7 @@ func (m *Machine) Probe(now Instant, from BrickID, p *proto.Probe) {
 	if !m.fromPrimary(now, from, p.Config.Epoch) || p.Round <= m.round {
 		return
 	}
-	m.round, m.fresh, m.deaf = p.Round, true, false
+	m.round, m.fresh, m.fits, m.deaf = p.Round, true, false, false
 	m.sendProbeAck()
 }
 
@@ -74,7 +74,17 @@ func (m *Machine) Applied(commit uint64) {
 		return
 	}
 	m.seeCommit(commit)
-	m.ackDue = true
+	m.fits, m.ackDue = true, true
+}
+
+// acknowledges returns up to where this backup has what the primary sent in this
+// round, 0 for nothing. What an earlier round left in its log it does not answer for:
+// the primary's log may be another there.
+func (m *Machine) acknowledges() uint64 {
+	if m.role != Backup || m.round == 0 || !m.fits {
+		return 0
+	}
+	return m.clear
 }
 
 // seeCommit takes the primary's word of how far changes are committed.
@@ -85,7 +95,18 @@ func (m *Machine) seeCommit(seq uint64) {
 
 // Beat takes a heartbeat. free and sessions go into the answer, see proto.BeatAck.
 func (m *Machine) Beat(now Instant, from BrickID, b *proto.Beat, sessions []cluster.SessionID, free uint64) {
-	if !m.fromPrimary(now, from, b.Epoch) || b.Round != m.round {
+	if !m.fromPrimary(now, from, b.Epoch) {
+		return
+	}
+	if b.Round > m.round && m.role == Backup {
+		// This brick was opened again under a connection that has held, and the round was
+		// begun with its former life. The primary begins another; nothing in this
+		// message is meant for this life, least of all the lease.
+		m.send(from, proto.KindProbeAck, &proto.ProbeAck{
+			Epoch: m.cfg.Epoch, Round: b.Round, Tail: m.tail, History: m.history, Whole: m.whole,
+		})
+	}
+	if b.Round != m.round {
 		return
 	}
 	if m.loaded {
@@ -98,7 +119,7 @@ func (m *Machine) Beat(now Instant, from BrickID, b *proto.Beat, sessions []clus
 	m.lastGrant = now
 	m.send(from, proto.KindBeatAck, &proto.BeatAck{
 		Epoch: m.cfg.Epoch, Round: m.round, Echo: b.Stamp, Stamp: uint64(now),
-		Applied: m.tail.Seq, Sessions: sessions, Free: free,
+		Applied: m.tail.Seq, Acked: m.acknowledges(), Sessions: sessions, Free: free,
 	})
 }
 

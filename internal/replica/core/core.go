@@ -138,6 +138,7 @@ type Machine struct {
 	primarySeen Instant
 	round       uint64 // of the primary's probe
 	fresh       bool   // no Append has come in this round: the first may ask for a Rewind
+	fits        bool   // the log is a prefix of the primary's: an Append of this round was applied
 	deaf        bool   // this round cannot go on; the primary has been told
 	nextSuspect Instant
 	epochSeen   Instant       // when the configuration arrived
@@ -171,8 +172,8 @@ func New(now Instant, self BrickID, b Brick) *Machine {
 
 // Ready returns what is to be done and forgets it.
 func (m *Machine) Ready() Ready {
-	if m.ackDue && m.role == Backup && m.round != 0 {
-		m.send(m.cfg.Primary, proto.KindAppendAck, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: m.round, Seq: m.clear})
+	if m.ackDue && m.acknowledges() > 0 {
+		m.send(m.cfg.Primary, proto.KindAppendAck, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: m.round, Seq: m.acknowledges()})
 	}
 	m.ackDue = false
 	r := m.out
@@ -336,6 +337,19 @@ func (m *Machine) Connected(now Instant, b BrickID) {
 		p.connected = true
 		m.probe(now, b)
 	}
+	if m.role == Backup && m.round != 0 && b == m.cfg.Primary {
+		m.sayAgain()
+	}
+}
+
+// sayAgain repeats to the primary what it may not have heard: where the log stands if
+// the round has yet to begin or cannot go on, and else how far it has come.
+func (m *Machine) sayAgain() {
+	if m.fresh || m.deaf {
+		m.sendProbeAck()
+		return
+	}
+	m.ackDue = true
 }
 
 // Lost tells that messages can no longer reach brick b.
@@ -367,7 +381,9 @@ func (m *Machine) Rewound(pos cluster.Pos, history []cluster.Pos) {
 
 // RewindFailed tells that the brick cannot go back as far as asked; it is no
 // longer of use until it has been compared.
-func (m *Machine) RewindFailed() { m.whole, m.loaded, m.trusted, m.lease = false, false, false, 0 }
+func (m *Machine) RewindFailed() {
+	m.whole, m.loaded, m.trusted, m.fits, m.lease = false, false, false, false, 0
+}
 
 // Healed tells that the brick equals the primary's at pos.
 func (m *Machine) Healed(pos cluster.Pos, history []cluster.Pos) {
@@ -376,7 +392,7 @@ func (m *Machine) Healed(pos cluster.Pos, history []cluster.Pos) {
 	m.clear = pos.Seq
 	m.commit = max(m.commit, pos.Seq)
 	if m.role == Backup && m.round != 0 {
-		m.fresh, m.deaf = true, false
+		m.fresh, m.fits, m.deaf = true, false, false
 		m.sendProbeAck()
 	}
 }

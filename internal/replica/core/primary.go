@@ -83,6 +83,9 @@ func (m *Machine) probe(now Instant, b BrickID) {
 	p.state, p.round, p.probed, p.moved = Probing, m.rounds, now, now
 	p.known = max(p.known, p.acked)
 	p.acked, p.applied = 0, 0
+	// The backup may have begun a new life, whose clock knows nothing of a stamp of the
+	// former: no lease is given on one.
+	p.ackStamp, p.ackAt = 0, 0
 	m.send(b, proto.KindProbe, &proto.Probe{Config: m.cfg.Clone(), Round: p.round, Tail: m.tail})
 	m.beat(now, b)
 }
@@ -196,20 +199,26 @@ func (m *Machine) ProbeAck(now Instant, from BrickID, a *proto.ProbeAck) {
 
 // AppendAck takes a backup's word that it has everything up to a.Seq.
 func (m *Machine) AppendAck(now Instant, from BrickID, a *proto.AppendAck) {
-	p := m.fromBackup(now, from, a.Epoch, a.Round)
-	if p == nil || p.state != Streaming || a.Seq > p.sent.Seq {
+	if p := m.fromBackup(now, from, a.Epoch, a.Round); p != nil {
+		m.hasUpTo(now, from, p, a.Seq)
+	}
+}
+
+// hasUpTo notes that backup b has logged, applied and cleared everything up to seq.
+func (m *Machine) hasUpTo(now Instant, b BrickID, p *Progress, seq uint64) {
+	if p.state != Streaming || seq > p.sent.Seq {
 		return
 	}
-	if a.Seq > p.acked {
-		was := m.inSync(from, p)
-		p.acked = a.Seq
-		p.applied = max(p.applied, a.Seq)
+	if seq > p.acked {
+		was := m.inSync(b, p)
+		p.acked = seq
+		p.applied = max(p.applied, seq)
 		p.moved = now
-		if !was && m.inSync(from, p) {
-			m.beat(now, from) // it may serve reads: let it begin
+		if !was && m.inSync(b, p) {
+			m.beat(now, b) // it may serve reads: let it begin
 		}
 	}
-	m.pump(now, from)
+	m.pump(now, b)
 	m.advance(now)
 }
 
@@ -231,6 +240,8 @@ func (m *Machine) BeatAck(now Instant, from BrickID, a *proto.BeatAck) {
 	if first && m.inSync(from, p) {
 		m.beat(now, from)
 	}
+	// It says again what an AppendAck said before: that may have been lost.
+	m.hasUpTo(now, from, p, a.Acked)
 	m.advance(now)
 }
 
