@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -53,7 +54,14 @@ func TestCoherence(t *testing.T) {
 				}
 				x, y = filepath.Join(x, dir), filepath.Join(y, dir)
 				name := fmt.Sprint("f", rng.IntN(20))
-				coherenceRound(t, rng, i, x, y, name)
+				coherenceRound(t, rng, i, x, y, name, func() {
+					// What the kernel dropped it asks for, and it is the mount that knows.
+					if rng.IntN(2) == 0 {
+						if err := errors.Join(a.dev.shrink(), b.dev.shrink()); err != nil {
+							t.Fatal(err)
+						}
+					}
+				})
 				if t.Failed() {
 					t.Fatalf("round %d", i)
 				}
@@ -62,8 +70,9 @@ func TestCoherence(t *testing.T) {
 	}
 }
 
-// coherenceRound has y look at something, x change it, and y look again.
-func coherenceRound(t *testing.T, rng *rand.Rand, i int, x, y, name string) {
+// coherenceRound has y look at something, x change it, and y look again. In
+// between it calls drop.
+func coherenceRound(t *testing.T, rng *rand.Rand, i int, x, y, name string, drop func()) {
 	px, py := filepath.Join(x, name), filepath.Join(y, name)
 	must := func(err error) {
 		t.Helper()
@@ -86,9 +95,10 @@ func coherenceRound(t *testing.T, rng *rand.Rand, i int, x, y, name string) {
 	}
 	content := func() []byte { return fmt.Appendf(nil, "%d-%s", i, bytes.Repeat([]byte("x"), rng.IntN(9000))) }
 	must(os.RemoveAll(px))
-	switch what := rng.IntN(8); what {
+	switch what := rng.IntN(9); what {
 	case 0: // absent, then made
 		absent(py)
+		drop()
 		c := content()
 		must(os.WriteFile(px, c, 0o644))
 		holds(py, c)
@@ -108,12 +118,14 @@ func coherenceRound(t *testing.T, rng *rand.Rand, i int, x, y, name string) {
 		must(os.WriteFile(px, content(), 0o644))
 		_, err := os.Stat(py)
 		must(err)
+		drop()
 		must(os.Remove(px))
 		absent(py)
 	case 3: // renamed over
 		must(os.WriteFile(px, content(), 0o644))
 		_, err := os.ReadFile(py)
 		must(err)
+		drop()
 		absent(py + ".new")
 		c := content()
 		must(os.WriteFile(px+".new", c, 0o644))
@@ -125,6 +137,7 @@ func coherenceRound(t *testing.T, rng *rand.Rand, i int, x, y, name string) {
 		c := content()
 		must(os.WriteFile(filepath.Join(px, "sub", "f"), c, 0o644))
 		holds(filepath.Join(py, "sub", "f"), c)
+		drop()
 		must(os.Rename(px, px+".moved"))
 		absent(filepath.Join(py, "sub", "f"))
 		holds(filepath.Join(py+".moved", "sub", "f"), c)
@@ -134,6 +147,7 @@ func coherenceRound(t *testing.T, rng *rand.Rand, i int, x, y, name string) {
 		must(os.WriteFile(px, []byte("1"), 0o644))
 		st, err := os.Stat(py)
 		must(err)
+		drop()
 		size := int64(rng.IntN(100000))
 		must(os.Truncate(px, size))
 		if st, err = os.Stat(py); err != nil || st.Size() != size {
@@ -165,10 +179,33 @@ func coherenceRound(t *testing.T, rng *rand.Rand, i int, x, y, name string) {
 		must(os.WriteFile(px, nil, 0o600))
 		_, err := os.Stat(py)
 		must(err)
+		drop()
 		must(os.Chmod(px, 0o640))
 		if st, err := os.Stat(py); err != nil || st.Mode().Perm() != 0o640 {
 			t.Errorf("mode of %s: %v %v", py, st, err)
 		}
+	case 8: // renamed over by both in turn, and the one that was replaced is looked at
+		must(os.WriteFile(px, content(), 0o644))
+		for range 3 {
+			must(os.RemoveAll(py + ".kept"))
+			must(os.Link(py, py+".kept"))
+			if st, err := os.Stat(px + ".kept"); err != nil || st.Sys().(*syscall.Stat_t).Nlink != 2 {
+				t.Errorf("%s.kept: %v, %v; want 2 links", px, st, err)
+			}
+			c := content()
+			must(os.WriteFile(py+".new", c, 0o644))
+			drop()
+			must(os.Rename(py+".new", py))
+			for _, p := range []string{px, py} {
+				holds(p, c)
+				if st, err := os.Stat(p + ".kept"); err != nil || st.Sys().(*syscall.Stat_t).Nlink != 1 {
+					t.Errorf("%s.kept: %v, %v; want 1 link", p, st, err)
+				}
+			}
+			px, py = py, px
+		}
+		must(os.Remove(px + ".kept"))
+		absent(py + ".kept")
 	}
 }
 

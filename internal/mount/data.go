@@ -52,7 +52,7 @@ func (f *fileSystem) truncate(r *request, ino fsop.Ino, killPriv bool) fuse.Stat
 	if err != nil {
 		return f.status(r, err)
 	}
-	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
 	return fuse.OK
 }
 
@@ -72,7 +72,7 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 	f.inflight.changing(dir)
 	defer f.inflight.doneChanging(dir)
 	op := &fsop.Create{Node: newNode(&in.InHeader, name, in.Mode), Excl: true}
-	f.nodes.whole.add(dir, name)
+	f.nodes.entries.doubt(dir, name)
 	for range 3 {
 		reply, err := f.handler.Do(r, op)
 		if err == nil {
@@ -182,11 +182,7 @@ func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if err != nil {
 		return 0, f.status(r, err)
 	}
-	if reply.Attr.Ino == 0 {
-		f.nodes.written(ino) // answered before it was carried out
-	} else {
-		f.nodes.changed(&reply.Attr, reply.Seq, r.began)
-	}
+	f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
 	if op.Append && reply.Off != in.Offset {
 		// With locks=node there is no OPEN to say DIRECT_IO to, and the kernel put
 		// the data in its page cache at in.Offset. It has to ask for the size before
@@ -237,13 +233,14 @@ func (f *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	}
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
+	ino := fsop.Ino(in.NodeId)
 	reply, err := f.handler.Do(r, &fsop.Fallocate{
-		Ino: fsop.Ino(in.NodeId), Mode: in.Mode, Off: in.Offset, Len: in.Length,
+		Ino: ino, Mode: in.Mode, Off: in.Offset, Len: in.Length,
 	})
 	if err != nil {
 		return f.status(r, err)
 	}
-	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
 	return fuse.OK
 }
 
@@ -282,11 +279,7 @@ func (f *fileSystem) copyOnce(r *request, in *fuse.CopyFileRangeIn, done uint64,
 	if err != nil {
 		return 0, err
 	}
-	if wrote.Attr.Ino == 0 {
-		f.nodes.written(out)
-	} else {
-		f.nodes.changed(&wrote.Attr, wrote.Seq, r.began)
-	}
+	f.nodes.changed(out, &wrote.Attr, wrote.Seq, r.began)
 	return uint64(len(read.Data)), nil
 }
 

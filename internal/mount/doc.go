@@ -55,15 +55,30 @@
 // epoch at which a request began. Most names were never asked for here, and
 // need neither (givenNames): a reply adds the name to the set, then compares seq;
 // Invalidate notes seq, then looks into the set; so one of them sees the other.
-// A directory that this mount made, and that nobody else has changed, has no
-// names but those made here: what is not among them is answered without a
-// question (wholeDirs), as long as the lease holds. Any invalidation of the
-// directory ends that, before it looks into the set.
 //
 // Besides, a reply older than the last change of its directory lets no name be
 // cached, whatever the kernel would make of it.
 //
 // DropAll is the same for everything at once: dropGen is the seq.
+//
+// # What is known here
+//
+// The kernel asks for more than it would have to: for the target of every rename,
+// for every name that it is to make, for attributes after it has read a file. As
+// long as the lease holds, and nothing was invalidated, the mount answers from
+// what it was told: names, absent ones too, from entries, attributes from
+// nodes.told. What its own changes leave is told by their replies. A directory that
+// this mount made, and that nobody else has changed, has no names but those made
+// here, so it is also known what it has not.
+//
+// That is as coherent as the kernel's caches, and by the same argument. A reply is
+// compared with the noted seq and remembered in one step; Invalidate notes seq and
+// forgets in one step, before it looks what the kernel was given; and an answer
+// from memory counts as given (givenNames, nodes.again) before it is looked for a
+// second time. A change of this mount that is in flight may have been carried out,
+// and seen, so meanwhile the replica is asked; one that was answered before it is
+// carried out takes away what was remembered, and lets nothing be remembered that
+// was asked for before it was answered (told.unknown).
 //
 // # Waiting in rings
 //
@@ -79,6 +94,7 @@
 // # Lifetimes
 //
 // Replies that name an inode are counted, like the kernel and the replica count
-// them (proto.Hold); Forgotten and Holds tell. An entry of a listing that was
+// them (proto.Hold); Forgotten and Holds tell. The replica does not count what
+// was answered from memory (node.here), and is not told when that is forgotten. An entry of a listing that was
 // fetched ahead and never asked for counts as forgotten.
 package mount

@@ -39,7 +39,7 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 	urgent := false
 	for i := range effects {
 		e := &effects[i]
-		known, kind := m.nodes.invalidated(e.Ino, seq)
+		known, kind := m.nodes.invalidated(e.Ino, e.Name, seq)
 		if !known {
 			continue // nor does the kernel know names in it
 		}

@@ -29,7 +29,7 @@ func TestMemory(t *testing.T) {
 	}
 	used := heap() - before
 	t.Logf("%d known files: %d KiB, %d bytes each", files, used>>10, used/files)
-	if used > 10<<20 {
+	if used > 12<<20 {
 		t.Errorf("%d MiB for %d files", used>>20, files)
 	}
 	for i := range files {

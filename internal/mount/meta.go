@@ -106,13 +106,51 @@ func (m *Mount) found(r *request, a *fsop.Attr, seq uint64, parent fsop.Ino, nam
 	out.Generation = 1
 	fillAttr(&out.Attr, a)
 	m.given.add(parent, name, true, timeout)
-	if m.nodes.fresh(parent, seq, r.began) {
+	if m.nodes.leads(parent, name, a.Ino, seq, r.began) {
 		out.SetEntryTimeout(timeout)
 	}
 	if fresh {
 		out.SetAttrTimeout(timeout)
 	}
 	return fuse.OK
+}
+
+// foundAgain answers a request for a name from what this mount knows, and says
+// whether it could.
+//
+// The name is noted before it is looked for: an invalidation that finds the name
+// still known here finds it among those given, too. A change in flight, of the
+// directory or of what the name leads to, may have been carried out already, and
+// only the replica knows whether anybody has seen it.
+func (m *Mount) foundAgain(r *request, dir fsop.Ino, name string, out *fuse.EntryOut) bool {
+	to := m.nodes.entries.look(dir, name)
+	if to == unsure || !m.leased() || m.inflight.isChanging(dir) || to != nothing && m.inflight.isChanging(to) {
+		return false
+	}
+	timeout := m.cacheTimeout()
+	m.given.add(dir, name, to != nothing, timeout)
+	var a fsop.Attr
+	if to != nothing {
+		var ok bool
+		if a, ok = m.nodes.again(to); !ok {
+			return false
+		}
+	}
+	if m.nodes.entries.look(dir, name) != to || r.began.drop != m.nodes.dropGen.Load() {
+		if to != nothing {
+			m.forget(to, 1)
+		}
+		return false
+	}
+	out.SetEntryTimeout(timeout)
+	if to == nothing {
+		return true // NodeId 0: the name's absence is cached
+	}
+	m.names.add(to, dir, name)
+	out.NodeId, out.Generation = uint64(to), 1
+	fillAttr(&out.Attr, &a)
+	out.SetAttrTimeout(timeout)
+	return true
 }
 
 // made is found for an inode that a change made or linked. The kernel applies
@@ -127,7 +165,7 @@ func (m *Mount) made(r *request, reply *fsop.Reply, parent fsop.Ino, name string
 		if link {
 			out.SetAttrTimeout(0)
 		}
-		m.nodes.changed(&reply.Attr, reply.Seq, r.began)
+		m.nodes.changed(reply.Attr.Ino, &reply.Attr, reply.Seq, r.began)
 		if !link {
 			m.nodes.setNoCap(reply.Attr.Ino, reply.Seq, r.began)
 		}
@@ -143,7 +181,7 @@ func (m *Mount) changedDir(r *request, reply *fsop.Reply, dir fsop.Ino) {
 	m.nodes.touched(dir, reply.Seq)
 	m.dropListings(dir)
 	if reply.Dir.Ino == dir {
-		m.nodes.changed(&reply.Dir, reply.Seq, r.began)
+		m.nodes.changed(dir, &reply.Dir, reply.Seq, r.began)
 	}
 }
 
@@ -152,16 +190,15 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
-	if f.absent(r, dir, name) {
-		out.SetEntryTimeout(f.cacheTimeout())
+	if f.foundAgain(r, dir, name, out) {
 		return fuse.OK
 	}
 	reply, err := f.handler.Do(r, &fsop.Lookup{Parent: dir, Name: name})
 	if err == fsop.ENOENT {
 		timeout := f.cacheTimeout()
 		f.given.add(dir, name, false, timeout)
-		if f.nodes.fresh(dir, seqOf(reply), r.began) {
-			out.SetEntryTimeout(timeout) // NodeId 0: the name's absence is cached
+		if f.nodes.leads(dir, name, nothing, seqOf(reply), r.began) {
+			out.SetEntryTimeout(timeout) // NodeId 0, as in foundAgain
 			return fuse.OK
 		}
 		return fuse.ENOENT
@@ -172,25 +209,18 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	return f.found(r, &reply.Attr, reply.Seq, dir, name, out)
 }
 
-// absent says whether name is certainly not in dir, as of now, and may be cached
-// so. The name is noted before it is looked for: an invalidation that finds the
-// directory still whole finds the name among those given.
-func (m *Mount) absent(r *request, dir fsop.Ino, name string) bool {
-	if !m.leased() || !m.nodes.whole.absent(dir, name) {
-		return false
-	}
-	m.given.add(dir, name, false, m.cacheTimeout())
-	return m.nodes.whole.absent(dir, name) && r.began.drop == m.nodes.dropGen.Load()
-}
-
 // leased says whether what was cached may still be believed.
 func (m *Mount) leased() bool { return m.o.Leased == nil || m.o.Leased() }
 
 // Forget implements fuse.RawFileSystem.
 func (f *fileSystem) Forget(nodeid, nlookup uint64) {
-	ino := fsop.Ino(nodeid)
-	if f.nodes.forgot(ino, nlookup) {
-		f.names.forget(ino)
+	f.forget(fsop.Ino(nodeid), nlookup)
+}
+
+// forget takes lookups back that were counted.
+func (m *Mount) forget(ino fsop.Ino, n uint64) {
+	if m.nodes.forgot(ino, n) {
+		m.names.forget(ino)
 	}
 }
 
@@ -204,8 +234,8 @@ func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 	defer f.inflight.remove(r)
 	ino := fsop.Ino(in.NodeId)
 	f.pages.await(r, ino)
-	attr, seq, ok := f.nodes.ownAttr(ino)
-	if !ok || !f.leased() {
+	attr, seq, ok := f.nodes.attr(ino)
+	if !ok || !f.leased() || f.inflight.isChanging(ino) {
 		reply, err := f.handler.Do(r, &fsop.Getattr{Ino: ino})
 		if err != nil {
 			return f.status(r, err)
@@ -217,7 +247,7 @@ func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 		return fuse.EIO
 	}
 	fillAttr(&out.Attr, &attr)
-	if f.nodes.read(ino, seq, r.began) {
+	if f.nodes.read(&attr, seq, r.began) {
 		out.SetTimeout(f.cacheTimeout())
 	}
 	return fuse.OK
@@ -270,7 +300,7 @@ func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 	if err != nil {
 		return f.status(r, err)
 	}
-	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
 	fillAttr(&out.Attr, &reply.Attr) // not to be kept, like those of made
 	return fuse.OK
 }
@@ -326,7 +356,7 @@ func (f *fileSystem) make(cancel <-chan struct{}, h *fuse.InHeader, name string,
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
-	f.nodes.whole.add(dir, name)
+	f.nodes.entries.doubt(dir, name)
 	reply, err := f.change(r, dir, op)
 	if err != nil {
 		return f.status(r, err)
@@ -348,13 +378,18 @@ func (f *fileSystem) remove(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
+	f.nodes.entries.doubt(dir, name)
 	reply, err := f.change(r, dir, op)
 	if err != nil {
 		return f.status(r, err)
 	}
-	f.nodes.whole.remove(dir, name)
 	f.changedDir(r, reply, dir)
-	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	f.nodes.leads(dir, name, nothing, reply.Seq, r.began)
+	if reply.Attr.Ino == 0 {
+		f.nodes.replaced(r.began)
+		return fuse.OK
+	}
+	f.nodes.changed(reply.Attr.Ino, &reply.Attr, reply.Seq, r.began)
 	return fuse.OK
 }
 
@@ -373,8 +408,8 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	// The kernel moves what it has cached along with the name, its time included.
 	f.given.add(op.NewParent, newName, true, f.cacheTimeout())
 	f.given.add(op.Parent, name, true, f.cacheTimeout())
-	f.nodes.whole.add(op.NewParent, newName)
-	f.nodes.whole.add(op.Parent, name) // exchanged, or a whiteout
+	over := f.nodes.entries.doubt(op.NewParent, newName)
+	f.nodes.entries.doubt(op.Parent, name)
 	if op.NewParent != op.Parent {
 		f.inflight.changing(op.NewParent)
 		defer f.inflight.doneChanging(op.NewParent)
@@ -383,15 +418,22 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	if err != nil {
 		return f.status(r, err)
 	}
+	// What was there before has changed as well.
+	switch {
+	case over == unsure:
+		r.began = f.nodes.replaced(r.began)
+	case over != nothing:
+		f.nodes.touched(over, reply.Seq)
+	}
+	f.changedDir(r, reply, op.Parent)
+	f.changedDir(r, reply, op.NewParent)
+	f.nodes.leads(op.NewParent, newName, reply.Attr.Ino, reply.Seq, r.began)
 	// Two names of one file both stay.
 	moved := reply.Attr.IsDir() || reply.Attr.Nlink == 1 && (op.Parent != op.NewParent || name != newName)
 	if moved && op.Flags&(fsop.RenameExchange|fsop.RenameWhiteout) == 0 {
-		f.nodes.whole.remove(op.Parent, name)
+		f.nodes.leads(op.Parent, name, nothing, reply.Seq, r.began)
 	}
-	r.began = f.nodes.replaced(r.began)
-	f.changedDir(r, reply, op.Parent)
-	f.changedDir(r, reply, op.NewParent)
-	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	f.nodes.changed(reply.Attr.Ino, &reply.Attr, reply.Seq, r.began)
 	f.names.add(reply.Attr.Ino, op.NewParent, newName)
 	return fuse.OK
 }

@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -9,25 +10,30 @@ import (
 )
 
 // nodes is what the mount knows of the inodes that the kernel knows: how often
-// it was told of each, and the highest invalidation of each. It is the place
-// where replies and invalidations meet, and so where the order between them is
-// decided; the package documentation has the argument.
+// it was told of each, the highest invalidation of each, the attributes that
+// were told last. It is the place where replies and invalidations meet, and so
+// where the order between them is decided; the package documentation has the
+// argument.
 //
-// It is sharded by inode number. A known inode costs about 50 bytes.
+// It is sharded by inode number. A known inode costs about 50 bytes, one whose
+// attributes are remembered 170 more.
 //
-// Lock order: forgetMu, then a shard's mu, then whole.mu.
+// Lock order: forgetMu, then a shard's mu, then entries.mu.
 type nodes struct {
 	shards [nodeShards]nodeShard
 
-	// ownGen counts changes by this mount of inodes that the reply did not name,
-	// such as what a rename replaced. Own attributes from before are not used.
-	ownGen atomic.Uint64
+	// replaceGen counts changes by this mount of inodes that nobody could name,
+	// such as what a rename replaced. Attributes from before are not used.
+	replaceGen atomic.Uint64
+
+	// clock counts changes whose attributes are not known; see told.unknown.
+	clock atomic.Uint64
 
 	// dropGen counts the calls of DropAll. A reply to a request that began
 	// before the last one must not be cached.
 	dropGen atomic.Uint64
 
-	whole wholeDirs
+	entries entries
 
 	forgetMu  sync.Mutex
 	forgotten map[fsop.Ino]uint64 // lookups taken back, for Mount.Forgotten
@@ -49,38 +55,55 @@ type nodeShard struct {
 	next   int
 	floor  uint64
 
-	own map[fsop.Ino]ownAttr // see nodes.changed
+	told map[fsop.Ino]told
+	// unknown is at least told.unknown of all inodes that are not in told.
+	unknown uint64
 }
 
 type node struct {
-	lookups uint32 // how many replies named it less what the kernel forgot
+	lookups uint32 // how many answers named it less what the kernel forgot
+	here    uint16 // those of them that were given without asking the replica, which counts the others
 	kind    uint8  // S_IFMT bits >> 12
-	watched bool   // the replica tells of the next change by others
-	noCap   bool   // it has no security.capability
+	marks   marks
 	inval   uint64 // highest sequence number of an invalidation
 }
+
+// marks are what else is known of an inode.
+type marks uint8
+
+const (
+	watched marks = 1 << iota // the replica tells of the next change by others
+	noCap                     // it has no security.capability
+)
 
 type recentInval struct {
 	ino fsop.Ino
 	seq uint64
 }
 
-// ownAttr are attributes from the reply to one of this mount's own changes.
-type ownAttr struct {
-	attr fsop.Attr
-	seq  uint64
-	gen  uint64 // ownGen when the change was asked for
+// told is the attributes of an inode as they were told last. The kernel keeps
+// those of a reply to a change not at all (the package documentation says why),
+// and gives up others sooner than it would have to: when it has read the file,
+// for its access time. So it asks for them often, and is answered from here.
+type told struct {
+	attr fsop.Attr // Ino 0: not known
+	seq  uint64    // at which they were true
+	gen  uint64    // replaceGen when they were asked for
+	// unknown is the time, by nodes.clock, of the last change of this mount that
+	// was answered without them, because it was answered before it was carried out.
+	// Attributes that were asked for earlier may be from before it.
+	unknown uint64
 }
 
-// ownPerShard bounds the remembered attributes: 64 shards of 16, some 150 KiB.
-const ownPerShard = 16
+// toldPerShard bounds the remembered attributes: 64 shards of 256, some 3 MiB.
+const toldPerShard = 256
 
 func newNodes() *nodes {
-	t := &nodes{forgotten: make(map[fsop.Ino]uint64), whole: newWholeDirs()}
+	t := &nodes{forgotten: make(map[fsop.Ino]uint64), entries: newEntries()}
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.known = make(map[fsop.Ino]node)
-		s.own = make(map[fsop.Ino]ownAttr)
+		s.told = make(map[fsop.Ino]told)
 	}
 	root := t.shard(fsop.RootIno)
 	root.known[fsop.RootIno] = node{lookups: 1, kind: s_IFDIR}
@@ -97,10 +120,10 @@ func (t *nodes) shard(ino fsop.Ino) *nodeShard {
 }
 
 // began is taken before a request is sent, and goes with its reply.
-type began struct{ drop, own uint64 }
+type began struct{ drop, replace, clock uint64 }
 
 func (t *nodes) begin() began {
-	return began{t.dropGen.Load(), t.ownGen.Load()}
+	return began{t.dropGen.Load(), t.replaceGen.Load(), t.clock.Load()}
 }
 
 // freshLocked says whether a reply about ino may be cached. Position 0 is what a
@@ -151,9 +174,74 @@ func (t *nodes) named(a *fsop.Attr, seq uint64, b began) (fresh bool) {
 	}
 	n.kind = uint8(a.Type() >> 12)
 	n.lookups++
-	n.watched = n.watched || fresh
+	if fresh {
+		n.marks |= watched
+	}
 	s.known[a.Ino] = n
+	if fresh {
+		t.tellLocked(s, a, seq, b)
+	}
 	return fresh
+}
+
+// again counts an answer that names ino and is given without asking anybody: the
+// attributes that were told last, if they are still true.
+func (t *nodes) again(ino fsop.Ino) (a fsop.Attr, ok bool) {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o, ok := t.recallLocked(s, ino)
+	if !ok {
+		return fsop.Attr{}, false
+	}
+	n := s.known[ino]
+	if n.here == math.MaxUint16 {
+		return fsop.Attr{}, false
+	}
+	n.lookups++
+	n.here++
+	s.known[ino] = n
+	return o.attr, true
+}
+
+// recallLocked returns what was told of ino, if it is still true and the replica
+// would say otherwise. The kernel knows the inode then.
+func (t *nodes) recallLocked(s *nodeShard, ino fsop.Ino) (told, bool) {
+	o, ok := s.told[ino]
+	n, known := s.known[ino]
+	if !ok || !known || n.marks&watched == 0 || o.attr.Ino == 0 || o.seq < n.inval || o.gen != t.replaceGen.Load() {
+		return told{}, false
+	}
+	return o, true
+}
+
+// tellLocked remembers attributes that were true at seq, unless others are known
+// to have come later.
+func (t *nodes) tellLocked(s *nodeShard, a *fsop.Attr, seq uint64, b began) {
+	o, ok := s.told[a.Ino]
+	if !ok {
+		o.unknown = s.unknown
+	}
+	if o.unknown > b.clock || b.replace != t.replaceGen.Load() || b.drop != t.dropGen.Load() ||
+		o.attr.Ino != 0 && o.gen == b.replace && o.seq > seq {
+		return
+	}
+	s.putLocked(a.Ino, told{*a, seq, b.replace, o.unknown})
+}
+
+func (s *nodeShard) putLocked(ino fsop.Ino, o told) {
+	if _, ok := s.told[ino]; !ok && len(s.told) >= toldPerShard {
+		for other := range s.told { // any: Go starts at random
+			s.untellLocked(other)
+			break
+		}
+	}
+	s.told[ino] = o
+}
+
+func (s *nodeShard) untellLocked(ino fsop.Ino) {
+	s.unknown = max(s.unknown, s.told[ino].unknown)
+	delete(s.told, ino)
 }
 
 // fresh says whether what was read about ino at seq may be cached.
@@ -166,29 +254,43 @@ func (t *nodes) fresh(ino fsop.Ino, seq uint64, b began) bool {
 
 // read is fresh for a reply that is the inode's attributes: from then on the
 // replica tells of its next change.
-func (t *nodes) read(ino fsop.Ino, seq uint64, b began) bool {
-	s := t.shard(ino)
+func (t *nodes) read(a *fsop.Attr, seq uint64, b began) bool {
+	s := t.shard(a.Ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !t.freshLocked(s, ino, seq, b) {
+	if !t.freshLocked(s, a.Ino, seq, b) {
 		return false
 	}
-	if n, ok := s.known[ino]; ok {
-		n.watched = true
-		s.known[ino] = n
+	if n, ok := s.known[a.Ino]; ok {
+		n.marks |= watched
+		s.known[a.Ino] = n
+		t.tellLocked(s, a, seq, b)
 	}
 	return true
 }
 
 // empty says that this mount has just made directory ino, and that at seq there
-// was nothing in it; see wholeDirs.
+// was nothing in it; see entries.
 func (t *nodes) empty(ino fsop.Ino, seq uint64, b began) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t.freshLocked(s, ino, seq, b) {
-		t.whole.begin(ino)
+	if _, known := s.known[ino]; known && t.freshLocked(s, ino, seq, b) {
+		t.entries.begin(ino)
 	}
+}
+
+// leads says that name in dir led to an inode, or nothing, at seq, and whether
+// that is still so. If it is not, nothing is known of the name.
+func (t *nodes) leads(dir fsop.Ino, name string, to fsop.Ino, seq uint64, b began) (fresh bool) {
+	s := t.shard(dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fresh = t.freshLocked(s, dir, seq, b)
+	if _, known := s.known[dir]; fresh && known {
+		t.entries.set(dir, name, to)
+	}
+	return fresh
 }
 
 // setNoCap says that ino had no security.capability at seq. That is remembered
@@ -197,8 +299,8 @@ func (t *nodes) setNoCap(ino fsop.Ino, seq uint64, b began) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n, ok := s.known[ino]; ok && n.watched && t.freshLocked(s, ino, seq, b) {
-		n.noCap = true
+	if n, ok := s.known[ino]; ok && n.marks&watched != 0 && t.freshLocked(s, ino, seq, b) {
+		n.marks |= noCap
 		s.known[ino] = n
 	}
 }
@@ -208,7 +310,7 @@ func (t *nodes) noCap(ino fsop.Ino) bool {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.known[ino].noCap
+	return s.known[ino].marks&noCap != 0
 }
 
 // setXattr says that this mount changes extended attributes of ino.
@@ -217,7 +319,7 @@ func (t *nodes) setXattr(ino fsop.Ino) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n, ok := s.known[ino]; ok {
-		n.noCap = false
+		n.marks &^= noCap
 		s.known[ino] = n
 	}
 }
@@ -230,9 +332,9 @@ func (t *nodes) isDir(ino fsop.Ino) bool {
 	return s.known[ino].kind == s_IFDIR
 }
 
-// invalidated records an invalidation, and says whether the kernel may know
-// the inode: if not, there is nothing in it to invalidate.
-func (t *nodes) invalidated(ino fsop.Ino, seq uint64) (known bool, kind uint8) {
+// invalidated records an invalidation of an inode, or of a name in it, and says
+// whether the kernel may know the inode: if not, there is nothing to invalidate.
+func (t *nodes) invalidated(ino fsop.Ino, name string, seq uint64) (known bool, kind uint8) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -242,10 +344,10 @@ func (t *nodes) invalidated(ino fsop.Ino, seq uint64) (known bool, kind uint8) {
 		return false, 0
 	}
 	n.inval = max(n.inval, seq)
-	n.watched, n.noCap = false, false
+	n.marks = 0
 	s.known[ino] = n
 	if n.kind == s_IFDIR {
-		t.whole.spoil(ino)
+		t.entries.spoil(ino, name)
 	}
 	return true, n.kind
 }
@@ -259,87 +361,70 @@ func (t *nodes) knows(ino fsop.Ino) bool {
 	return known
 }
 
-// changed remembers the attributes that one of this mount's own changes left.
-// The kernel does not keep those of a reply to a change (the package
-// documentation says why), so it asks for them soon, and is answered from here.
-func (t *nodes) changed(a *fsop.Attr, seq uint64, b began) {
-	if a.Ino == 0 || seq == 0 {
-		t.ownGen.Add(1)
-		return
-	}
-	s := t.shard(a.Ino)
+// changed notes what one of this mount's own changes left of ino: a, at seq. If
+// a is of no inode, or seq is 0, its attributes are not known from then on.
+func (t *nodes) changed(ino fsop.Ino, a *fsop.Attr, seq uint64, b began) {
+	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n, known := s.known[a.Ino]
+	n, known := s.known[ino]
+	if a.Ino != ino || seq == 0 {
+		t.doubtLocked(s, ino)
+		return
+	}
 	if !known || seq < n.inval {
 		return
 	}
 	n.inval = seq
-	n.watched = n.watched || b.drop == t.dropGen.Load()
-	s.known[a.Ino] = n
-	if b.drop != t.dropGen.Load() || b.own != t.ownGen.Load() {
-		return
+	if b.drop == t.dropGen.Load() {
+		n.marks |= watched
 	}
-	if _, ok := s.own[a.Ino]; !ok && len(s.own) >= ownPerShard {
-		for i := range s.own { // any: Go starts at random
-			delete(s.own, i)
-			break
-		}
-	}
-	s.own[a.Ino] = ownAttr{*a, seq, b.own}
-}
-
-// written says that ino was written to and that its attributes are not known. No
-// reply to an older change can be on its way: the kernel makes changes of one
-// file one after the other.
-func (t *nodes) written(ino fsop.Ino) {
-	s := t.shard(ino)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.own, ino)
+	s.known[ino] = n
+	t.tellLocked(s, a, seq, b)
 }
 
 // touched says that one of this mount's own changes, at seq, changed ino in a
 // way that the reply did not tell. Whatever is older is not to be cached.
 func (t *nodes) touched(ino fsop.Ino, seq uint64) {
-	if seq == 0 {
-		t.ownGen.Add(1)
-		return
-	}
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n, ok := s.known[ino]; ok {
+	if n, ok := s.known[ino]; ok && seq != 0 {
 		n.inval = max(n.inval, seq)
 		s.known[ino] = n
+		return
+	}
+	t.doubtLocked(s, ino)
+}
+
+// doubtLocked notes that the attributes of ino are not known, nor by any reply
+// that is on its way.
+func (t *nodes) doubtLocked(s *nodeShard, ino fsop.Ino) {
+	now := t.clock.Add(1)
+	if _, known := s.known[ino]; known {
+		s.putLocked(ino, told{unknown: now})
+	} else {
+		s.unknown = now
 	}
 }
 
 // replaced says that one of this mount's own changes, which began at b, changed
-// an inode that the reply did not name, or at a position that it did not tell.
-// What the reply did name may be remembered under the began that is returned, if
-// there was no other such change meanwhile.
+// an inode that nobody can name. What the reply did name may be remembered under
+// the began that is returned, if there was no other such change meanwhile.
 func (t *nodes) replaced(b began) began {
-	if own := t.ownGen.Add(1); own == b.own+1 {
-		b.own = own
+	if gen := t.replaceGen.Add(1); gen == b.replace+1 {
+		b.replace = gen
 	}
 	return b
 }
 
-// ownAttr returns attributes of ino that are still true, if there are any.
-func (t *nodes) ownAttr(ino fsop.Ino) (fsop.Attr, uint64, bool) {
+// attr returns the attributes of ino that were told last, if they are still true.
+func (t *nodes) attr(ino fsop.Ino) (a fsop.Attr, seq uint64, ok bool) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o, ok := s.own[ino]
-	if !ok {
-		return fsop.Attr{}, 0, false
-	}
-	if o.seq < s.known[ino].inval || o.gen != t.ownGen.Load() {
-		delete(s.own, ino)
-		return fsop.Attr{}, 0, false
-	}
-	return o.attr, o.seq, true
+	o, ok := t.recallLocked(s, ino)
+	return o.attr, o.seq, ok
 }
 
 // drop forgets everything that was remembered of inodes but that they are
@@ -347,19 +432,20 @@ func (t *nodes) ownAttr(ino fsop.Ino) (fsop.Attr, uint64, bool) {
 // the inodes that the kernel knows.
 func (t *nodes) drop() []fsop.Ino {
 	t.dropGen.Add(1)
-	t.whole.clear()
 	var all []fsop.Ino
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.Lock()
-		clear(s.own)
+		clear(s.told)
+		s.unknown = t.clock.Load()
 		for ino, n := range s.known {
-			n.watched, n.noCap = false, false
+			n.marks = 0
 			s.known[ino] = n
 			all = append(all, ino)
 		}
 		s.mu.Unlock()
 	}
+	t.entries.clear() // nobody sets one any more for a reply from before
 	return all
 }
 
@@ -368,23 +454,29 @@ func (t *nodes) drop() []fsop.Ino {
 func (t *nodes) forgot(ino fsop.Ino, n uint64) (unknown bool) {
 	t.forgetMu.Lock()
 	defer t.forgetMu.Unlock()
-	t.forgotten[ino] += n
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k, ok := s.known[ino]
+	// The replica counted the first answer that named the inode, so those of here
+	// are taken back before the last of those that it counted.
+	here := min(n, uint64(k.here))
+	if n > here {
+		t.forgotten[ino] += n - here
+	}
 	if !ok || ino == fsop.RootIno {
 		return false
 	}
 	if uint64(k.lookups) > n {
 		k.lookups -= uint32(n)
+		k.here -= uint16(here)
 		s.known[ino] = k
 		return false
 	}
 	delete(s.known, ino)
-	delete(s.own, ino)
+	s.untellLocked(ino)
 	if k.kind == s_IFDIR {
-		t.whole.spoil(ino)
+		t.entries.forget(ino)
 	}
 	s.rememberLocked(ino, k.inval)
 	return true
@@ -423,7 +515,7 @@ func (t *nodes) holds() []proto.Hold {
 		s := &t.shards[i]
 		s.mu.Lock()
 		for ino, n := range s.known {
-			all = append(all, proto.Hold{Ino: ino, N: uint64(n.lookups)})
+			all = append(all, proto.Hold{Ino: ino, N: uint64(n.lookups) - uint64(n.here)})
 		}
 		s.mu.Unlock()
 	}

@@ -2,7 +2,9 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -93,6 +95,8 @@ func TestRoundTrips(t *testing.T) {
 				func() error { return readWorkload(p, buf) })
 			do("read again", map[string]int{},
 				func() error { return readWorkload(p, buf) })
+			do("stat what was just read", map[string]int{},
+				func() error { _, err := os.Stat(p); return err })
 			do("chmod and stat", map[string]int{"setattr": 1},
 				func() error {
 					if err := os.Chmod(p, 0o600); err != nil {
@@ -110,6 +114,23 @@ func TestRoundTrips(t *testing.T) {
 			do("unlinked", map[string]int{}, func() error { os.Stat(p); return nil })
 			do("rename", map[string]int{"rename": 1}, func() error { return os.Rename(p+"2", p) })
 			do("the old name", map[string]int{}, func() error { os.Stat(p + "2"); return nil })
+			for range 2 {
+				if err := createWorkload(unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)(p+"2", buf); err != nil {
+					t.Fatal(err)
+				}
+				do("rename over", map[string]int{"rename": 1}, func() error { return os.Rename(p+"2", p) })
+				do("what it left", map[string]int{}, func() error {
+					os.Stat(p + "2")
+					_, err := os.Stat(p)
+					return err
+				})
+			}
+			do("make what is there", map[string]int{}, func() error {
+				if err := os.Mkdir(p, 0o755); !errors.Is(err, fs.ErrExist) {
+					return fmt.Errorf("mkdir: %v", err)
+				}
+				return nil
+			})
 			if err := os.Link(p, p+"2"); err != nil {
 				t.Fatal(err)
 			}

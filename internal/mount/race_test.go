@@ -374,6 +374,7 @@ func TestDropAll(t *testing.T) {
 					os.ReadFile(filepath.Join(m.dir, n))
 				}
 				size(filepath.Join(m.dir, "absent"))
+				size(filepath.Join(m.dir, "new"))
 				os.ReadDir(m.dir)
 				size(filepath.Join(dir, "in"))
 			}
@@ -390,6 +391,7 @@ func TestDropAll(t *testing.T) {
 			do(&fsop.Rename{Parent: 1, Name: "absent", NewParent: 1, NewName: "c"}) // over the file in use
 			do(&fsop.Rename{Parent: 1, Name: "dir", NewParent: 1, NewName: "moved"})
 			do(&fsop.Create{Node: fsop.Node{Parent: 1, Name: "new", Mode: 0o644}})
+			do(&fsop.Create{Node: fsop.Node{Parent: inoOf(t, other, "moved"), Name: "in too", Mode: 0o644}})
 			if err := m.DropAll(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -408,8 +410,10 @@ func TestDropAll(t *testing.T) {
 			if got := size(filepath.Join(m.dir, "moved", "in")); got != 2 {
 				t.Errorf("moved/in: %d", got)
 			}
-			if size(filepath.Join(m.dir, "new")) != 0 {
-				t.Error("new is not there")
+			for _, n := range []string{"new", "moved/in too"} {
+				if size(filepath.Join(m.dir, n)) != 0 {
+					t.Errorf("%s is not there", n)
+				}
 			}
 			list, err := os.ReadDir(m.dir)
 			if err != nil || len(list) != 4 {

@@ -85,6 +85,6 @@ func (f *fileSystem) setXattr(cancel <-chan struct{}, h *fuse.InHeader, op fsop.
 		return f.status(r, err)
 	}
 	f.nodes.touched(ino, reply.Seq)
-	f.nodes.changed(&reply.Attr, reply.Seq, r.began)
+	f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
 	return fuse.OK
 }
