@@ -477,13 +477,23 @@ func (t transport) Send(to cluster.BrickID, msg uint8, parts ...[]byte) error {
 	if c == nil {
 		return errNotConnected
 	}
-	// Before this replica's own disk is busy with the same, say.
-	err := c.Push(msg, parts...)
+	err := c.Queue(msg, parts...)
 	if errors.Is(err, wire.ErrBacklog) {
 		// What comes after this message would leave a gap: begin anew.
 		c.Close(err)
 	}
 	return err
+}
+
+// Flush implements replica.Transport.
+func (t transport) Flush(to cluster.BrickID) {
+	v := t.b.m.view.Load()
+	// Messages to a brick of this machine do not wait.
+	if peer := v.owner[to]; peer != t.b.m.keeper.ID() {
+		if c := t.b.m.links.conn(peer, t.b.kind(v, t.set)); c != nil {
+			c.Flush()
+		}
+	}
 }
 
 // Call implements replica.Transport.

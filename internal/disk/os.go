@@ -11,36 +11,39 @@ import (
 )
 
 // OS is the file system of the machine.
-var OS FS = osFS{vfs.Default}
+var OS FS = &osFS{FS: vfs.Default}
 
 var (
-	_ FS   = osFS{}
+	_ FS   = (*osFS)(nil)
 	_ File = (*osFile)(nil)
 )
 
-type osFS struct{ vfs.FS }
+type osFS struct {
+	vfs.FS
+	flusher flusher
+}
 
-func (osFS) OpenFile(name string, flag int) (File, error) {
+func (s *osFS) OpenFile(name string, flag int) (File, error) {
 	f, err := os.OpenFile(name, flag|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{f}, nil
+	return &osFile{f, &s.flusher}, nil
 }
 
-func (osFS) SyncDir(name string) error {
+func (s *osFS) SyncDir(name string) error {
 	d, err := os.Open(name)
 	if err != nil {
 		return err
 	}
-	err = d.Sync()
+	err = (&osFile{d, &s.flusher}).Sync()
 	if cerr := d.Close(); err == nil {
 		err = cerr
 	}
 	return err
 }
 
-func (osFS) Statfs(name string) (Space, error) {
+func (s *osFS) Statfs(name string) (Space, error) {
 	var st unix.Statfs_t
 	if err := retry(func() error { return unix.Statfs(name, &st) }); err != nil {
 		return Space{}, &os.PathError{Op: "statfs", Path: name, Err: err}
@@ -57,7 +60,44 @@ func (osFS) Statfs(name string) (Space, error) {
 	}, nil
 }
 
-func (osFS) Unwrap() vfs.FS { return vfs.Default }
+func (s *osFS) Unwrap() vfs.FS { return vfs.Default }
+
+// The KV's files come from its own file system, but are flushed like all others.
+
+func (s *osFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	return s.forKV(s.FS.Create(name, c))
+}
+
+func (s *osFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	return s.forKV(s.FS.OpenReadWrite(name, c, opts...))
+}
+
+func (s *osFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	return s.forKV(s.FS.ReuseForWrite(old, name, c))
+}
+
+func (s *osFS) OpenDir(name string) (vfs.File, error) { return s.forKV(s.FS.OpenDir(name)) }
+
+func (s *osFS) forKV(f vfs.File, err error) (vfs.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &kvFile{f, &s.flusher}, nil
+}
+
+// kvFile is a file that the KV writes. The KV does not close one while it syncs it.
+type kvFile struct {
+	vfs.File
+	flusher *flusher
+}
+
+func (f *kvFile) Sync() error     { return f.flusher.fsync(int(f.Fd())) }
+func (f *kvFile) SyncData() error { return f.flusher.fdatasync(int(f.Fd())) }
+
+// SyncTo is what osFile has. The KV's own knows only ext4, and flushes elsewhere.
+func (f *kvFile) SyncTo(length int64) (fullSync bool, err error) {
+	return f.flusher.writeOut(int(f.Fd()), length)
+}
 
 func fsName(magic int64) string {
 	switch magic {
@@ -78,7 +118,10 @@ func fsName(magic int64) string {
 // osFile adds to os.File the calls that package os has not. They go through
 // control, which keeps the descriptor from being closed, and reused for another
 // file, while the system call runs.
-type osFile struct{ *os.File }
+type osFile struct {
+	*os.File
+	flusher *flusher
+}
 
 func (f *osFile) control(op string, call func(fd int) error) error {
 	c, err := f.SyscallConn()
@@ -120,17 +163,16 @@ type fileInfo struct{ os.FileInfo }
 
 func (fileInfo) DeviceID() vfs.DeviceID { return vfs.DeviceID{} }
 
-func (f *osFile) SyncData() error { return f.control("fdatasync", unix.Fdatasync) }
+func (f *osFile) Sync() error     { return f.control("fsync", f.flusher.fsync) }
+func (f *osFile) SyncData() error { return f.control("fdatasync", f.flusher.fdatasync) }
 
 // SyncTo starts writing the first length bytes out and does not wait for it.
 func (f *osFile) SyncTo(length int64) (fullSync bool, err error) {
 	err = f.control("sync_file_range", func(fd int) error {
-		return unix.SyncFileRange(fd, 0, length, unix.SYNC_FILE_RANGE_WRITE)
+		fullSync, err = f.flusher.writeOut(fd, length)
+		return err
 	})
-	if errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ESPIPE) {
-		return true, f.SyncData()
-	}
-	return false, err
+	return fullSync, err
 }
 
 func (f *osFile) Prefetch(offset, length int64) error {

@@ -303,9 +303,16 @@ func (m *BeatAck) Code(c *codec.Coder) {
 type Sync struct {
 	Epoch cluster.Epoch
 	Seq   uint64
+	// Alone says that nobody waits for the entries before this message but those
+	// who wait for the flush: their AppendAck may come with the SyncAck.
+	Alone bool
 }
 
-func (m *Sync) Code(c *codec.Coder) { c.U64((*uint64)(&m.Epoch)); c.U64(&m.Seq) }
+func (m *Sync) Code(c *codec.Coder) {
+	c.U64((*uint64)(&m.Epoch))
+	c.U64(&m.Seq)
+	c.Bool(&m.Alone)
+}
 
 // SyncAck says that everything up to Seq is durable on the backup.
 type SyncAck struct {

@@ -39,6 +39,14 @@ type memStore struct {
 	err     error
 	heals   int
 	full    bool // there is no room
+	disk    slowDisk
+}
+
+// slowDisk is what a store flushes to. The zero value flushes at once.
+type slowDisk struct {
+	takes   time.Duration // a flush
+	durable uint64        // if takes is set
+	flushes int
 }
 
 type lockHolder struct {
@@ -84,11 +92,18 @@ func (s *memStore) History() []cluster.Pos {
 	}
 	return h
 }
-func (s *memStore) Whole() bool     { return s.whole }
-func (s *memStore) Clean() bool     { return len(s.entries) == 0 && s.base == cluster.Pos{} }
-func (s *memStore) Flush() error    { return nil }
-func (s *memStore) Durable() uint64 { return s.Tail().Seq }
-func (s *memStore) Commit(uint64)   {}
+func (s *memStore) Whole() bool  { return s.whole }
+func (s *memStore) Clean() bool  { return len(s.entries) == 0 && s.base == cluster.Pos{} }
+func (s *memStore) Flush() error { return nil }
+func (s *memStore) Durable() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.disk.takes == 0 {
+		return s.tail().Seq
+	}
+	return s.disk.durable
+}
+func (s *memStore) Commit(uint64) {}
 func (s *memStore) Admit(op fsop.Op) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,7 +124,21 @@ func (s *memStore) LastTime() int64 {
 	}
 	return s.entries[len(s.entries)-1].Time
 }
-func (s *memStore) Sync(context.Context, uint64) error { return nil }
+func (s *memStore) Sync(ctx context.Context, seq uint64) error {
+	s.mu.Lock()
+	takes, tail := s.disk.takes, s.tail().Seq
+	s.disk.flushes++
+	s.mu.Unlock()
+	select {
+	case <-time.After(takes):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.disk.durable = max(s.disk.durable, tail)
+	return nil
+}
 func (s *memStore) Sessions() []replica.SessionInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -322,6 +351,9 @@ type node struct {
 	r     *replica.Replica // nil while dead
 	stop  func()
 	in    map[cluster.BrickID]chan func(*replica.Replica) // one ordered link per sender
+
+	outMu sync.Mutex
+	out   map[cluster.BrickID][]func(*replica.Replica) // sent and not flushed
 }
 
 func newWorld(t *testing.T, n, min int) *world {
@@ -410,6 +442,9 @@ func (w *world) open(id cluster.BrickID) {
 	n.mu.Lock()
 	n.r = r
 	n.in = map[cluster.BrickID]chan func(*replica.Replica){}
+	n.outMu.Lock()
+	n.out = map[cluster.BrickID][]func(*replica.Replica){}
+	n.outMu.Unlock()
 	done := make(chan struct{})
 	n.stop = func() { cancel(); <-done }
 	n.mu.Unlock()
@@ -507,16 +542,41 @@ func (w *world) isolate(id cluster.BrickID, off bool) {
 
 const hop = 200 * time.Microsecond
 
+// Send queues a message for Flush, with which all that was queued arrives at once.
 func (n *node) Send(to cluster.BrickID, kind uint8, parts ...[]byte) error {
+	if n.w.nodes[to].live() == nil {
+		return fmt.Errorf("%v is not connected", to)
+	}
 	body := bytes.Join(parts, nil)
 	if len(body) > wire.MaxBody {
 		return fmt.Errorf("%w: %d bytes", wire.ErrTooLong, len(body))
 	}
+	if n.w.loses(n.id, kind) {
+		return nil
+	}
+	n.outMu.Lock()
+	defer n.outMu.Unlock()
+	n.out[to] = append(n.out[to], func(r *replica.Replica) {
+		var env proto.Envelope
+		rest, err := codec.DecodePrefix(body, &env)
+		if err != nil {
+			panic(err)
+		}
+		r.Message(env, kind, rest, func() { clear(rest) }) // whoever still looks gets to see that
+	})
+	return nil
+}
+
+func (n *node) Flush(to cluster.BrickID) {
+	n.outMu.Lock()
+	all := n.out[to]
+	delete(n.out, to)
+	n.outMu.Unlock()
 	t := n.w.nodes[to]
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.r == nil {
-		return fmt.Errorf("%v is not connected", to)
+	if t.r == nil || len(all) == 0 {
+		return
 	}
 	c := t.in[n.id]
 	if c == nil {
@@ -530,20 +590,17 @@ func (n *node) Send(to cluster.BrickID, kind uint8, parts ...[]byte) error {
 			}
 		})
 	}
-	if n.w.severed(n.id, to) || n.w.loses(n.id, kind) {
-		return nil
+	if n.w.severed(n.id, to) {
+		return
 	}
 	c <- func(r *replica.Replica) {
-		var env proto.Envelope
-		rest, err := codec.DecodePrefix(body, &env)
-		if err != nil {
-			panic(err)
+		if n.w.severed(n.id, to) {
+			return
 		}
-		if !n.w.severed(n.id, to) {
-			r.Message(env, kind, rest, func() { clear(rest) }) // whoever still looks gets to see that
+		for _, f := range all {
+			f(r)
 		}
 	}
-	return nil
 }
 
 func (n *node) Call(ctx context.Context, to cluster.BrickID, kind uint8, parts ...[]byte) ([]byte, error) {

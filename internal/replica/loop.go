@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"mortar/internal/cluster"
@@ -45,7 +46,9 @@ type loop struct {
 	recent  ring
 	parked  map[fsop.Ino][]*request // wait for a lock, or for a window to be closed
 	recalls map[fsop.Ino]*recall
+	unsent  []cluster.BrickID // to which messages are queued
 	fsync   syncer
+	flusher flusher
 	reap    reaper
 	seen    map[cluster.SessionID]core.Instant // as primary: when a session was last known alive
 	room    room
@@ -54,7 +57,6 @@ type loop struct {
 	nextSrc  uint64
 	healing  context.CancelFunc // of the comparison under way
 	kept     core.Ready         // messages and streams that wait for act
-	syncs    []core.Message     // to be sent after the streams
 	lastTime int64
 }
 
@@ -184,9 +186,7 @@ func (l *loop) act() error {
 		}
 		kept := l.kept
 		l.kept = core.Ready{}
-		syncs := l.syncs
-		l.syncs = nil
-		if len(kept.Messages) == 0 && len(kept.Streams) == 0 && len(syncs) == 0 {
+		if len(kept.Messages) == 0 && len(kept.Streams) == 0 && l.fsync.ask == 0 {
 			break
 		}
 		if err := l.flush(); err != nil {
@@ -196,7 +196,8 @@ func (l *loop) act() error {
 		for _, s := range kept.Streams {
 			l.stream(s)
 		}
-		l.sendAll(syncs)
+		l.askSyncs()
+		l.flushSent()
 	}
 	if err := l.flush(); err != nil {
 		return err
@@ -204,18 +205,37 @@ func (l *loop) act() error {
 	l.publish()
 	l.answer()
 	// Those who were answered made room for the next round of syncs.
-	syncs := l.syncs
-	l.syncs = nil
-	l.sendAll(syncs)
+	l.askSyncs()
+	l.flushSent()
 	return nil
 }
 
 func (l *loop) sendAll(messages []core.Message) {
 	for _, msg := range messages {
-		if err := l.transport.Send(msg.To, msg.Kind, l.envelope(msg.To), codec.Append(nil, msg.Body)); err != nil {
+		if msg.Kind == proto.KindAppendAck && l.flusher.keep(msg) {
+			continue
+		}
+		if err := l.send(msg.To, msg.Kind, codec.Append(nil, msg.Body)); err != nil {
 			l.m.Backlogged(msg.To)
 		}
 	}
+}
+
+// send queues a message; flushSent has it leave.
+func (l *loop) send(to cluster.BrickID, kind uint8, body []byte) error {
+	if !slices.Contains(l.unsent, to) {
+		l.unsent = append(l.unsent, to)
+	}
+	return l.transport.Send(to, kind, l.envelope(to), body)
+}
+
+// flushSent has everything leave that was queued: what one act has for one brick
+// costs one system call here, and one wake-up there.
+func (l *loop) flushSent() {
+	for _, b := range l.unsent {
+		l.transport.Flush(b)
+	}
+	l.unsent = l.unsent[:0]
 }
 
 func (l *loop) flush() error {
@@ -286,7 +306,7 @@ func (l *loop) roleChanged(old *view, to core.Role) {
 	}
 	l.endLean()
 	clear(l.recalls)
-	l.fsync.reset(l)
+	l.fsync.reset()
 	if to == core.Primary && from != core.Primary {
 		clear(l.seen)
 		for _, s := range l.store.Sessions() {

@@ -121,9 +121,12 @@ type Store interface {
 // Transport carries messages to the other bricks of the set. The first part of
 // every message is an encoded proto.Envelope.
 type Transport interface {
-	// Send queues a one-way message. It never blocks, and fails if the brick's
-	// peer is not connected or its queue is full; then Replica.Lost will be called.
+	// Send queues a one-way message, which leaves with the next Flush at the
+	// latest. It never blocks, and fails if the brick's peer is not connected or
+	// its queue is full; then Replica.Lost will be called.
 	Send(to cluster.BrickID, kind uint8, parts ...[]byte) error
+	// Flush has everything leave that was queued for a brick. It does not block.
+	Flush(to cluster.BrickID)
 	Call(ctx context.Context, to cluster.BrickID, kind uint8, parts ...[]byte) ([]byte, error)
 }
 
@@ -335,6 +338,7 @@ func (r *Replica) Message(env proto.Envelope, kind uint8, body []byte, done func
 		err = deliver(r, body, func(l *loop, m *proto.ProbeAck) { l.m.ProbeAck(l.now, from, m) })
 	case proto.KindAppend:
 		err = deliver(r, body, func(l *loop, m *proto.Append) {
+			l.flusher.holds = false // somebody may wait for what comes now
 			l.m.Append(l.now, from, m)
 			l.used = done
 		})

@@ -12,10 +12,11 @@ import (
 // Bounds of what is on the way to one backup. The machine bounds the number of
 // entries, the shell their bytes.
 const (
-	maxInflightBytes = 6 << 20 // well below what a connection queues (wire.Options.MaxQueue)
-	maxAppendBytes   = 1 << 20 // of the entries of one Append message, but for a single large one: both fit into a frame
-	entryHead        = 64      // at least what a stub, or the length of an entry, takes beside its bytes
-	stubMin          = 512     // smaller payloads are not worth a stub
+	maxInflightBytes = 6 << 20  // well below what a connection queues (wire.Options.MaxQueue)
+	maxAppendBytes   = 1 << 20  // of the entries of one Append message, but for a single large one: both fit into a frame
+	entryHead        = 64       // at least what a stub, or the length of an entry, takes beside its bytes
+	flushSize        = 64 << 10 // larger ones leave at once
+	stubMin          = 512      // smaller payloads are not worth a stub
 )
 
 // outbox is what the machine wants streamed to one backup and the connection
@@ -80,9 +81,12 @@ func (l *loop) push(to cluster.BrickID, o *outbox, first bool) {
 			size += n
 			last = r.pos
 		}
-		if err := l.transport.Send(to, proto.KindAppend, l.envelope(to), codec.Append(make([]byte, 0, size+64), msg)); err != nil {
+		if err := l.send(to, proto.KindAppend, codec.Append(make([]byte, 0, size+64), msg)); err != nil {
 			l.m.Backlogged(to)
 			return
+		}
+		if size >= flushSize {
+			l.transport.Flush(to) // and be under way while the next is made
 		}
 		o.prev = last
 		if len(msg.Entries) > 0 {
@@ -133,6 +137,10 @@ func (l *loop) cannotRead(to cluster.BrickID, o *outbox, err error) {
 
 func (l *loop) appendAck(from cluster.BrickID, a *proto.AppendAck) {
 	l.m.AppendAck(l.now, from, a)
+	if len(l.fsync.waiting) > 0 && l.fsync.durable[from] == 0 {
+		// What it was asked before it followed this epoch's log it has ignored.
+		l.fsync.reask()
+	}
 	l.landed(from, a.Round, a.Seq)
 }
 

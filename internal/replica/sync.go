@@ -1,8 +1,6 @@
 package replica
 
 import (
-	"context"
-	"errors"
 	"time"
 
 	"mortar/internal/cluster"
@@ -12,21 +10,26 @@ import (
 )
 
 // syncer is the primary's side of fsync: a request waits until every in-sync
-// brick has its log on disk up to the position that the request is about. Each
-// brick joins all who wait into one flush (oplog).
+// brick has its log on disk up to the position that the request is about.
 //
 // One round is under way at a time, and serves everybody who came before it
 // began. With several writers that alone would make rounds of one and of the
 // rest in turn; so a round also waits for as many as there were at once lately,
-// for a moment, if they are not all there yet. A lone writer never waits.
+// for a moment, if they are not all there yet. A lone writer never waits. Fewer
+// rounds mean fewer flushes of every disk and fewer messages: on busy machines
+// that is worth more than beginning at once.
+//
+// A round is asked of the other bricks right behind the entries that it is about,
+// in the same message on the wire, and before this brick's own disk is busy.
 type syncer struct {
 	waiting []*syncRequest
 	durable map[cluster.BrickID]uint64 // in this epoch
 
-	gathered int  // of waiting, the last ones, that no round was begun for
-	crowd    int  // how many waited at once lately
-	timer    bool // runs, for gathered
-	rounds   uint64
+	gathered int    // of waiting, the last ones, that no round was begun for
+	crowd    int    // how many waited at once lately
+	timer    bool   // runs, for gathered
+	rounds   uint64 // begun
+	ask      uint64 // what the loop is to ask for when it acts; 0: nothing
 }
 
 // gatherWait is how long a round waits for the usual crowd.
@@ -37,6 +40,36 @@ type syncRequest struct {
 	req   *request
 	reply proto.DoReply
 	asked core.Instant
+}
+
+// flusher makes this brick's log durable. One flush is under way at a time.
+type flusher struct {
+	want    uint64 // 0: nobody wants anything
+	running bool
+	// held is the acknowledgement of entries that nobody waits for but those who
+	// wait for the flush under way: it goes with the flush's, so that both cost one
+	// message. holds says that there may be one. Neither outlives the next tick,
+	// lest a slow disk look like a brick that does not answer.
+	holds bool
+	held  *core.Message
+}
+
+// keep holds back an acknowledgement of entries, if that may be. One that is sent
+// says all that the one held before it would have said.
+func (f *flusher) keep(ack core.Message) bool {
+	if f.held = nil; f.holds {
+		f.held = &ack
+	}
+	return f.holds
+}
+
+// releaseAck sends the acknowledgement that was held back, and holds none from now on.
+func (l *loop) releaseAck() {
+	f := &l.flusher
+	if f.held != nil {
+		l.kept.Messages = append(l.kept.Messages, *f.held)
+	}
+	f.holds, f.held = false, nil
 }
 
 // orderFsync makes everything that was done to the inode durable on every in-sync brick.
@@ -65,7 +98,7 @@ func (l *loop) gatherSync() {
 	switch {
 	case y.gathered == 0 || y.gathered < len(y.waiting):
 	case y.gathered >= y.crowd:
-		l.beginSync()
+		y.begin(l.now)
 	case !y.timer:
 		y.timer = true
 		round := y.rounds
@@ -74,7 +107,7 @@ func (l *loop) gatherSync() {
 				y.timer = false
 				if y.rounds == round && y.gathered > 0 && y.gathered == len(y.waiting) {
 					y.crowd = y.gathered // the others stay away
-					l.beginSync()
+					y.begin(l.now)
 				} else {
 					l.gatherSync()
 				}
@@ -83,72 +116,96 @@ func (l *loop) gatherSync() {
 	}
 }
 
-// beginSync asks for everybody who has gathered, at once.
-func (l *loop) beginSync() {
-	y := &l.fsync
-	round := y.waiting[len(y.waiting)-y.gathered:]
+// begin asks for everybody who has gathered, at once.
+func (y *syncer) begin(now core.Instant) {
+	for _, s := range y.waiting[len(y.waiting)-y.gathered:] {
+		s.asked = now
+		y.ask = max(y.ask, s.seq)
+	}
 	y.gathered = 0
 	y.rounds++
-	last := round[0]
-	for _, s := range round {
-		s.asked = l.now
-		if s.seq > last.seq {
-			last = s
-		}
-	}
-	l.askSync(last)
 }
 
-// askSync asks every in-sync brick that is not yet known to be durable so far.
-func (l *loop) askSync(s *syncRequest) {
-	s.asked = l.now
+// askSyncs asks every in-sync brick that is not yet known to be durable as far
+// as somebody wants.
+func (l *loop) askSyncs() {
+	seq := l.fsync.ask
+	if l.fsync.ask = 0; seq == 0 || l.m.Role() != core.Primary {
+		return
+	}
 	cfg := l.m.Config()
+	var messages []core.Message
 	for _, b := range cfg.InSync {
-		switch {
-		case l.fsync.durable[b] >= s.seq:
-		case b == l.self:
-			l.syncOwn(s.seq)
-		default:
-			// After the entries that it is about.
-			l.syncs = append(l.syncs, core.Message{
-				To: b, Kind: proto.KindSync, Body: &proto.Sync{Epoch: cfg.Epoch, Seq: s.seq},
+		if b != l.self && l.fsync.durable[b] < seq {
+			messages = append(messages, core.Message{
+				To: b, Kind: proto.KindSync, Body: &proto.Sync{Epoch: cfg.Epoch, Seq: seq, Alone: l.replies.len() == 0},
 			})
 		}
 	}
+	l.sendAll(messages)
+	if l.fsync.durable[l.self] < seq {
+		l.flushLog(seq)
+	}
 }
 
-// syncOwn flushes this brick's log and then counts it.
-func (l *loop) syncOwn(seq uint64) {
-	epoch := l.m.Config().Epoch
-	l.syncStore(seq, func(l *loop) {
-		l.syncAck(l.self, &proto.SyncAck{Epoch: epoch, Seq: seq})
-	})
-}
-
-// syncStore flushes this brick's log up to seq and then calls then in the loop.
-func (l *loop) syncStore(seq uint64, then func(*loop)) {
+// flushLog has this brick's log flushed up to seq, and flushed called then.
+func (l *loop) flushLog(seq uint64) {
+	f := &l.flusher
+	f.want = max(f.want, seq)
+	if f.running || f.want == 0 {
+		return
+	}
+	f.running = true
+	seq, f.want = f.want, 0
 	l.bg.Go(func() error {
 		err := l.store.Sync(l.ctx, seq)
-		if err == nil {
-			l.mail.post(then)
-		} else if !errors.Is(err, context.Canceled) {
-			l.log.Error("the log cannot be made durable; this brick ends its service", "err", err)
-		}
+		l.mail.post(func(l *loop) {
+			f.running = false
+			switch {
+			case err == nil:
+				l.flushed()
+			case l.store.Err() != nil:
+				l.log.Error("the log cannot be made durable; this brick ends its service", "err", err)
+			default: // it was undone meanwhile, and nobody needs it
+			}
+			if f.want <= l.store.Durable() {
+				f.want = 0
+			}
+			l.flushLog(f.want)
+		})
 		return nil
 	})
 }
 
-// sync takes the primary's wish for durability.
+// flushed notes, or tells the primary, how far this brick's log is durable. What
+// it says is true of the log as it is now: an earlier flush may have been about
+// entries that were undone since.
+func (l *loop) flushed() {
+	switch cfg, seq := l.m.Config(), l.store.Durable(); {
+	case l.m.Role() == core.Primary:
+		l.syncAck(l.self, &proto.SyncAck{Epoch: cfg.Epoch, Seq: seq})
+	case l.m.Follows():
+		l.releaseAck()
+		l.kept.Messages = append(l.kept.Messages, core.Message{
+			To: cfg.Primary, Kind: proto.KindSyncAck, Body: &proto.SyncAck{Epoch: cfg.Epoch, Seq: seq},
+		})
+	}
+}
+
+// sync takes the primary's wish for durability. As long as this log may differ
+// from the primary's the wish is about something else than what is here; the
+// primary repeats it.
 func (l *loop) sync(from cluster.BrickID, s *proto.Sync) {
 	cfg := l.m.Config()
-	if l.m.Role() != core.Backup || s.Epoch != cfg.Epoch || from != cfg.Primary || s.Seq > l.m.Tail().Seq {
+	if s.Epoch != cfg.Epoch || from != cfg.Primary || !l.m.Follows() || s.Seq > l.m.Tail().Seq {
 		return
 	}
-	l.syncStore(s.Seq, func(l *loop) {
-		l.kept.Messages = append(l.kept.Messages, core.Message{
-			To: from, Kind: proto.KindSyncAck, Body: &proto.SyncAck{Epoch: s.Epoch, Seq: s.Seq},
-		})
-	})
+	if s.Seq <= l.store.Durable() {
+		l.flushed()
+		return
+	}
+	l.flusher.holds = s.Alone
+	l.flushLog(s.Seq)
 }
 
 func (l *loop) syncAck(from cluster.BrickID, a *proto.SyncAck) {
@@ -189,19 +246,26 @@ func (l *loop) answerFsync() {
 const syncRetry = 500 * time.Millisecond
 
 func (l *loop) tickSync() {
+	l.releaseAck()
 	for _, s := range l.fsync.waiting {
 		if l.now >= s.asked+syncRetry {
-			l.askSync(s)
+			s.asked = l.now
+			l.fsync.ask = max(l.fsync.ask, s.seq)
 		}
 	}
 }
 
 // reset forgets what is known of other epochs, and asks anew.
-func (y *syncer) reset(l *loop) {
+func (y *syncer) reset() {
 	clear(y.durable)
 	y.gathered, y.crowd = 0, 0
+	y.reask()
+}
+
+// reask has everybody asked again who may not have heard.
+func (y *syncer) reask() {
 	for _, s := range y.waiting {
-		s.asked = 0
+		y.ask = max(y.ask, s.seq)
 	}
 }
 
@@ -211,6 +275,6 @@ func (y *syncer) refuse() int {
 	for _, s := range y.waiting {
 		s.req.finish(proto.DoReply{Status: proto.NotServing})
 	}
-	y.waiting, y.gathered, y.crowd = nil, 0, 0
+	y.waiting, y.gathered, y.crowd, y.ask = nil, 0, 0, 0
 	return n
 }

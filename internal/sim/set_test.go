@@ -81,6 +81,8 @@ func (l link) Send(to cluster.BrickID, kind uint8, parts ...[]byte) error {
 	return nil
 }
 
+func (l link) Flush(cluster.BrickID) {}
+
 func join(parts [][]byte) []byte {
 	var b []byte
 	for _, p := range parts {

@@ -42,6 +42,12 @@ func (m *Machine) SayWhere() {
 	}
 }
 
+// Follows reports whether this log is known to have nothing but what the primary's
+// has, as a backup of this epoch.
+func (m *Machine) Follows() bool {
+	return m.role == Backup && m.round != 0 && m.fits
+}
+
 // Append takes entries from the primary. Ready tells the shell which to apply.
 func (m *Machine) Append(now Instant, from BrickID, a *proto.Append) {
 	if !m.fromPrimary(now, from, a.Epoch) || a.Round != m.round || !m.whole || m.deaf {
