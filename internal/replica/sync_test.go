@@ -126,7 +126,7 @@ func TestHeldAcknowledgementsGo(t *testing.T) {
 			_, err := c.do(t.Context(), &fsop.Write{Ino: 1, Data: []byte("x"), Sync: true})
 			synced <- err
 		}()
-		time.Sleep(300 * time.Millisecond)
+		time.Sleep(150 * time.Millisecond) // a tick, and not yet a heartbeat, which says it too
 		st, err := w.nodes[w.order[0]].live().Status(t.Context())
 		if err != nil {
 			t.Fatal(err)
