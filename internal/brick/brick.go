@@ -82,6 +82,7 @@ type Options struct {
 	MemTable    int64 // bytes of the KV's write buffer, of which there may be several; default 8 MiB
 	Cache       int64 // bytes of the KV's block cache; default 16 MiB
 	Inodes      int   // inodes kept in memory; default 8192
+	Names       int   // names kept in memory, absent ones too; default 8192
 	SegmentSize int64 // bytes of a log segment; default the log's own
 
 	// Inline is the size in bytes up to which contents are kept in the KV.
@@ -111,6 +112,9 @@ func (o *Options) defaults() {
 	if o.Inodes == 0 {
 		o.Inodes = 8192
 	}
+	if o.Names == 0 {
+		o.Names = 8192
+	}
 	if o.Inline == 0 {
 		o.Inline = 32 << 10
 	}
@@ -130,7 +134,7 @@ func (o *Options) defaults() {
 // Execute, Rewind and Heal have one caller at a time. Everything else may be
 // called concurrently.
 //
-// Lock order: settling, wmu, held.mu, mu, and then those of cache, backlog and space.
+// Lock order: settling, wmu, held.mu, mu, and then those of cache, names, backlog and space.
 type Brick struct {
 	opts Options
 	id   Identity
@@ -179,6 +183,7 @@ type Brick struct {
 	state    meta.State
 	whole    bool
 	cache    *cache
+	names    *names
 	extents  map[fsop.Ino]*extents
 	sessions map[cluster.SessionID]*session
 	locks    map[fsop.Ino][]meta.Lock
@@ -218,6 +223,7 @@ func Open(o Options) (*Brick, error) {
 		failed: make(chan struct{}),
 		waitc:  make(chan struct{}),
 		cache:  newCache(o.Inodes),
+		names:  newNames(o.Names),
 		jobs:   map[fsop.Ino]*job{}, held: map[*held]struct{}{},
 	}
 	b.settle.wake = make(chan struct{}, 1)
@@ -358,6 +364,7 @@ func (b *Brick) loadMemory() error {
 	b.state = st
 	b.applied.Store(st.Pos.Seq)
 	b.cache.clear()
+	b.names.clear()
 	b.extents = map[fsop.Ino]*extents{}
 	b.sessions = map[cluster.SessionID]*session{}
 	b.locks = map[fsop.Ino][]meta.Lock{}

@@ -46,7 +46,15 @@ type exec struct {
 	gaps    []meta.Extent  // further extents to add
 	garbage []incarnation  // data files that nothing refers to afterwards
 	edit    *sessionEdit   // of the session's window
+	names   []naming       // in the order in which they happen
 	commits []func(*Brick) // what else changes in memory
+}
+
+// naming is a directory's entry as it is after the entry.
+type naming struct {
+	dir  fsop.Ino
+	name string
+	to   entry
 }
 
 // incarnation names a data file.
@@ -134,7 +142,7 @@ func (x *exec) reset(b *Brick, e *proto.Entry) {
 	*x = exec{
 		b: b, e: e, batch: x.batch, state: b.state,
 		nodes: x.nodes[:0], cut: carving{x.cut.removed[:0], x.cut.added[:0]}, gaps: x.gaps[:0],
-		garbage: x.garbage[:0], commits: x.commits[:0],
+		garbage: x.garbage[:0], commits: x.commits[:0], names: x.names[:0],
 	}
 }
 
@@ -318,6 +326,9 @@ func (x *exec) publish() {
 			b.cache.put(&c)
 		}
 	}
+	for _, n := range x.names {
+		b.names.put(n.dir, n.name, n.to)
+	}
 	if x.cutIno != 0 {
 		b.replaceExtents(x.cutIno, x.cut.removed, x.cut.added)
 		b.replaceExtents(x.cutIno, nil, x.gaps)
@@ -423,19 +434,26 @@ func (x *exec) renamed(dir fsop.Ino, name string) {
 
 // lookup finds a name in a directory.
 func (x *exec) lookup(dir fsop.Ino, name string) (meta.Dentry, bool, error) {
-	return x.b.store.Dentry(dir, x.b.cookie(name), name)
+	return x.b.dentry(dir, name)
 }
 
 // addEntry makes an entry of dir and changes dir's attributes.
 func (x *exec) addEntry(dir *work, name string, n *work) {
-	x.batch.SetDentry(dir.Ino, &meta.Dentry{Ino: n.Ino, Type: n.Type(), Name: name, Cookie: x.b.cookie(name)})
+	x.setEntry(dir, name, n)
 	dir.Size++
 	x.dirChanged(dir, name)
+}
+
+// setEntry has an entry of dir lead to n.
+func (x *exec) setEntry(dir *work, name string, n *work) {
+	x.batch.SetDentry(dir.Ino, &meta.Dentry{Ino: n.Ino, Type: n.Type(), Name: name, Cookie: x.b.cookie(name)})
+	x.names = append(x.names, naming{dir.Ino, name, entry{n.Ino, n.Type()}})
 }
 
 // dropEntry removes an entry of dir and changes dir's attributes.
 func (x *exec) dropEntry(dir *work, name string) {
 	x.batch.DeleteDentry(dir.Ino, x.b.cookie(name), name)
+	x.names = append(x.names, naming{dir.Ino, name, entry{}})
 	dir.Size--
 	x.dirChanged(dir, name)
 }

@@ -181,6 +181,7 @@ func (h *healing) doubtUnsettled() error {
 	b.extents = map[fsop.Ino]*extents{}
 	b.backlog.reset()
 	b.cache.clear()
+	b.names.clear()
 	return nil
 }
 
@@ -203,6 +204,7 @@ func (h *healing) commit(fill func(*meta.Batch) error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.cache.clear()
+	b.names.clear()
 	return own(b.store.Commit(batch))
 }
 

@@ -346,8 +346,8 @@ func (x *exec) rename(op *fsop.Rename) error {
 
 // exchange swaps two entries.
 func (x *exec) exchange(op *fsop.Rename, from, to, src, dst *work) {
-	x.batch.SetDentry(from.Ino, &meta.Dentry{Ino: dst.Ino, Type: dst.Type(), Name: op.Name, Cookie: x.b.cookie(op.Name)})
-	x.batch.SetDentry(to.Ino, &meta.Dentry{Ino: src.Ino, Type: src.Type(), Name: op.NewName, Cookie: x.b.cookie(op.NewName)})
+	x.setEntry(from, op.Name, dst)
+	x.setEntry(to, op.NewName, src)
 	if from.Ino != to.Ino {
 		if src.IsDir() {
 			from.Nlink--

@@ -280,6 +280,7 @@ func (m *machine) checkEffects(e *proto.Entry, before *model, got []proto.Effect
 // compare checks everything that can be read.
 func (m *machine) compare(r *rand.Rand) {
 	m.tb.Helper()
+	checkNames(m.tb, m.b)
 	compareBrick(m.tb, m.b, m.m, r)
 }
 

@@ -124,7 +124,7 @@ func (b *Brick) getattr(ino fsop.Ino, r *fsop.Reply) (uint64, error) {
 }
 
 func (b *Brick) lookup(op *fsop.Lookup, r *fsop.Reply) (uint64, error) {
-	d, ok, err := b.store.Dentry(op.Parent, b.cookie(op.Name), op.Name)
+	d, ok, err := b.dentry(op.Parent, op.Name)
 	if err != nil {
 		return 0, err
 	}
