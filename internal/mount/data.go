@@ -66,6 +66,9 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 	if f.o.LocksNode {
 		return fuse.ENOSYS // the kernel goes on with MKNOD, and needs no RELEASE
 	}
+	if tooLong(name) {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(in.NodeId)

@@ -185,8 +185,15 @@ func (m *Mount) changedDir(r *request, reply *fsop.Reply, dir fsop.Ino) {
 	}
 }
 
+// tooLong says whether no file system of ours can have the name. The kernel
+// itself stops only at 1024 bytes.
+func tooLong(name string) bool { return len(name) > fsop.MaxName }
+
 // Lookup implements fuse.RawFileSystem.
 func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if tooLong(name) {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
@@ -353,6 +360,9 @@ func (f *fileSystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, 
 
 // make carries out an operation that gives an inode a name.
 func (f *fileSystem) make(cancel <-chan struct{}, h *fuse.InHeader, name string, op fsop.Op, out *fuse.EntryOut) fuse.Status {
+	if tooLong(name) {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
@@ -375,6 +385,9 @@ func (f *fileSystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string
 }
 
 func (f *fileSystem) remove(cancel <-chan struct{}, h *fuse.InHeader, name string, op fsop.Op) fuse.Status {
+	if tooLong(name) {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
@@ -395,6 +408,9 @@ func (f *fileSystem) remove(cancel <-chan struct{}, h *fuse.InHeader, name strin
 
 // Rename implements fuse.RawFileSystem.
 func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName string) fuse.Status {
+	if tooLong(name) || tooLong(newName) {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
 	op := &fsop.Rename{
