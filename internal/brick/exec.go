@@ -67,6 +67,7 @@ type incarnation struct {
 type work struct {
 	node
 	dirty, gone, told bool
+	rights            bool // as proto.Effect
 }
 
 // Execute checks, logs and applies an entry, which must be the next one. It has
@@ -423,7 +424,7 @@ func (x *exec) touch(n *work) {
 	x.changed = true
 	if !n.told {
 		n.told = true
-		x.effects = append(x.effects, proto.Effect{Ino: n.Ino})
+		x.effects = append(x.effects, proto.Effect{Ino: n.Ino, Rights: n.rights})
 	}
 }
 

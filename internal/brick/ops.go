@@ -415,6 +415,7 @@ func (x *exec) setOwner(n *work, op *fsop.Setattr) {
 	if valid&(fsop.SetUID|fsop.SetGID) != 0 && !n.IsDir() {
 		kill = true // whoever changes the owner does not hand privileges on
 	}
+	was := n.Attr
 	if valid&fsop.SetUID != 0 {
 		n.UID = op.UID
 	}
@@ -427,6 +428,7 @@ func (x *exec) setOwner(n *work, op *fsop.Setattr) {
 	if valid&fsop.SetMode != 0 {
 		n.Mode = n.Mode&^permMask | op.Mode&permMask
 	}
+	n.rights = n.UID != was.UID || n.GID != was.GID || n.IsDir() && (n.Mode^was.Mode)&syscall.S_ISVTX != 0
 }
 
 func (x *exec) setTimes(n *work, op *fsop.Setattr) {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -262,7 +263,9 @@ func (m *machine) checkEffects(e *proto.Entry, before *model, got []proto.Effect
 			continue
 		}
 		if old.attrs() != n.attrs() && ino != fsop.RootIno || !bytes.Equal(old.data, n.data) {
-			need(proto.Effect{Ino: ino})
+			was, is := old.attrs(), n.attrs()
+			need(proto.Effect{Ino: ino, Rights: was.UID != is.UID || was.GID != is.GID ||
+				is.IsDir() && (was.Mode^is.Mode)&syscall.S_ISVTX != 0})
 		}
 		for name := range n.entries {
 			if old.entries[name] != n.entries[name] {

@@ -36,7 +36,7 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 	var late []fsop.Ino
 	var group *entryGroup
 	var pages []<-chan struct{}
-	urgent := false
+	urgent, rights := false, false
 	for i := range effects {
 		e := &effects[i]
 		known, kind := m.nodes.invalidated(e.Ino, e.Name, seq)
@@ -61,6 +61,17 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 				}
 			}
 		}
+		if e.Rights {
+			rights = true
+			for _, n := range m.names.of(e.Ino) {
+				if group == nil {
+					group = &entryGroup{done: make(chan struct{})}
+				}
+				group.left.Add(1)
+				group.exists = true
+				names = append(names, &entryJob{dir: n.dir, name: n.name, group: group})
+			}
+		}
 		if e.Name == "" {
 			continue
 		}
@@ -76,6 +87,13 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 	}
 	for _, ino := range late {
 		if err := m.invalAttr(ctx, ino); err != nil {
+			return err
+		}
+	}
+	if rights && m.features.Epoch {
+		// For the new owner's chmod the kernel compares with the owner it knows, and
+		// asks for attributes only on the way to the file. So the way begins anew.
+		if err := m.dev.incEpoch(); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package mount
 
 import (
 	"hash/maphash"
+	"slices"
 	"sync"
 	"time"
 
@@ -109,6 +110,16 @@ func (c *nameCache) forget(ino fsop.Ino) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.names, ino)
+}
+
+// of returns the names of an inode, none where they are not needed.
+func (c *nameCache) of(ino fsop.Ino) []nameKey {
+	if !c.enabled {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.names[ino])
 }
 
 func (c *nameCache) all() []nameKey {

@@ -1,6 +1,8 @@
 package mount
 
 import (
+	"bytes"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -9,13 +11,9 @@ import (
 	"mortar/internal/fsop"
 )
 
-// aclPrefix is of the names of POSIX access control lists. There are none;
-// ls asks for them for every file, so that is not worth a round trip.
-const aclPrefix = "system."
-
 // GetXAttr implements fuse.RawFileSystem.
 func (f *fileSystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
-	if strings.HasPrefix(name, aclPrefix) {
+	if !hasSpace(name) {
 		return 0, fuse.Status(syscall.EOPNOTSUPP)
 	}
 	ino := fsop.Ino(h.NodeId)
@@ -23,6 +21,14 @@ func (f *fileSystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name str
 		return 0, fuse.ENODATA
 	}
 	return f.xattr(cancel, h, dest, &fsop.Getxattr{Ino: ino, Name: name})
+}
+
+// spaces are the kinds of attributes that there are.
+var spaces = []string{"user.", "trusted.", "security."}
+
+// hasSpace says whether an attribute of that name can be.
+func hasSpace(name string) bool {
+	return slices.ContainsFunc(spaces, func(s string) bool { return strings.HasPrefix(name, s) })
 }
 
 // capability is asked for by the kernel before it writes to a file whose
@@ -44,17 +50,32 @@ func (f *fileSystem) xattr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte
 		}
 		return 0, f.status(r, err)
 	}
-	n := uint32(len(reply.Data))
-	if len(reply.Data) > len(dest) {
+	data := reply.Data
+	if _, list := op.(*fsop.Listxattr); list && h.Uid != 0 {
+		data = withoutTrusted(data)
+	}
+	n := uint32(len(data))
+	if len(data) > len(dest) {
 		return n, fuse.ERANGE // go-fuse makes a success of it if only the size was asked for
 	}
-	copy(dest, reply.Data)
+	copy(dest, data)
 	return n, fuse.OK
+}
+
+// withoutTrusted takes the names out of a list that only root is shown.
+func withoutTrusted(list []byte) []byte {
+	var shown []byte
+	for name := range bytes.SplitAfterSeq(list, []byte{0}) {
+		if !bytes.HasPrefix(name, []byte("trusted.")) {
+			shown = append(shown, name...)
+		}
+	}
+	return shown
 }
 
 // SetXAttr implements fuse.RawFileSystem.
 func (f *fileSystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
-	if strings.HasPrefix(name, aclPrefix) {
+	if !hasSpace(name) {
 		return fuse.Status(syscall.EOPNOTSUPP)
 	}
 	if len(value) > fsop.MaxXattr {
@@ -66,7 +87,7 @@ func (f *fileSystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name 
 
 // RemoveXAttr implements fuse.RawFileSystem.
 func (f *fileSystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	if strings.HasPrefix(name, aclPrefix) {
+	if !hasSpace(name) {
 		return fuse.Status(syscall.EOPNOTSUPP)
 	}
 	return f.setXattr(cancel, h, &fsop.Removexattr{Ino: fsop.Ino(h.NodeId), Name: name})

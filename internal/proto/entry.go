@@ -51,11 +51,16 @@ type Effect struct {
 	// Name, if set, is an entry of directory Ino that came, went or now means
 	// another inode.
 	Name string
+	// Rights: Ino has another owner or group, or is a directory that became sticky
+	// or ceased to be. Kernels check some rights against what they last knew of
+	// those, without asking whether it is still true.
+	Rights bool
 }
 
 // Code implements codec.Coded.
 func (e *Effect) Code(c *codec.Coder) {
 	e.Ino.Code(c)
+	c.Bool(&e.Rights)
 	c.String(&e.Name, fsop.MaxName)
 }
 

@@ -507,8 +507,8 @@ func listxattr(path string) (string, error) {
 	}
 	var names []string
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
-		// What a security module adds of its own is not the table's.
-		if name != "" && name != "security.selinux" {
+		// What a security module or xfs adds of its own is not the table's.
+		if name != "" && name != "security.selinux" && !strings.HasPrefix(name, "trusted.SGI_") {
 			names = append(names, name)
 		}
 	}

@@ -1,8 +1,6 @@
 package posix
 
-import (
-	"testing"
-)
+import "testing"
 
 // TestLocal puts the table to the local disk. What fails here is wrong in the
 // table.
@@ -14,6 +12,9 @@ func TestLocal(t *testing.T) {
 	kind, err := FSType(dir)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if kind == "" || kind == "btrfs" {
+		t.Skipf("SKIPPED: %s is on a file system whose differences from ext4 are not in the table", dir)
 	}
 	n := Run(t, Place{FS: kind, Dirs: []string{dir}})
 	t.Logf("%d expectations on %s (%q)", n, dir, kind)

@@ -24,6 +24,7 @@ type statement struct {
 	call  string
 	args  []string
 	as    string // the name for a descriptor that the call returns
+	soon  bool   // the outcome may take a moment
 	want  string
 	value bool // want is compared with a value, and is not an error
 }
@@ -242,6 +243,9 @@ func parseStatement(l line, words []word) (statement, error) {
 	}
 	if len(words) == 0 {
 		return st, fmt.Errorf("no call")
+	}
+	if st.soon = words[0].text == "soon"; st.soon {
+		words = words[1:]
 	}
 	st.call = words[0].text
 	if _, ok := calls[st.call]; !ok {

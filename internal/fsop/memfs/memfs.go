@@ -560,7 +560,9 @@ func (c *call) setattr(op *fsop.Setattr) (*fsop.Reply, error) {
 		}
 		n.resize(op.Size)
 	}
+	was := n.attr
 	c.touch(n, op.Valid&fsop.SetSize != 0)
+	touched := &c.effects[len(c.effects)-1]
 	if op.Valid&fsop.SetKillPriv != 0 {
 		c.killPriv(n)
 	}
@@ -585,6 +587,7 @@ func (c *call) setattr(op *fsop.Setattr) (*fsop.Reply, error) {
 	if op.Valid&fsop.SetMtimeNow != 0 {
 		n.attr.Mtime = n.attr.Ctime
 	}
+	touched.Rights = n.attr.UID != was.UID || n.attr.GID != was.GID || (n.attr.Mode^was.Mode)&syscall.S_ISVTX != 0
 	return attrReply(n, nil)
 }
 
