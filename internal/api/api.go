@@ -39,6 +39,36 @@ type Pool struct {
 	Self    string `json:"self"`    // id of the peer that answers
 	Leader  string `json:"leader"`  // id of the peer that leads the control plane; empty: none now
 	Peers   []Peer `json:"peers"`   // by name; the answering peer among them
+	// Problem says why the pool can decide nothing now, and what to do; empty if it can.
+	Problem    string          `json:"problem,omitempty"`
+	Recoveries []PoolRecovered `json:"recoveries,omitempty"` // by hand, oldest first
+}
+
+// PoolRecovered records that one peer was made the only voter of its pool by hand.
+type PoolRecovered struct {
+	Generation uint64    `json:"generation"`
+	Time       time.Time `json:"time"`
+	Peer       string    `json:"peer"` // name
+}
+
+// PoolRecovery is what recovering the pool on this machine would do, for an
+// administrator to agree to.
+type PoolRecovery struct {
+	// Rejoin: the pool was recovered elsewhere while this machine was away, and
+	// this machine would take over a fresh copy of the configuration in place of its own.
+	Rejoin bool `json:"rejoin"`
+	// Silent are the voting peers that do not answer, by name. What they have
+	// decided, and this machine has not heard of, would be lost.
+	Silent     []string `json:"silent"`
+	Version    uint64   `json:"version"`    // of the map that would be kept
+	Generation uint64   `json:"generation"` // of the pool at present
+}
+
+// PoolRecover asks for the recovery that was agreed to: its fields are those of
+// the PoolRecovery that was seen.
+type PoolRecover struct {
+	Version    uint64 `json:"version"`
+	Generation uint64 `json:"generation"`
 }
 
 // PeerState is the state of a membership; the numbers are those of gluster's
@@ -214,6 +244,67 @@ type Volume struct {
 	Sets       int      `json:"sets"`
 	Bricks     []Brick  `json:"bricks"`
 	Options    []Option `json:"options"` // only those that were set, by key
+	// Recoveries are the last decisions to go on with less than everything, oldest first.
+	Recoveries []VolumeRecovered `json:"recoveries,omitempty"`
+}
+
+// VolumeRecovered records that a set was made to go on with one brick, by hand.
+type VolumeRecovered struct {
+	Set   int       `json:"set"`
+	Epoch uint64    `json:"epoch"` // that began with it
+	Time  time.Time `json:"time"`
+	Peer  string    `json:"peer"`  // name of the peer on which it was asked for
+	Brick string    `json:"brick"` // name
+	Kept  string    `json:"kept"`  // position of the last change that the brick had
+	Known string    `json:"known"` // position up to which the set was known to be durable
+	Lost  []string  `json:"lost"`  // names of the bricks that had been in sync
+}
+
+// VolumeRecovery is what recovering a volume would do, for an administrator to
+// agree to.
+type VolumeRecovery struct {
+	Volume string        `json:"volume"`
+	Sets   []SetRecovery `json:"sets"` // those that cannot go on by themselves
+}
+
+// SetRecovery is what would become of one set.
+type SetRecovery struct {
+	Set       int         `json:"set"`
+	Epoch     uint64      `json:"epoch"`             // of the set at present
+	Brick     string      `json:"brick"`             // name of the brick that it would go on with
+	Kept      string      `json:"kept"`              // position of that brick's last change
+	Changed   *time.Time  `json:"changed,omitempty"` // when that was made, as the primary's clock said
+	Known     string      `json:"known"`             // position up to which the set was known to be durable
+	Missing   uint64      `json:"missing"`           // changes that are certainly lost; there may be more
+	Lost      []LostBrick `json:"lost"`
+	InSync    int         `json:"in_sync"`     // after it
+	MinInSync int         `json:"min_in_sync"` // with fewer in sync the set is read-only
+}
+
+// LostBrick is a brick that has, or may have, what would be lost.
+type LostBrick struct {
+	Brick  string `json:"brick"`
+	InSync bool   `json:"in_sync"` // it had everything that was acknowledged
+	Online bool   `json:"online"`
+	Ahead  uint64 `json:"ahead"` // changes that it is known to have more
+	// Problem says why it does not answer.
+	Problem string `json:"problem,omitempty"`
+}
+
+// VolumeRecover asks for a recovery. Brick chooses the brick to go on with in its
+// set, and may be empty.
+type VolumeRecover struct {
+	Brick string `json:"brick,omitempty"`
+	// Agreed is the VolumeRecovery that was seen; nothing else is done.
+	Agreed []AgreedSet `json:"agreed"`
+}
+
+// AgreedSet are the fields of a SetRecovery that make it what it is.
+type AgreedSet struct {
+	Set   int    `json:"set"`
+	Epoch uint64 `json:"epoch"`
+	Brick string `json:"brick"`
+	Kept  string `json:"kept"`
 }
 
 // VolumeStatus is how a started volume does.
@@ -256,6 +347,10 @@ type BrickStatus struct {
 	Epoch  uint64 `json:"epoch"`
 	Tail   uint64 `json:"tail"`   // sequence number of the last change in its log
 	Commit uint64 `json:"commit"` // sequence number up to which changes are acknowledged
+	Whole  bool   `json:"whole"`  // its contents are complete: no comparison is under way
+	// Changed is when the last change in its log was made, by the clock of the
+	// primary of that time.
+	Changed *time.Time `json:"changed,omitempty"`
 	// Problem says why the brick is offline or not in sync, in words.
 	Problem string      `json:"problem,omitempty"`
 	Heal    *HealState  `json:"heal,omitempty"` // while it is being brought up to date

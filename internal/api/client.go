@@ -166,6 +166,16 @@ func (c *Client) Detach(ctx context.Context, host string, force bool) error {
 	return c.call(ctx, "DELETE", "/peers/"+url.PathEscape(host), flag("force", force), nil, nil)
 }
 
+// PoolRecovery tells what recovering the pool on the asked machine would do.
+func (c *Client) PoolRecovery(ctx context.Context) (*PoolRecovery, error) {
+	return ask[PoolRecovery](ctx, c, "GET", "/pool/recovery", nil, nil)
+}
+
+// RecoverPool recovers the pool on the asked machine.
+func (c *Client) RecoverPool(ctx context.Context, r PoolRecover) error {
+	return c.call(ctx, "POST", "/pool/recovery", nil, r, nil)
+}
+
 // Volumes lists all volumes by name.
 func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
 	out, err := ask[[]Volume](ctx, c, "GET", "/volumes", nil, nil)
@@ -245,6 +255,16 @@ func (c *Client) HealInfo(ctx context.Context, volume string) (*HealInfo, error)
 // Heal starts a heal or a verification, which it waits for.
 func (c *Client) Heal(ctx context.Context, volume string, r HealRequest) (*HealReply, error) {
 	return ask[HealReply](ctx, c, "POST", volumePath(volume, "/heal"), nil, r)
+}
+
+// VolumeRecovery tells what recovering a volume, with that brick if one is named, would do.
+func (c *Client) VolumeRecovery(ctx context.Context, volume, brick string) (*VolumeRecovery, error) {
+	return ask[VolumeRecovery](ctx, c, "GET", volumePath(volume, "/recovery"), url.Values{"brick": {brick}}, nil)
+}
+
+// RecoverVolume does what was agreed to.
+func (c *Client) RecoverVolume(ctx context.Context, volume string, r VolumeRecover) error {
+	return c.call(ctx, "POST", volumePath(volume, "/recovery"), nil, r, nil)
 }
 
 // PrepareBrick checks and makes a brick's directory on the asked peer.

@@ -52,6 +52,7 @@ func TestMain(m *testing.M) {
 //	join NAME                           the daemon in use joins that one's pool
 //	golden FILE                         the last output is that of FILE; what
 //	                                    differs between runs is masked
+//	until REGEXP mortar ARGS...         runs it until what it prints matches
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -75,6 +76,7 @@ func TestScripts(t *testing.T) {
 			"use":    cmdUse,
 			"golden": cmdGolden,
 			"join":   cmdJoin,
+			"until":  cmdUntil,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond != "fuse" {
@@ -166,6 +168,23 @@ func cmdJoin(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	_, err = here.Join(context.Background(), api.JoinRequest{Token: inv.Token, Hosts: inv.Hosts})
 	ts.Check(err)
+}
+
+func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: until REGEXP mortar ARGS...")
+	}
+	want := regexp.MustCompile("(?m)" + args[0])
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) { // between two looks
+		ts.Exec(args[1], args[2:]...) // may fail
+		text := ts.ReadFile("stdout") + ts.ReadFile("stderr")
+		if want.MatchString(text) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s never printed %s, but\n%s", strings.Join(args[1:], " "), args[0], text)
+		}
+	}
 }
 
 var uuid = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)

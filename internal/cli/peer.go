@@ -12,7 +12,7 @@ import (
 )
 
 func newPeer(a *app) *cobra.Command {
-	return noun("peer", "the machines of the pool", newPeerInvite(a), newPeerProbe(a), newPeerStatus(a), newPeerDetach(a))
+	return noun("peer", "the machines of the pool", newPeerInvite(a), newPeerProbe(a), newPeerStatus(a), newPeerDetach(a), newPeerRecover(a))
 }
 
 func newPeerInvite(a *app) *cobra.Command {
@@ -94,6 +94,9 @@ func newPeerStatus(a *app) *cobra.Command {
 					if p.Problem != "" {
 						a.Errorf("%s: %s", p.Name, p.Problem)
 					}
+				}
+				if pool.Problem != "" {
+					a.Errorf("%s.", pool.Problem)
 				}
 			})
 		})

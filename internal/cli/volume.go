@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -16,7 +17,7 @@ func newVolume(a *app) *cobra.Command {
 		newVolumeCreate(a), newVolumeStart(a), newVolumeStop(a), newVolumeDelete(a),
 		newVolumeInfo(a), newVolumeStatus(a), newVolumeList(a),
 		newVolumeSet(a), newVolumeGet(a), newVolumeReset(a),
-		newVolumeHeal(a),
+		newVolumeHeal(a), newVolumeRecover(a),
 	)
 	c.Aliases = []string{"v"} // as short as with gluster, which has no "version"
 	return c
@@ -209,6 +210,10 @@ func (a *app) volumeInfo(v *api.Volume) {
 		a.Printf("Number of Bricks: %d", len(v.Bricks))
 	}
 	a.Printf("Transport-type: tcp")
+	for _, r := range v.Recoveries {
+		a.Printf("Recovered: %s on %s: set %d went on with %s at %s, known durable up to %s, without %s", r.Time.Local().Format("2006-01-02 15:04:05"), r.Peer,
+			r.Set, r.Brick, r.Kept, r.Known, cmp.Or(strings.Join(r.Lost, ", "), "what its disk had lost"))
+	}
 	a.Printf("Bricks:")
 	for i, b := range v.Bricks {
 		a.Printf("Brick%d: %s", i+1, b.Name)

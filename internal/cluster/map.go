@@ -61,6 +61,29 @@ type Volume struct {
 	Bricks  []Brick           `json:"bricks"`  // in the order given; set i is Bricks[i*Replica:(i+1)*Replica]
 	Sets    []SetConfig       `json:"sets"`
 	Options map[string]string `json:"options,omitempty"` // only those set by the user; see Option
+	// Recoveries are the last decisions of operators to go on with less than
+	// everything, oldest first.
+	Recoveries []Recovery `json:"recoveries,omitempty"`
+}
+
+// Recovery records that a set was made to go on with one brick although that had
+// not everything.
+type Recovery struct {
+	Set   SetIndex  `json:"set"`
+	Epoch Epoch     `json:"epoch"` // that began with it
+	At    int64     `json:"at"`    // Unix seconds
+	By    PeerID    `json:"by"`    // the peer on which it was asked for
+	Brick BrickID   `json:"brick"` // that the set went on with
+	Kept  Pos       `json:"kept"`  // the last change that it had
+	Known Pos       `json:"known"` // the last change that the set was known to have made durable
+	Lost  []BrickID `json:"lost"`  // the bricks that had been in sync
+}
+
+// PoolRecovery records that one peer was made the only voter of the pool.
+type PoolRecovery struct {
+	Generation uint64 `json:"generation"`
+	At         int64  `json:"at"` // Unix seconds
+	By         PeerID `json:"by"` // that became the voter
 }
 
 // Type is the volume type as "volume info" prints it.
@@ -91,6 +114,8 @@ type Map struct {
 	Pool    ID        `json:"pool"`
 	Peers   []*Peer   `json:"peers"`
 	Volumes []*Volume `json:"volumes"`
+	// Recoveries are the last recoveries of the pool by hand, oldest first.
+	Recoveries []PoolRecovery `json:"recoveries,omitempty"`
 }
 
 // Peer returns the peer with that id, or nil.

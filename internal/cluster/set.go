@@ -39,6 +39,10 @@ type SetConfig struct {
 	// on the in-sync set when it made this configuration. A brick whose log ends
 	// below it after an unclean stop cannot lead (KIP-966).
 	Floor Pos `json:"floor"`
+	// Doubted is set, without a Primary, when the pool was recovered by hand from
+	// a copy that may be old: bricks that are in sync here may since have been
+	// left behind, so any member may have what the others lack.
+	Doubted bool `json:"doubted,omitempty"`
 }
 
 // IsInSync reports whether b is in the in-sync set.

@@ -446,12 +446,14 @@ func (c *Control) Incarnation() uint64 {
 	return c.incarnation
 }
 
-// WasDetached reports whether the peer was taken out of the pool and has not
-// come back.
+// WasDetached reports whether the peer was taken out of the pool, has not come
+// back, and is not needed any more: whoever tells it so makes it go, and before the
+// consensus group does without its vote the others might not elect a leader.
 func (c *Control) WasDetached(peer cluster.PeerID) bool {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Contains(c.st.Detached, peer)
+	detached := slices.Contains(c.st.Detached, peer)
+	c.mu.Unlock()
+	return detached && !c.Member(peer)
 }
 
 // Detached returns a refusal with CodeDetached if this peer was taken out of its
@@ -556,7 +558,7 @@ func (c *Control) checkHello(h hello) error {
 	if h.Generation != c.pooled.Generation {
 		return fmt.Errorf("peer %v has generation %d of the pool and this one %d: one of them was left out of a recovery", h.From, h.Generation, c.pooled.Generation)
 	}
-	if slices.Contains(c.st.Detached, h.From) && !c.member(h.From) {
+	if slices.Contains(c.st.Detached, h.From) && !c.Member(h.From) {
 		return fmt.Errorf("peer %v was detached from the pool", h.From)
 	}
 	if p := c.st.Map.Peer(h.From); p != nil && h.Incarnation != 0 && h.Incarnation < p.Incarnation {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/raft"
 
 	"mortar/internal/cluster"
@@ -361,7 +362,13 @@ func TestDetachedWhileAway(t *testing.T) {
 	if err := rest[0].c.Propose(w.ctx(), state.Command{RemovePeer: &state.RemovePeer{Peer: away.id}}); err != nil {
 		t.Fatal(err)
 	}
-	w.until("the group is without it", func() bool { return len(lead.c.raft.GetConfiguration().Configuration().Servers) == 2 })
+	w.until("the group is without it", func() bool {
+		// Who hears that it is not in the pool any more goes; so long as its vote is needed, nobody may say so.
+		if lead.c.WasDetached(away.id) && lead.c.Member(away.id) {
+			t.Error("the peer is told to go while its vote is needed")
+		}
+		return len(lead.c.raft.GetConfiguration().Configuration().Servers) == 2
+	})
 	away.start()
 	select {
 	case err := <-away.over:
@@ -470,8 +477,11 @@ func TestTwoPeersAndRecovery(t *testing.T) {
 	if two.c.Map().Volume("alone") == nil {
 		t.Error("the map cannot be read without the voter")
 	}
-	if err := Recover(two.dir, two.id); err == nil || !strings.Contains(err.Error(), "in use") {
+	if err := Recover(two.dir, two.id, 1700000000); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("recovery of a store in use: %v", err)
+	}
+	if silent, err := two.c.PoolRecovery(w.ctx()).Decide(); err != nil || !slices.Equal(silent, []cluster.PeerID{one.id}) {
+		t.Errorf("the recovery would give up %v, %v", silent, err)
 	}
 	two.kill()
 	two.start() // and what it knew can be looked at, before any leader is there
@@ -479,18 +489,32 @@ func TestTwoPeersAndRecovery(t *testing.T) {
 		t.Error("after a restart the map cannot be read without the voter")
 	}
 	two.kill()
-	if err := Recover(two.dir, testID(77)); err == nil {
+	if err := Recover(two.dir, testID(77), 1700000000); err == nil {
 		t.Error("recovery for a stranger worked")
 	}
-	if err := Recover(two.dir, two.id); err != nil {
+	if err := Recover(two.dir, two.id, 1700000000); err != nil {
 		t.Fatal(err)
 	}
 	two.start()
-	cfg := w.waitSet(two, "v", func(c *cluster.SetConfig) bool { return c.Epoch > 1<<32 && !c.Primary.IsZero() })
-	if cfg.Primary != v.Bricks[1].ID || len(cfg.InSync) != 1 {
+	// Nobody knows what the first decided alone: perhaps that the second's brick was left behind.
+	w.until("the set waits for all of its bricks", func() bool { return strings.Contains(w.problem(two, v.Sets[0].Set), "all of them must be there") })
+	doubted := w.waitSet(two, "v", func(c *cluster.SetConfig) bool { return c.Epoch > 1<<32 })
+	r := state.Recovery{Config: *doubted, Bricks: []state.Standing{{Brick: v.Bricks[1].ID, Answers: true, Whole: true, Tail: cluster.Pos{Epoch: 1, Seq: 100}}}}
+	plan, refusal := r.Decide()
+	if refusal != nil {
+		t.Fatal(refusal)
+	}
+	if err := two.c.ForcePrimary(w.ctx(), plan, 1700000001); err != nil {
+		t.Fatal(err)
+	}
+	cfg := w.waitSet(two, "v", func(c *cluster.SetConfig) bool { return !c.Primary.IsZero() && c.Epoch > 1<<32 })
+	if cfg.Primary != v.Bricks[1].ID || len(cfg.InSync) != 1 || cfg.Doubted {
 		t.Errorf("after the recovery: %+v", cfg)
 	}
 	w.volume("after", two)
+	if got := two.c.Map().Recoveries; len(got) != 1 || got[0] != (cluster.PoolRecovery{Generation: 1, At: 1700000000, By: two.id}) {
+		t.Errorf("the record of the recovery: %+v", got)
+	}
 
 	one.start()
 	select {
@@ -869,16 +893,34 @@ func TestFailover(t *testing.T) {
 		}
 		lead := w.settled(nodes...)
 		w.until("nobody may lead", func() bool { return strings.Contains(w.problem(nodes[1], set), "durable up to 1.500") })
-		if err := nodes[2].c.ForcePrimary(w.ctx(), set, testID(99)); err == nil {
+		now := w.waitSet(nodes[2], "forced", epoch(2))
+		plan := func(seq uint64) *state.Plan {
+			r := state.Recovery{Config: *now, Bricks: []state.Standing{{Brick: v.Bricks[0].ID, Answers: true, Whole: true, Tail: cluster.Pos{Epoch: 1, Seq: seq}}}}
+			p, err := r.Decide()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		stranger := plan(400)
+		stranger.Next.Primary = testID(99)
+		if err := nodes[2].c.ForcePrimary(w.ctx(), stranger, 1700000000); err == nil {
 			t.Error("a stranger was forced")
 		}
-		w.waitSet(nodes[2], "forced", epoch(2))
-		if err := nodes[2].c.ForcePrimary(w.ctx(), set, v.Bricks[0].ID); err != nil {
+		// Somebody agreed to another loss than there is by now.
+		if err := nodes[2].c.ForcePrimary(w.ctx(), plan(399), 1700000000); !errors.Is(err, state.ErrConflict) {
+			t.Errorf("a plan that is outdated: %v", err)
+		}
+		if err := nodes[2].c.ForcePrimary(w.ctx(), plan(400), 1700000000); err != nil {
 			t.Fatal(err)
 		}
 		cfg := w.waitSet(nodes[2], "forced", epoch(3))
 		if cfg.Primary != v.Bricks[0].ID || cfg.Floor.Seq != 400 {
 			t.Errorf("configuration %+v", cfg)
+		}
+		want := []cluster.Recovery{{Epoch: 3, At: 1700000000, By: nodes[2].id, Brick: v.Bricks[0].ID, Kept: cluster.Pos{Epoch: 1, Seq: 400}, Known: cluster.Pos{Epoch: 1, Seq: 500}}}
+		if diff := cmp.Diff(want, nodes[2].c.Map().Volume("forced").Recoveries); diff != "" {
+			t.Errorf("the record of it:\n%s", diff)
 		}
 		w.until("all is well", func() bool { return len(lead.c.Status().Problems) == 0 })
 	})

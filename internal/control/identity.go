@@ -117,7 +117,7 @@ func (c *Control) findOut(ctx context.Context) error {
 		c.recalled()
 		detached := c.Detached()
 		// A detached peer stays until the others can do without its vote.
-		if detached != nil && !c.member(c.cfg.Self) {
+		if detached != nil && !c.Member(c.cfg.Self) {
 			return detached
 		}
 		if !c.Bootstrapped() || !c.lonely() {
@@ -150,10 +150,10 @@ func (c *Control) lonely() bool {
 	return false
 }
 
-// member reports whether a peer is in the consensus group. One that was detached
+// Member reports whether a peer is in the consensus group. One that was detached
 // is for a while: a leader hands its office over, and the others must be able to
 // do without a voter before it goes.
-func (c *Control) member(id cluster.PeerID) bool {
+func (c *Control) Member(id cluster.PeerID) bool {
 	return slices.ContainsFunc(c.raft.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return s.ID == serverID(id) })
 }
 
@@ -196,7 +196,7 @@ func (c *Control) askAround(ctx context.Context) error {
 			return c.detachedLocked()
 		case a.err != nil:
 		case a.status.Generation > c.generation():
-			return state.Refusal(state.CodeRecovered, "the pool was recovered by hand while this peer was away (generation %d; this copy has %d), so what this peer knows of it counts no more: stop mortar, move %s away and start it again, and it fetches a fresh copy", a.status.Generation, c.generation(), c.cfg.Dir)
+			return state.Refusal(state.CodeRecovered, "the pool was recovered by hand while this peer was away (generation %d; this copy has %d), so what this peer knows of it counts no more: \"mortar peer recover\" here puts it (%s) aside and fetches a fresh copy", a.status.Generation, c.generation(), c.cfg.Dir)
 		case a.status.Leader == c.cfg.Self && a.status.LeaderBoot != 0 && a.status.LeaderBoot != c.boot:
 			// Another process leads in this one's name.
 			if self := c.Map().Peer(c.cfg.Self); self != nil {

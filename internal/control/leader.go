@@ -364,7 +364,7 @@ func (l *leader) resolve(t *trouble) error {
 	}
 }
 
-// seal asks every in-sync brick at once, and waits for no answer longer than
+// seal asks every in-sync brick at once, all bricks if they are in doubt, and waits for no answer longer than
 // state.SealTimeout.
 func (l *leader) seal(v *cluster.Volume, cfg *cluster.SetConfig, planned bool) []state.SealResult {
 	select {
@@ -375,9 +375,13 @@ func (l *leader) seal(v *cluster.Volume, cfg *cluster.SetConfig, planned bool) [
 	}
 	ctx, cancel := context.WithTimeout(l.ctx, state.SealTimeout)
 	defer cancel()
-	results := make([]state.SealResult, len(cfg.InSync))
+	asked := cfg.InSync
+	if cfg.Doubted {
+		asked = cfg.Members
+	}
+	results := make([]state.SealResult, len(asked))
 	var wg sync.WaitGroup
-	for i, id := range cfg.InSync {
+	for i, id := range asked {
 		results[i].Brick = id
 		b := v.Brick(id)
 		if b == nil {

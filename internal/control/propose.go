@@ -121,33 +121,34 @@ func (c *Control) Problems(ctx context.Context) ([]Problem, error) {
 	return a.Problems, nil
 }
 
-// ForcePrimary is an operator's decision to go on with one brick of a set when
-// no brick may lead by itself. What that brick lacks is lost.
-func (c *Control) ForcePrimary(ctx context.Context, set cluster.SetID, brick cluster.BrickID) error {
+// ForcePrimary carries out an operator's decision to go on with one brick of a
+// set although it may lack something. What it lacks is lost, so the brick must
+// still be where the plan, to which the operator agreed, says. at, in Unix
+// seconds, is recorded.
+func (c *Control) ForcePrimary(ctx context.Context, plan *state.Plan, at int64) error {
+	next := plan.Next
 	m := c.Map()
-	v := m.VolumeByID(set.Volume)
-	if v == nil || int(set.Index) >= len(v.Sets) {
-		return state.Refusal(state.CodeNoVolume, "there is no replica set %v", set)
+	v := m.VolumeByID(next.Set.Volume)
+	if v == nil || int(next.Set.Index) >= len(v.Sets) {
+		return state.Refusal(state.CodeNoVolume, "there is no replica set %v", next.Set)
 	}
-	b := v.Brick(brick)
+	b := v.Brick(next.Primary)
 	if b == nil {
-		return state.Refusal(state.CodeBadBrick, "brick %v is not one of volume %s", brick, v.Name)
+		return state.Refusal(state.CodeBadBrick, "brick %v is not one of volume %s", next.Primary, v.Name)
 	}
-	next := v.Sets[set.Index].Clone()
 	sctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	r, err := c.cfg.Sets.Seal(sctx, *b, set, next.Epoch, true)
+	r, err := c.cfg.Sets.Seal(sctx, *b, next.Set, next.Epoch-1, true)
 	if err != nil {
 		return fmt.Errorf("brick %s does not answer and cannot lead: %w", b, err)
 	}
 	if !r.Sealed {
 		return state.Refusal(state.CodeUnsafe, "brick %s cannot lead: %s", b, r.Text)
 	}
-	next.Epoch++
-	next.Primary = brick
-	next.InSync = []cluster.BrickID{brick}
-	next.Floor = r.Tail
-	return c.Propose(ctx, state.Command{SetConfig: &state.SetConfig{Config: next, Force: true}})
+	if r.Tail != next.Floor {
+		return state.Refusal(state.CodeConflict, "brick %s was at %v and is at %v now: look again at what would be lost", b, next.Floor, r.Tail)
+	}
+	return c.Propose(ctx, state.Command{SetConfig: &state.SetConfig{Config: next, Force: true, At: at, By: c.cfg.Self}})
 }
 
 // retryEvery is the pause before the leader is looked for again.
@@ -323,7 +324,7 @@ func (c *Control) Handle(ctx context.Context, from cluster.PeerID, raw []byte) (
 // refuseStranger refuses who is not in the pool. A detached peer that has still
 // to leave the consensus group may ask for the status.
 func (c *Control) refuseStranger(from cluster.PeerID, status bool) *answer {
-	member := status && c.member(from)
+	member := status && c.Member(from)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if member {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -44,7 +45,9 @@ func Discard(dir string) (moved string, err error) {
 // can neither vote nor lead in it, and are told what to do. Every set gets an
 // epoch far above whatever the lost ones may have decided alone, and waits for
 // a new primary among the bricks that answer.
-func Recover(dir string, self cluster.PeerID) error {
+//
+// at, in Unix seconds, is recorded.
+func Recover(dir string, self cluster.PeerID, at int64) error {
 	if _, err := os.Stat(dir); err != nil {
 		return fmt.Errorf("control store: %w", err)
 	}
@@ -62,7 +65,7 @@ func Recover(dir string, self cluster.PeerID) error {
 	rc.Logger = newRaftLog(slog.New(slog.DiscardHandler))
 	_, trans := raft.NewInmemTransport(raft.ServerAddress(rc.LocalID))
 	defer trans.Close()
-	f := &recovery{st: state.New(), self: self}
+	f := &recovery{st: state.New(), self: self, at: at}
 	only := raft.Configuration{Servers: []raft.Server{{ID: rc.LocalID, Address: raft.ServerAddress(rc.LocalID)}}}
 	if err := raft.RecoverCluster(rc, f, st, st, snaps, trans, only); err != nil {
 		return fmt.Errorf("recover the pool from %s: %w", dir, err)
@@ -73,9 +76,23 @@ func Recover(dir string, self cluster.PeerID) error {
 	return st.put(forgetfulKey, []byte{0})
 }
 
+// PoolRecovery gathers what the decision to recover the pool on this peer depends on.
+func (c *Control) PoolRecovery(ctx context.Context) *state.PoolRecovery {
+	r := &state.PoolRecovery{Map: c.Map(), Self: c.cfg.Self, Generation: c.generation()}
+	for _, a := range c.askAll(ctx) {
+		if a.err == nil {
+			r.Heard = append(r.Heard, state.PeerCopy{Peer: a.peer.ID, Applied: a.status.Applied, Generation: a.status.Generation})
+		}
+	}
+	st := c.Status()
+	r.Leader, r.Voters, r.Applied = st.Leader, st.Voters, st.Applied
+	return r
+}
+
 // recovery is the state machine that Recover replays the log into.
 type recovery struct {
 	self    cluster.PeerID
+	at      int64
 	st      *state.State
 	applied uint64
 }
@@ -103,6 +120,6 @@ func (r *recovery) Snapshot() (raft.FSMSnapshot, error) {
 	if r.st.Map.Peer(r.self) == nil {
 		return nil, fmt.Errorf("peer %v is not in the pool that this store is of", r.self)
 	}
-	r.st.Recover()
+	r.st.Recover(r.at, r.self)
 	return snapshot(encodeSnapshot(r.applied, r.st)), nil
 }

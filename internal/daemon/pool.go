@@ -29,13 +29,16 @@ func (n *Node) Pool(ctx context.Context) (*api.Pool, error) {
 		}}}, nil
 	}
 	v := m.latest()
-	p := &api.Pool{ID: m.pool.String(), Version: v.Version, Self: id.String(), Peers: []api.Peer{}}
+	p := &api.Pool{ID: m.pool.String(), Version: v.Version, Self: id.String(), Peers: []api.Peer{}, Recoveries: poolRecovered(v)}
 	var voters []cluster.PeerID
 	if plane := m.plane.Load(); plane != nil {
 		st := plane.Status()
 		voters = st.Voters
 		if !st.Leader.IsZero() {
 			p.Leader = st.Leader.String()
+		}
+		if fault == nil {
+			p.Problem = poolProblem(v, st, id, func(peer cluster.PeerID) bool { up, _, _ := m.links.state(peer); return up })
 		}
 	}
 	for _, peer := range v.Peers {
@@ -349,12 +352,33 @@ func (n *Node) Leave(ctx context.Context) error {
 		if err != nil && !(errors.As(err, &refusal) && (refusal.Code == state.CodeDetached || refusal.Code == state.CodeNoPeer)) {
 			return apiError(err)
 		}
+		// The others may need its vote until they have arranged themselves without it.
+		m.unneeded(ctx)
 	} else if len(known.Volumes) > 0 {
 		return api.Errorf(api.Conflict, "this machine is the only one of its pool, which has %d volume(s): delete them first", len(known.Volumes))
 	}
 	m.end(errReplaced)
 	<-m.ended
 	return apiError(n.leave(m))
+}
+
+// unneeded waits until the consensus group does without this machine, which was
+// taken out of the pool, or for so long that the others cannot be in order.
+func (m *member) unneeded(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*decideTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for plane := m.plane.Load(); plane != nil && plane.Member(m.keeper.ID()); {
+		select {
+		case <-tick.C:
+		case <-m.ctx.Done():
+			return
+		case <-ctx.Done():
+			m.log.Warn("this machine leaves its pool, which still counts on its vote: its voters are not all there")
+			return
+		}
+	}
 }
 
 // findPeer finds the peer that an administrator means: by name, id or address,

@@ -41,8 +41,9 @@ func (n *Node) knownNow(ctx context.Context) *cluster.Map {
 // Volumes implements httpd.Volumes.
 func (n *Node) Volumes(ctx context.Context) ([]api.Volume, error) {
 	vs := []api.Volume{}
-	for _, v := range n.knownNow(ctx).Volumes {
-		vs = append(vs, *volumeOf(v))
+	known := n.knownNow(ctx)
+	for _, v := range known.Volumes {
+		vs = append(vs, *volumeOf(known, v))
 	}
 	slices.SortFunc(vs, func(a, b api.Volume) int { return cmp.Compare(a.Name, b.Name) })
 	return vs, nil
@@ -50,17 +51,18 @@ func (n *Node) Volumes(ctx context.Context) ([]api.Volume, error) {
 
 // Volume implements httpd.Volumes.
 func (n *Node) Volume(ctx context.Context, name string) (*api.Volume, error) {
-	v, err := state.FindVolume(n.knownNow(ctx), name)
+	known := n.knownNow(ctx)
+	v, err := state.FindVolume(known, name)
 	if err != nil {
 		return nil, apiError(err)
 	}
-	return volumeOf(v), nil
+	return volumeOf(known, v), nil
 }
 
-func volumeOf(v *cluster.Volume) *api.Volume {
+func volumeOf(known *cluster.Map, v *cluster.Volume) *api.Volume {
 	av := &api.Volume{
 		ID: v.ID.String(), Name: v.Name, Type: v.Type(), Status: int(v.Status), StatusText: v.Status.String(),
-		Replica: v.Replica, Sets: len(v.Sets), Bricks: []api.Brick{}, Options: []api.Option{},
+		Replica: v.Replica, Sets: len(v.Sets), Bricks: []api.Brick{}, Options: []api.Option{}, Recoveries: recovered(known, v),
 	}
 	for _, b := range v.Bricks {
 		av.Bricks = append(av.Bricks, brickOf(b))
@@ -436,23 +438,29 @@ func (n *Node) VolumeStatus(ctx context.Context, name string, detail bool) (*api
 		}
 		st.Peers = append(st.Peers, row)
 	}
+	waits := m.waits(ctx, v)
 	for i := range v.Sets {
 		c := &v.Sets[i]
 		s := api.SetStatus{Index: i, Epoch: uint64(c.Epoch), InSync: len(c.InSync), Members: len(c.Members), MinInSync: c.MinInSync, Writable: c.Writable()}
 		if b := v.Brick(c.Primary); b != nil {
 			s.Primary = b.String()
 		}
-		s.Problem = m.setProblem(c, st.Bricks[i*v.Replica:(i+1)*v.Replica])
+		s.Problem = m.setProblem(v, c, st.Bricks[i*v.Replica:(i+1)*v.Replica], waits[c.Set.Index])
 		st.Sets = append(st.Sets, s)
 	}
 	return st, nil
 }
 
-// setProblem says why a set takes no changes now, or serves nothing at all.
-func (m *member) setProblem(c *cluster.SetConfig, bricks []api.BrickStatus) string {
+// setProblem says why a set takes no changes now, or serves nothing at all, and
+// what to do about it. waits is what the pool's leader knows of the reason.
+func (m *member) setProblem(v *cluster.Volume, c *cluster.SetConfig, bricks []api.BrickStatus, waits string) string {
 	var silent []string
+	answers := 0 // in sync
 	for _, b := range bricks {
-		if b.InSync && !b.Online {
+		switch {
+		case b.InSync && b.Online:
+			answers++
+		case b.InSync:
 			silent = append(silent, b.Name)
 		}
 	}
@@ -461,17 +469,51 @@ func (m *member) setProblem(c *cluster.SetConfig, bricks []api.BrickStatus) stri
 	if plane != nil {
 		_, led = plane.Leader()
 	}
+	lost := fmt.Sprintf("If they are lost for good, \"mortar volume recover %s\" shows what it would cost to go on without", v.Name)
 	switch {
-	case c.Primary.IsZero():
-		return "it has no primary: it serves nothing until one of its in-sync bricks is back"
 	case len(silent) > 0 && !led:
 		voters := len(plane.Status().Voters)
-		return fmt.Sprintf("the pool has no quorum (%d of its %d voting peers are needed), so the set cannot go on without %s: reads and writes wait until machines are back",
+		return fmt.Sprintf("the pool has no quorum (%d of its %d voting peers are needed), so the set cannot go on without %s: reads and writes wait until machines are back (\"mortar peer status\" says which)",
 			voters/2+1, voters, strings.Join(silent, ", "))
+	case c.Doubted && waits == "":
+		return "the pool was recovered by hand: the set asks its bricks how far they are"
+	case c.Doubted:
+		return fmt.Sprintf("it has no primary: %s. %s", brickNames(v, waits), lost)
+	case answers == 0:
+		return fmt.Sprintf("none of its in-sync bricks (%s) answers: reads and writes wait until one is back. %s", strings.Join(silent, ", "), lost)
+	case c.Primary.IsZero() && waits != "":
+		return fmt.Sprintf("it has no primary: %s. %s", brickNames(v, waits), lost)
+	case c.Primary.IsZero():
+		return "it has no primary: it serves nothing until one of its in-sync bricks leads, which takes a moment"
 	case !c.Writable():
-		return fmt.Sprintf("it is read-only: %d of %d bricks are in sync, min-in-sync is %d", len(c.InSync), len(c.Members), c.MinInSync)
+		return fmt.Sprintf("it is read-only: %d of %d bricks are in sync, min-in-sync is %d. Bring the others back; if they are lost for good, \"mortar volume set %s min-in-sync %d\" lets it take changes",
+			len(c.InSync), len(c.Members), c.MinInSync, v.Name, len(c.InSync))
 	}
 	return ""
+}
+
+// waits is what the pool's leader says of the sets that wait for a primary.
+func (m *member) waits(ctx context.Context, v *cluster.Volume) map[cluster.SetIndex]string {
+	if !slices.ContainsFunc(v.Sets, func(c cluster.SetConfig) bool { return c.Primary.IsZero() }) {
+		return nil
+	}
+	plane := m.plane.Load()
+	if plane == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	problems, err := plane.Problems(ctx)
+	if err != nil {
+		return nil // nobody leads: that is the reason, and is said
+	}
+	all := map[cluster.SetIndex]string{}
+	for _, p := range problems {
+		if p.Set.Volume == v.ID {
+			all[p.Set.Index] = p.Reason
+		}
+	}
+	return all
 }
 
 // statuses puts what the peers said of their bricks into the volume's order,
@@ -693,7 +735,11 @@ func (b *bricks) status(ctx context.Context, br cluster.Brick, detail bool) api.
 		return st
 	}
 	st.Online, st.Port, st.PID = true, int(b.m.n.port), os.Getpid()
-	st.Epoch, st.Tail, st.Commit = uint64(s.Tail.Epoch), s.Tail.Seq, s.Commit
+	st.Epoch, st.Tail, st.Commit, st.Whole = uint64(s.Tail.Epoch), s.Tail.Seq, s.Commit, s.Whole
+	if s.Changed != 0 {
+		at := time.Unix(0, s.Changed)
+		st.Changed = &at
+	}
 	st.InSync = s.Config.IsInSync(br.ID)
 	st.Role = roleText(s.Role, st.InSync)
 	if s.Healing {

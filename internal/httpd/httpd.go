@@ -32,6 +32,8 @@ type Pool interface {
 	Probe(ctx context.Context, r api.ProbeRequest) (*api.ProbeReply, error)
 	Detach(ctx context.Context, host string, force bool) error
 	Leave(ctx context.Context) error
+	PoolRecovery(ctx context.Context) (*api.PoolRecovery, error)
+	RecoverPool(ctx context.Context, r api.PoolRecover) error
 	// Enroll makes the machine behind conn a peer; Invited joins the pool that
 	// the machine behind conn speaks for.
 	Enroll(ctx context.Context, conn Ends, r api.EnrollRequest) (*api.EnrollReply, error)
@@ -53,6 +55,8 @@ type Volumes interface {
 	OptionHelp() []api.OptionHelp
 	HealInfo(ctx context.Context, volume string) (*api.HealInfo, error)
 	Heal(ctx context.Context, volume string, r api.HealRequest) (*api.HealReply, error)
+	VolumeRecovery(ctx context.Context, volume, brick string) (*api.VolumeRecovery, error)
+	RecoverVolume(ctx context.Context, volume string, r api.VolumeRecover) error
 }
 
 // Local is what peers ask of each other.
@@ -158,6 +162,10 @@ func (s *Server) table() map[string]map[string]route {
 		"/pool/leave": {
 			"POST": {Admin, func(r *request) (any, error) { return nil, pool.Leave(r.Context()) }},
 		},
+		"/pool/recovery": {
+			"GET":  {read, func(r *request) (any, error) { return pool.PoolRecovery(r.Context()) }},
+			"POST": {Admin, with(func(r *request, in api.PoolRecover) (any, error) { return nil, pool.RecoverPool(r.Context(), in) })},
+		},
 		"/pool/enroll": {
 			"POST": {Joiner, with(func(r *request, in api.EnrollRequest) (any, error) {
 				return pool.Enroll(r.Context(), ends(r.Context()), in)
@@ -227,6 +235,14 @@ func (s *Server) table() map[string]map[string]route {
 			"GET": {read, func(r *request) (any, error) { return volumes.HealInfo(r.Context(), r.PathValue("name")) }},
 			"POST": {Admin, with(func(r *request, in api.HealRequest) (any, error) {
 				return volumes.Heal(r.Context(), r.PathValue("name"), in)
+			})},
+		},
+		"/volumes/{name}/recovery": {
+			"GET": {read, func(r *request) (any, error) {
+				return volumes.VolumeRecovery(r.Context(), r.PathValue("name"), r.URL.Query().Get("brick"))
+			}},
+			"POST": {Admin, with(func(r *request, in api.VolumeRecover) (any, error) {
+				return nil, volumes.RecoverVolume(r.Context(), r.PathValue("name"), in)
 			})},
 		},
 		"/local/bricks": {

@@ -26,6 +26,7 @@ var described = []any{
 	api.EnrollRequest{}, api.EnrollReply{}, api.ProbeRequest{}, api.ProbeReply{}, api.InvitedRequest{},
 	api.VolumeCreate{}, api.Volume{}, api.OptionHelp{}, api.OptionsChange{}, api.OptionsReply{},
 	api.VolumeStatus{}, api.HealInfo{}, api.HealRequest{}, api.HealReply{}, api.BrickPrepare{}, api.LocalBricks{},
+	api.PoolRecovery{}, api.PoolRecover{}, api.VolumeRecovery{}, api.VolumeRecover{},
 }
 
 // TestOpenAPI keeps the document and the program together: the same paths, the

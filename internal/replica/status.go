@@ -21,6 +21,7 @@ type Status struct {
 	Whole   bool // the brick's contents are known
 	Tail    cluster.Pos
 	Commit  uint64
+	Changed int64        // time of the last change in the log, in nanoseconds since 1970; 0: none
 	Peers   []core.Peer  // as primary: the other bricks
 	Healing bool         // a comparison is under way on this brick
 	Heal    HealProgress // of the last comparison
@@ -33,6 +34,7 @@ func (r *Replica) Status(ctx context.Context) (Status, error) {
 		s := Status{
 			Config: l.m.Config(), Role: l.m.Role(), Serving: serving, Whole: l.m.Whole(),
 			Tail: l.m.Tail(), Commit: l.m.Commit(), Peers: l.m.Peers(), Healing: l.healing != nil,
+			Changed: l.store.LastTime(),
 		}
 		if p := l.healed.Load(); p != nil {
 			s.Heal = *p

@@ -38,6 +38,7 @@ type recording struct {
 // load is a recording in progress.
 type load struct {
 	p    *pool
+	host int
 	name string
 	proc *cluster.Process
 }
@@ -45,12 +46,18 @@ type load struct {
 // startLoad begins to record on machine 1, in a directory of that name.
 func (p *pool) startLoad(name string, limit time.Duration, flags ...string) *load {
 	p.t.Helper()
+	return p.startLoadOn(1, name, limit, flags...)
+}
+
+// startLoadOn begins to record on machine i, in a directory of that name.
+func (p *pool) startLoadOn(i int, name string, limit time.Duration, flags ...string) *load {
+	p.t.Helper()
 	argv := append([]string{workload, "record", "-dir", "/mnt/wp/" + name, "-log", filepath.Join(p.Dir, name+".log"), "-limit", limit.String()}, flags...)
-	proc, err := p.Host(1).Spawn("record-"+name, argv...)
+	proc, err := p.Host(i).Spawn("record-"+name, argv...)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	l := &load{p, name, proc}
+	l := &load{p, i, name, proc}
 	p.within(15*time.Second, "the writer works", func() error {
 		select {
 		case <-proc.Done():
@@ -65,7 +72,7 @@ func (p *pool) startLoad(name string, limit time.Duration, flags ...string) *loa
 	return l
 }
 
-func (l *load) output() string { return l.p.Host(1).Log("record-" + l.name) }
+func (l *load) output() string { return l.p.Host(l.host).Log("record-" + l.name) }
 
 // acked is how many steps were acknowledged so far.
 func (l *load) acked() int {
@@ -102,7 +109,7 @@ func (l *load) end() recording {
 	}
 	l.p.t.Logf("%s: %d steps in %.1f s, longest %.0f ms (%s), %d errors", l.name, l.acked(), r.Seconds, worst, kind, r.NErrors)
 	if err != nil {
-		l.p.t.Errorf("the application on machine 1 saw trouble: %v\n%s", err, out[strings.LastIndex(out, "}")+1:])
+		l.p.t.Errorf("the application on machine %d saw trouble: %v\n%s", l.host, err, out[strings.LastIndex(out, "}")+1:])
 	}
 	return r
 }
@@ -118,7 +125,7 @@ func (l *load) check(mounts ...int) {
 			l.p.t.Errorf("verified %d steps only", v.Steps)
 		}
 	}
-	l.p.identical(1)
+	l.p.identical(mounts[0])
 }
 
 // killDaemon ends a daemon as kill -9 does.

@@ -84,6 +84,7 @@ type setup struct {
 	mounts    int      // hosts that mount the volume at /mnt/wp; default hosts; −1: none
 	mountOpts string   // -o
 	alone     bool     // the daemons run, and are not joined
+	witness   int      // the host whose daemon is a witness; default none
 }
 
 // pool is a running pool of machines.
@@ -161,6 +162,9 @@ func (p *pool) createVolume() {
 func (p *pool) startDaemon(i int, flags ...string) {
 	p.t.Helper()
 	argv := append([]string{mortar, "server", "--state-dir", p.setup.stateDir, "--listen", ":24007", "--name", p.Host(i).Name}, flags...)
+	if i == p.setup.witness {
+		argv = append(argv, "--witness")
+	}
 	d, err := p.Host(i).Spawn("mortar", argv...)
 	if err != nil {
 		p.t.Fatal(err)

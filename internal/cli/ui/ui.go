@@ -59,6 +59,15 @@ func (u *UI) Confirm(question string) (bool, error) {
 	return u.ask(question)
 }
 
+// Agree asks a question that nobody else may answer: where nobody can, it is an
+// error, and words say what would have answered it on the command line.
+func (u *UI) Agree(question, words string) (bool, error) {
+	if u.Script || !IsTerminal(u.In) {
+		return false, fmt.Errorf("nothing was done: nobody can be asked here whether to go on. To go on, repeat the command with the words %s at its end", words)
+	}
+	return u.ask(question)
+}
+
 func (u *UI) ask(question string) (bool, error) {
 	in := bufio.NewReader(u.In)
 	for {

@@ -676,6 +676,9 @@ func (s *State) setConfig(c *SetConfig) error {
 		err.Text = fmt.Sprintf("volume %s, set %d: %s", v.Name, next.Set.Index, err.Text)
 		return err
 	}
+	if c.Force {
+		record(v, &v.Sets[next.Set.Index], &next, c.At, c.By)
+	}
 	v.Sets[next.Set.Index] = next.Clone()
 	return nil
 }
@@ -701,13 +704,16 @@ func checkConfig(old, next *cluster.SetConfig, force bool) *Error {
 		seen[b] = true
 	}
 	if force {
-		if next.Primary.IsZero() || !slices.Equal(next.InSync, []cluster.BrickID{next.Primary}) {
+		if next.Primary.IsZero() || next.Doubted || !slices.Equal(next.InSync, []cluster.BrickID{next.Primary}) {
 			return bad("a forced configuration has one in-sync brick, its primary")
 		}
 		return nil
 	}
 	if next.Floor.Compare(old.Floor) < 0 {
 		return bad("the known durable position would go back from %v to %v", old.Floor, next.Floor)
+	}
+	if next.Doubted != (old.Doubted && next.Primary.IsZero()) {
+		return bad("a set whose in-sync bricks are in doubt stays so until one of them leads")
 	}
 	if next.Primary.IsZero() {
 		if !sameSet(next.InSync, old.InSync) {
@@ -717,6 +723,12 @@ func checkConfig(old, next *cluster.SetConfig, force bool) *Error {
 	}
 	if !next.IsInSync(next.Primary) {
 		return bad("primary %v is not in the in-sync set", next.Primary)
+	}
+	if old.Doubted {
+		if len(next.InSync) != 1 {
+			return bad("a set whose in-sync bricks are in doubt begins with its primary alone")
+		}
+		return nil
 	}
 	if !old.IsInSync(next.Primary) {
 		return bad("brick %v was not in sync and cannot become primary", next.Primary)

@@ -122,6 +122,9 @@ type SetConfig struct {
 	// Force is an operator's decision to go on with one brick although what it
 	// holds may not be everything: the only way out when no brick may lead.
 	Force bool `json:"force,omitempty"`
+	// At (Unix seconds) and By are recorded with a forced one.
+	At int64          `json:"at,omitempty"`
+	By cluster.PeerID `json:"by,omitzero"`
 }
 
 // AddToken registers a join token.

@@ -3,6 +3,7 @@ package state
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"mortar/internal/cluster"
@@ -32,7 +33,7 @@ type SealResult struct {
 // Failover is everything that the choice of a new primary depends on.
 type Failover struct {
 	Config  cluster.SetConfig
-	Results []SealResult  // of the in-sync bricks, in any order; one missing did not answer
+	Results []SealResult  // of the in-sync bricks (of all, if they are Doubted), in any order; one missing did not answer
 	Elapsed time.Duration // since the first round of seals
 	// Insisted tells that the bricks were to be sealed even if they hear their
 	// primary; so it is in every planned failover.
@@ -71,6 +72,9 @@ type Verdict struct {
 // durable; if it does not, its disk has lost data and an operator decides.
 func (f *Failover) Decide() Verdict {
 	cfg := &f.Config
+	if cfg.Doubted {
+		return f.decideAll()
+	}
 	var trusted, sealed []SealResult
 	answered := 0
 	var refusal *SealResult
@@ -138,6 +142,31 @@ func (f *Failover) Decide() Verdict {
 	return f.next(best, []cluster.BrickID{best.Brick})
 }
 
+// decideAll chooses for a set of which nobody knows which bricks have everything:
+// the one that has most, and only if all have said what they have.
+func (f *Failover) decideAll() Verdict {
+	var all []SealResult
+	var missing []string
+	for _, id := range f.Config.Members {
+		switch r := f.result(id); {
+		case !r.Answered:
+			missing = append(missing, fmt.Sprintf("brick %v does not answer", id))
+		case !r.Reply.Sealed:
+			missing = append(missing, fmt.Sprintf("brick %v: %s", id, r.Reply.Text))
+		default:
+			all = append(all, r)
+		}
+	}
+	if len(missing) > 0 {
+		return Verdict{Again: true, Insist: true, Reason: "the pool was recovered by hand and may not know which bricks have every change, so all of them must be there: " + strings.Join(missing, "; ")}
+	}
+	best, _ := highest(all)
+	if best.Reply.Tail.Compare(f.Config.Floor) < 0 {
+		return Verdict{Again: true, Insist: true, Reason: fmt.Sprintf("brick %v reaches %v and the set was durable up to %v: data would be lost", best.Brick, best.Reply.Tail, f.Config.Floor)}
+	}
+	return f.next(best, []cluster.BrickID{best.Brick})
+}
+
 // order lists the in-sync bricks in the order in which equals are preferred: as
 // the user gave them, but the primary last, since something was wrong with it,
 // or first, if it is another brick that goes away.
@@ -180,5 +209,6 @@ func (f *Failover) next(best SealResult, inSync []cluster.BrickID) Verdict {
 	n.Epoch++
 	n.Primary = best.Brick
 	n.InSync = inSync
+	n.Doubted = false
 	return Verdict{Next: &n}
 }

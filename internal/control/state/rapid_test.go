@@ -444,6 +444,6 @@ func FuzzDecode(f *testing.F) {
 			_ = s.Apply(Command{StartVolume: &StartVolume{Volume: v.ID}})
 			_ = s.Apply(Command{StopVolume: &StopVolume{Volume: v.ID}})
 		}
-		s.Recover()
+		s.Recover(1, cluster.ID{15: 2})
 	})
 }

@@ -306,12 +306,16 @@ func describe(c *cluster.SetConfig) string {
 		}
 		return "{" + strings.Join(f, " ") + "}"
 	}
-	return fmt.Sprintf("epoch %d primary %s in-sync %s of %s min %d floor %v", c.Epoch, primary, list(c.InSync), list(c.Members), c.MinInSync, c.Floor)
+	doubted := ""
+	if c.Doubted {
+		doubted = " doubted"
+	}
+	return fmt.Sprintf("epoch %d primary %s in-sync %s of %s min %d floor %v%s", c.Epoch, primary, list(c.InSync), list(c.Members), c.MinInSync, c.Floor, doubted)
 }
 
 // The scripts in testdata/failover describe one set and what its bricks answer:
 //
-//	decide members=1,2,3 in-sync=1,2,3 primary=1 [epoch=…] [floor=…] [elapsed=…] [leaving=N] [insisted]
+//	decide members=1,2,3 in-sync=1,2,3 primary=1 [epoch=…] [floor=…] [elapsed=…] [leaving=N] [insisted] [doubted]
 //	1 silent
 //	2 sealed 3.7
 //	3 unclean 3.9
@@ -352,7 +356,7 @@ func TestFailoverScripts(t *testing.T) {
 			if d.MaybeScanArgs(t, "elapsed", &s) {
 				f.Elapsed, _ = time.ParseDuration(s)
 			}
-			f.Insisted = d.HasArg("insisted")
+			f.Insisted, f.Config.Doubted = d.HasArg("insisted"), d.HasArg("doubted")
 			for line := range strings.SplitSeq(strings.TrimSpace(d.Input), "\n") {
 				w := strings.Fields(line)
 				if len(w) < 2 {

@@ -167,10 +167,10 @@ func (s *State) sound() error {
 // been given by peers that a recovery left behind.
 const epochLeap = 1 << 32
 
-// Recover turns the state into the first of a new generation, see
-// control.Recover. It is the one change that is no command: there is nobody to
-// decide it.
-func (s *State) Recover() {
+// Recover turns the state into the first of a new generation, at that time and
+// by that peer, see control.Recover. It is the one change that is no command:
+// there is nobody to decide it.
+func (s *State) Recover(at int64, by cluster.PeerID) {
 	next := s.Clone()
 	m := *s.Map
 	m.Volumes = slices.Clone(m.Volumes)
@@ -181,10 +181,15 @@ func (s *State) Recover() {
 			if set := &v.Sets[i]; set.Epoch > 0 {
 				set.Epoch += epochLeap
 				set.Primary = cluster.BrickID{}
+				set.Doubted = true
 			}
 		}
 	}
 	next.Generation++
+	m.Recoveries = append(slices.Clone(m.Recoveries), cluster.PoolRecovery{Generation: next.Generation, At: at, By: by})
+	if n := len(m.Recoveries) - maxRecoveries; n > 0 {
+		m.Recoveries = slices.Delete(m.Recoveries, 0, n)
+	}
 	m.Version++
 	*s = *next
 }
