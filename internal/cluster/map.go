@@ -76,7 +76,7 @@ type Recovery struct {
 	Brick BrickID   `json:"brick"` // that the set went on with
 	Kept  Pos       `json:"kept"`  // the last change that it had
 	Known Pos       `json:"known"` // the last change that the set was known to have made durable
-	Lost  []BrickID `json:"lost"`  // the bricks that had been in sync
+	Lost  []BrickID `json:"lost"`  // the other bricks that had been in sync, or may have been
 }
 
 // PoolRecovery records that one peer was made the only voter of the pool.

@@ -121,20 +121,28 @@ const (
 // first, then the processes are ended, and the disk is left unmounted, with its
 // journal to be replayed.
 func (d *disk) cutPower(target string, kill func() error) error {
-	if d.kind != XFS {
-		return errors.New("only an XFS disk can lose its power")
-	}
-	f, err := os.Open(target)
-	if err != nil {
+	if err := d.fail(target); err != nil {
 		return err
-	}
-	err = unix.IoctlSetPointerInt(int(f.Fd()), xfsGoingDown, xfsGoingNoLogFlush)
-	f.Close()
-	if err != nil {
-		return fmt.Errorf("shut down %s: %w", target, err)
 	}
 	if err := kill(); err != nil {
 		return err
 	}
 	return d.unmount(target)
+}
+
+// fail shuts the file system down: every access from now on is an I/O error, until
+// the disk was unmounted and mounted again.
+func (d *disk) fail(target string) error {
+	if d.kind != XFS {
+		return errors.New("only an XFS disk can fail, or lose its power")
+	}
+	f, err := os.Open(target)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), xfsGoingDown, xfsGoingNoLogFlush); err != nil {
+		return fmt.Errorf("shut down %s: %w", target, err)
+	}
+	return nil
 }

@@ -128,6 +128,8 @@ func runInit(s spec, conn net.Conn) {
 			return d.mount("/bricks")
 		case "unmount-disk":
 			return d.unmount("/bricks")
+		case "fail-disk":
+			return d.fail("/bricks")
 		case "cut-power":
 			return d.cutPower("/bricks", killAll)
 		}

@@ -183,6 +183,10 @@ func (p *Process) Kill() {
 // user space does. Mounts stay, without servers.
 func (h *Host) KillAll() error { return h.init.ask(request{Verb: "kill"}) }
 
+// FailDisk makes every access to the (XFS) disk an I/O error, while the processes
+// go on, until UnmountDisk and MountDisk. What was not flushed is lost.
+func (h *Host) FailDisk() error { return h.init.ask(request{Verb: "fail-disk"}) }
+
 // CutPower ends every process and loses what was not flushed to the (XFS)
 // disk, which is left unmounted until MountDisk.
 func (h *Host) CutPower() error { return h.init.ask(request{Verb: "cut-power"}) }

@@ -138,7 +138,11 @@ func record(v *cluster.Volume, old, next *cluster.SetConfig, at int64, by cluste
 		Set: next.Set.Index, Epoch: next.Epoch, At: at, By: by,
 		Brick: next.Primary, Kept: next.Floor, Known: old.Floor,
 	}
-	for _, b := range old.InSync {
+	had := old.InSync
+	if old.Doubted {
+		had = old.Members
+	}
+	for _, b := range had {
 		if b != next.Primary {
 			r.Lost = append(r.Lost, b)
 		}
