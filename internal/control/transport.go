@@ -509,6 +509,7 @@ type stream struct {
 	log   *slog.Logger
 	ctx   context.Context // ends with the stream
 	end   context.CancelFunc
+	began time.Time // zero of its clock
 
 	mu     sync.Mutex // guards all below
 	conns  map[*conn]struct{}
@@ -519,7 +520,7 @@ type stream struct {
 }
 
 func newStream(ln net.Listener, self cluster.PeerID, log *slog.Logger) *stream {
-	s := &stream{Listener: ln, self: self, log: log, conns: map[*conn]struct{}{}, heard: map[cluster.PeerID]*heard{}, told: map[string]time.Time{}}
+	s := &stream{Listener: ln, self: self, log: log, began: time.Now(), conns: map[*conn]struct{}{}, heard: map[cluster.PeerID]*heard{}, told: map[string]time.Time{}}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -622,12 +623,16 @@ func (s *stream) refused(reason error) {
 // heard is a process that acts under a peer's identity.
 type heard struct {
 	boot uint64
-	last atomic.Int64 // Unix nanoseconds of the last request
+	last atomic.Int64 // of the last request, on the stream's clock
 }
 
 // aliveFor is how long after its last request a process counts as alive: a
 // leader sends heartbeats far more often.
 const aliveFor = 500 * time.Millisecond
+
+// now is the time since the stream was made. It grows as time passes, whatever
+// becomes of the machine's clock.
+func (s *stream) now() int64 { return int64(time.Since(s.began)) }
 
 // admit makes sure that one process at a time acts under an identity. A copy of
 // the leader's disk that is started would otherwise be voted for by everybody
@@ -635,7 +640,7 @@ const aliveFor = 500 * time.Millisecond
 func (s *stream) admit(h hello) (*heard, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now().UnixNano()
+	now := s.now()
 	old := s.heard[h.From]
 	if old != nil && old.boot == h.Boot {
 		return old, nil
@@ -654,7 +659,7 @@ func (s *stream) bootOf(peer cluster.PeerID) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := s.heard[peer]
-	if h == nil || time.Now().UnixNano()-h.last.Load() > int64(aliveFor) {
+	if h == nil || s.now()-h.last.Load() > int64(aliveFor) {
 		return 0
 	}
 	return h.boot
@@ -680,7 +685,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(b)
 	if n > 0 && c.from != nil {
-		c.from.last.Store(time.Now().UnixNano())
+		c.from.last.Store(c.s.now())
 	}
 	return n, err
 }

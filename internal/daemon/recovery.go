@@ -21,7 +21,7 @@ import (
 
 // VolumeRecovery implements httpd.Volumes.
 func (n *Node) VolumeRecovery(ctx context.Context, name, brick string) (*api.VolumeRecovery, error) {
-	m, v, err := n.started(name)
+	m, v, err := n.started(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +130,7 @@ func setRecovery(v *cluster.Volume, rows []api.BrickStatus, p *state.Plan) api.S
 
 // RecoverVolume implements httpd.Volumes.
 func (n *Node) RecoverVolume(ctx context.Context, name string, r api.VolumeRecover) error {
-	m, v, err := n.started(name)
+	m, v, err := n.started(ctx, name)
 	if err != nil {
 		return err
 	}

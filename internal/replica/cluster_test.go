@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -331,22 +332,24 @@ type peerKey struct{}
 
 // world is a set of bricks with a network and a control plane between them.
 type world struct {
-	t     *testing.T
-	set   cluster.SetID
-	mu    sync.Mutex
-	cfg   cluster.SetConfig
-	nodes map[cluster.BrickID]*node
-	order []cluster.BrickID
-	cut   map[[2]cluster.BrickID]bool // frames that vanish, from → to
-	lose  map[uint8]cluster.BrickID   // messages of a kind that vanish when that brick sends them
-	away  map[cluster.BrickID]bool    // no way to the control plane
-	wg    sync.WaitGroup
+	writers int // that stall has run
+	t       *testing.T
+	set     cluster.SetID
+	mu      sync.Mutex
+	cfg     cluster.SetConfig
+	nodes   map[cluster.BrickID]*node
+	order   []cluster.BrickID
+	cut     map[[2]cluster.BrickID]bool // frames that vanish, from → to
+	lose    map[uint8]cluster.BrickID   // messages of a kind that vanish when that brick sends them
+	away    map[cluster.BrickID]bool    // no way to the control plane
+	wg      sync.WaitGroup
 }
 
 type node struct {
 	w     *world
 	id    cluster.BrickID
 	store *memStore
+	wrong atomic.Int64 // by how much its wall clock is
 	mu    sync.Mutex
 	r     *replica.Replica // nil while dead
 	stop  func()
@@ -435,7 +438,8 @@ func (w *world) reopen(id cluster.BrickID) {
 func (w *world) open(id cluster.BrickID) {
 	n := w.nodes[id]
 	ctx, cancel := context.WithCancel(context.WithValue(context.Background(), peerKey{}, w))
-	r, err := replica.New(replica.Config{Set: w.set, Brick: id, Store: n.store, Transport: n, Control: n, Log: slog.New(slog.DiscardHandler)})
+	r, err := replica.New(replica.Config{Set: w.set, Brick: id, Store: n.store, Transport: n, Control: n, Log: slog.New(slog.DiscardHandler),
+		Clock: func() time.Time { return time.Now().Add(time.Duration(n.wrong.Load())) }})
 	if err != nil {
 		w.t.Fatal(err)
 	}

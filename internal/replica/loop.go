@@ -388,7 +388,7 @@ func (l *loop) load(pos cluster.Pos) error {
 }
 
 // time is the time of the next entry: the clock's, but always later than the last.
-func (l *loop) time() int64 { return max(time.Now().UnixNano(), l.lastTime+1) }
+func (l *loop) time() int64 { return max(l.clock().UnixNano(), l.lastTime+1) }
 
 // apply executes what the primary sent.
 func (l *loop) apply(a core.Apply) error {

@@ -148,6 +148,10 @@ type Config struct {
 	Transport Transport
 	Control   Control
 	Log       *slog.Logger
+	// Clock is the wall clock from which files get their times as long as this
+	// brick leads; nil: the machine's. It may be wrong and may be set: no lease or
+	// order depends on it, and the times of one set never go back.
+	Clock func() time.Time
 }
 
 // Replica is one brick of a set at work.
@@ -158,6 +162,7 @@ type Replica struct {
 	transport Transport
 	control   Control
 	log       *slog.Logger
+	clock     func() time.Time
 	start     time.Time // zero of the monotonic clock
 
 	mail mailbox
@@ -202,9 +207,13 @@ type view struct {
 
 // New returns a replica that does nothing until Run.
 func New(c Config) (*Replica, error) {
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
 	r := &Replica{
 		set: c.Set, self: c.Brick, store: c.Store, transport: c.Transport, control: c.Control,
 		log:      c.Log.With("set", c.Set.String(), "brick", c.Brick.String()),
+		clock:    c.Clock,
 		start:    time.Now(),
 		done:     make(chan struct{}),
 		sessions: map[cluster.SessionID]*Session{},

@@ -153,7 +153,8 @@ func stall(t *testing.T, w *world, home int, fault func()) time.Duration {
 	ctx, cancel := context.WithCancel(t.Context())
 	var worst time.Duration
 	var wg sync.WaitGroup
-	c := &client{w: w, id: 7, home: home}
+	w.writers++
+	c := &client{w: w, id: 6 + cluster.SessionID(w.writers), home: home}
 	if err := c.set(ctx, "w", "0"); err != nil {
 		t.Fatal(err)
 	}
@@ -220,6 +221,43 @@ func TestStallOfDrain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Clocks that are set back and forth by an hour, differently on every machine, and
+// a fail-over from one that is ahead to one that is behind: no lease is broken or
+// lost, nothing waits longer than a lease, and the times of a set never go back.
+func TestClocksAreSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		d := stall(t, w, 2, func() {
+			for i, wrong := range []time.Duration{time.Hour, -time.Hour, -2 * time.Hour, 3 * time.Hour, 0} {
+				for k, id := range w.order {
+					w.nodes[id].wrong.Store(int64(wrong) * int64(1-k))
+				}
+				time.Sleep(time.Duration(i) * 300 * time.Millisecond)
+			}
+		})
+		if d > 50*time.Millisecond {
+			t.Errorf("a write took %v because clocks were set", d)
+		}
+		w.nodes[w.order[0]].wrong.Store(int64(time.Hour))
+		w.nodes[w.order[1]].wrong.Store(-int64(time.Hour))
+		w.nodes[w.order[2]].wrong.Store(-int64(time.Hour))
+		if d := stall(t, w, 2, func() { w.isolate(w.order[0], true) }); d > 2*time.Second {
+			t.Errorf("a fail-over to a clock that is two hours behind took %v", d)
+		}
+		w.isolate(w.order[0], false)
+		w.settled(10 * time.Second)
+		for _, n := range w.nodes {
+			var last int64
+			for _, e := range n.store.entries {
+				if e.Time <= last {
+					t.Errorf("brick %v: the time of %v is %d, after %d", n.id, e.Pos, e.Time, last)
+				}
+				last = e.Time
+			}
+		}
+	})
 }
 
 func TestTooFewInSyncRefusesWritesAndServesReads(t *testing.T) {
