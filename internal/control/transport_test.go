@@ -5,7 +5,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -143,7 +142,7 @@ func TestCheckHello(t *testing.T) {
 		t.Error("a second process is let in while the first is alive")
 	}
 	s.mu.Lock()
-	s.heard[testID(50)].last.Store(time.Now().Add(-2 * aliveFor).UnixNano())
+	s.heard[testID(50)].last.Store(s.now() - 2*int64(aliveFor))
 	s.mu.Unlock()
 	if _, err := s.admit(hello{From: testID(50), Boot: 2}); err != nil {
 		t.Errorf("a restarted process: %v", err)
