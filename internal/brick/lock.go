@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	maxInoLocks = 16 << 10 // on one inode
+	maxInoLocks = 2048 // on one inode: each change looks at all of them
 	lockEnd     = 1<<63 - 1
 )
 
@@ -102,6 +102,9 @@ func (x *exec) setlk(op *fsop.Setlk) error {
 		}
 	}
 	after, gave := setLock(held, &l)
+	if len(after) > max(maxInoLocks, len(held)) { // unlocking can make two of one
+		return fsop.ENOLCK
+	}
 	x.reply.Attr = n.Attr
 	if sameLocks(held, after) {
 		return nil
@@ -114,16 +117,32 @@ func (x *exec) setlk(op *fsop.Setlk) error {
 	return nil
 }
 
+// lockKey is what tells the locks of one inode apart.
+type lockKey struct {
+	session cluster.SessionID
+	owner   uint64
+	flock   bool
+	start   uint64
+}
+
+func keyOf(l *meta.Lock) lockKey { return lockKey{l.Session, l.Owner, l.Flock, l.Start} }
+
 // replaceLocks plans to have the locks after on ino in place of held.
 func (x *exec) replaceLocks(ino fsop.Ino, held, after []meta.Lock) {
-	for i := range held {
-		if !slices.ContainsFunc(after, func(l meta.Lock) bool { return sameOwner(&l, &held[i]) && l.Start == held[i].Start }) {
-			x.batch.DeleteLock(&held[i])
-		}
+	was := make(map[lockKey]meta.Lock, len(held))
+	for _, h := range held {
+		was[keyOf(&h)] = h
 	}
 	for i := range after {
-		if !slices.Contains(held, after[i]) {
+		k := keyOf(&after[i])
+		if old, ok := was[k]; !ok || old != after[i] {
 			x.batch.SetLock(&after[i])
+		}
+		delete(was, k)
+	}
+	for i := range held {
+		if _, gone := was[keyOf(&held[i])]; gone {
+			x.batch.DeleteLock(&held[i])
 		}
 	}
 	x.onCommit(func(b *Brick) {
@@ -139,12 +158,11 @@ func sameLocks(a, b []meta.Lock) bool {
 	if len(a) != len(b) {
 		return false
 	}
-	for i := range a {
-		if !slices.Contains(b, a[i]) {
-			return false
-		}
+	have := make(map[meta.Lock]bool, len(b))
+	for _, l := range b {
+		have[l] = true
 	}
-	return true
+	return !slices.ContainsFunc(a, func(l meta.Lock) bool { return !have[l] })
 }
 
 // dropLocks plans to release all locks of a session.

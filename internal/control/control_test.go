@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -979,6 +980,39 @@ func TestHandleRefuses(t *testing.T) {
 	if err != nil || !strings.Contains(string(b), `"code"`) {
 		t.Errorf("a stranger gets %s, %v", b, err)
 	}
+}
+
+// FuzzHandle: whatever another peer asks of the leader is answered, and what it
+// proposes leaves a state that can be saved and loaded.
+func FuzzHandle(f *testing.F) {
+	w := newWorld(f, 1)
+	nd := w.pool()[0]
+	for _, cmd := range []state.Command{
+		{UpdatePeer: &state.UpdatePeer{Peer: nd.id, Addrs: []string{"n1:1"}}}, {RemovePeer: &state.RemovePeer{Peer: nd.id}},
+		{Incarnate: &state.Incarnate{Peer: nd.id, Past: 1}}, {SetConfig: &state.SetConfig{Force: true}}, {AddToken: &state.AddToken{}},
+	} {
+		raw, err := cmd.Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(append(append([]byte(`{"propose":`), raw...), '}'))
+	}
+	f.Add([]byte(`{"status":true}`))
+	f.Add([]byte(`{"problems":true,"boot":18446744073709551615}`))
+	f.Add([]byte(`{"suspect":{"epoch":1},"handover":{"epoch":1}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if b, err := nd.c.Handle(ctx, nd.id, raw); err == nil && !json.Valid(b) {
+			t.Errorf("answered with %q", b)
+		}
+		nd.c.mu.Lock()
+		saved := nd.c.live.Encode()
+		nd.c.mu.Unlock()
+		if _, err := state.Decode(saved); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestOpenRefuses(t *testing.T) {

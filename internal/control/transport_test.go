@@ -102,6 +102,19 @@ func TestHello(t *testing.T) {
 	}
 }
 
+// FuzzHello: a greeting is taken whole and as it is, or not at all.
+func FuzzHello(f *testing.F) {
+	h := hello{Pool: testID(1), Generation: 2, From: testID(3), Boot: 4, Incarnation: 5}
+	f.Add(h.encode())
+	f.Add(h.encode()[1:])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if h, err := decodeHello(b); err == nil && string(h.encode()) != string(b) {
+			t.Errorf("%x was taken for %+v", b, h)
+		}
+	})
+}
+
 func TestCheckHello(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()

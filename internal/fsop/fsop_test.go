@@ -208,6 +208,19 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
+// FuzzName: what CheckName lets through can be a directory entry, and nothing else can.
+func FuzzName(f *testing.F) {
+	for _, s := range []string{"a", ".", "..", "a/b", "a\x00", "\xff", strings.Repeat("n", MaxName), strings.Repeat("n", MaxName+1)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		possible := name != "" && name != "." && name != ".." && len(name) <= MaxName && !strings.ContainsAny(name, "/\x00")
+		if err := CheckName(name); (err == nil) != possible {
+			t.Errorf("%q: %v", name, err)
+		}
+	})
+}
+
 func TestIno(t *testing.T) {
 	for _, tt := range []struct {
 		set  uint16

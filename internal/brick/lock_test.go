@@ -1,0 +1,122 @@
+package brick
+
+import (
+	"slices"
+	"testing"
+
+	"mortar/internal/brick/meta"
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+)
+
+// FuzzLocks: whatever ranges owners lock and unlock, the locks of a file are what
+// a byte-by-byte account says, and in as few pieces as can be.
+func FuzzLocks(f *testing.F) {
+	f.Add([]byte{0x10, 0, 63, 0x20, 10, 5, 0x00, 20, 1})
+	f.Add([]byte{0x21, 0, 255, 0x01, 10, 5, 0x12, 3, 9, 0x22, 12, 0})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		const span = 64 // bytes that are accounted for; the last stands for all beyond
+		var held []meta.Lock
+		want := map[cluster.SessionID]*[span]fsop.LockType{}
+		for len(script) >= 3 {
+			session := cluster.SessionID(script[0]&3 + 1)
+			l := meta.Lock{Session: session}
+			l.Type = []fsop.LockType{fsop.LockUnlock, fsop.LockRead, fsop.LockWrite}[script[0]>>4%3]
+			l.Start = uint64(script[1] % span)
+			l.End = l.Start + uint64(script[2])
+			if l.End >= span-1 {
+				l.End = lockEnd
+			}
+			script = script[3:]
+			if l.Type != fsop.LockUnlock && conflict(held, &l) != nil {
+				continue
+			}
+			before := slices.Clone(held)
+			after, _ := setLock(held, &l)
+			if !slices.Equal(held, before) {
+				t.Fatal("setLock changed what it was given")
+			}
+			held = after
+			own := want[session]
+			if own == nil {
+				own = new([span]fsop.LockType)
+				for i := range own {
+					own[i] = fsop.LockUnlock
+				}
+				want[session] = own
+			}
+			for i := l.Start; i <= min(l.End, span-1); i++ {
+				own[i] = l.Type
+			}
+		}
+		got := map[cluster.SessionID]*[span]fsop.LockType{}
+		pieces := map[cluster.SessionID]int{}
+		for s := range want {
+			got[s] = new([span]fsop.LockType)
+			for i := range got[s] {
+				got[s][i] = fsop.LockUnlock
+			}
+		}
+		for _, h := range held {
+			if h.Start > h.End {
+				t.Fatalf("a lock of nothing: %+v", h)
+			}
+			pieces[h.Session]++
+			for i := h.Start; i <= min(h.End, span-1); i++ {
+				if got[h.Session][i] != fsop.LockUnlock {
+					t.Fatalf("two locks of one owner on byte %d: %+v", i, held)
+				}
+				got[h.Session][i] = h.Type
+			}
+		}
+		for s, w := range want {
+			if *got[s] != *w {
+				t.Fatalf("session %v has %v, want %v", s, *got[s], *w)
+			}
+			need := 0
+			for i := range w {
+				if w[i] != fsop.LockUnlock && (i == 0 || w[i-1] != w[i]) {
+					need++
+				}
+			}
+			if pieces[s] != need {
+				t.Fatalf("session %v has %d locks where %d would do: %+v", s, pieces[s], need, held)
+			}
+		}
+	})
+}
+
+// Ranges that make no sense are refused, and a file has no more locks than it may
+// have, also where an unlocking would make two of one.
+func TestLockLimits(t *testing.T) {
+	o := newBrick(t)
+	f := o.create(fsop.RootIno, "f")
+	open := o.entry(&fsop.OpenSession{Client: "test"})
+	open.Session = 7
+	if _, err := o.Execute(open, nil); err != nil {
+		t.Fatal(err)
+	}
+	number := uint64(0)
+	set := func(want error, typ fsop.LockType, start, end uint64) {
+		t.Helper()
+		number++
+		e := o.entry(&fsop.Setlk{Ino: f, Lock: fsop.Lock{Type: typ, Start: start, End: end, Owner: 1}})
+		e.Session, e.Number, e.Acked = 7, number, number-1
+		if _, err := o.Execute(e, nil); err != want {
+			t.Fatalf("type %d from %d to %d: %v, want %v", typ, start, end, err, want)
+		}
+	}
+	set(fsop.EINVAL, fsop.LockWrite, 5, 4)
+	set(fsop.EINVAL, fsop.LockWrite, 1<<63, 1<<64-1)
+	set(nil, fsop.LockWrite, 0, 1<<64-1) // to the end, wherever that is
+	for i := range uint64(maxInoLocks - 1) {
+		set(nil, fsop.LockUnlock, 2*i+1, 2*i+1)
+	}
+	set(fsop.ENOLCK, fsop.LockUnlock, 1<<40, 1<<40)
+	set(nil, fsop.LockUnlock, 0, 0) // which leaves one less
+	set(nil, fsop.LockUnlock, 1<<40, 1<<40)
+	set(nil, fsop.LockUnlock, 0, 1<<64-1)
+	if n := len(o.locks[f]); n != 0 {
+		t.Errorf("%d locks are left", n)
+	}
+}
