@@ -260,3 +260,29 @@ func BenchmarkInline(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkUnlink removes files of 4 KiB and forgets them, a thousand at a time,
+// as a primary does that deletes at full speed.
+func BenchmarkUnlink(b *testing.B) {
+	o := benchBrick(b)
+	do := benchSession(b, o)
+	dir := do(&fsop.Mkdir{Node: fsop.Node{Parent: fsop.RootIno, Name: "d", Mode: 0o755}}).Reply.Attr.Ino
+	data := make([]byte, 4096)
+	for i := range b.N {
+		f := do(&fsop.Create{Node: fsop.Node{Parent: dir, Name: fmt.Sprintf("file-%d", i), Mode: 0o644}, Excl: true}).Reply.Attr.Ino
+		do(&fsop.Write{Ino: f, Data: data})
+	}
+	var reap time.Duration
+	stop := cpu(b)
+	b.ResetTimer()
+	for i := range b.N {
+		do(&fsop.Unlink{Parent: dir, Name: fmt.Sprintf("file-%d", i)})
+		if i%1000 == 999 || i == b.N-1 {
+			began := time.Now()
+			do(&fsop.Reap{Inos: o.Orphans(8192)})
+			reap += time.Since(began)
+		}
+	}
+	stop()
+	b.ReportMetric(float64(reap.Microseconds())/float64(b.N), "reap-µs/op")
+}

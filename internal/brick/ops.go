@@ -573,14 +573,14 @@ func (x *exec) reap(op *fsop.Reap) error {
 			continue
 		}
 		seen[ino] = true
-		orphan, err := x.b.store.Orphan(ino)
+		n, err := x.b.load(ino)
 		if err != nil {
 			return err
 		}
-		if !orphan {
-			continue
+		if n == nil || n.Nlink > 0 {
+			continue // it is gone, or was never without a name
 		}
-		if err := x.reapOne(ino); err != nil {
+		if err := x.reapOne(n); err != nil {
 			return err
 		}
 		x.changed = true
@@ -588,16 +588,9 @@ func (x *exec) reap(op *fsop.Reap) error {
 	return nil
 }
 
-func (x *exec) reapOne(ino fsop.Ino) error {
-	b := x.b
-	n, err := b.load(ino)
-	if err != nil {
-		return err
-	}
+func (x *exec) reapOne(n *node) error {
+	b, ino := x.b, n.Ino
 	x.batch.DeleteOrphan(ino)
-	if n == nil {
-		return nil
-	}
 	x.batch.DeleteInode(&n.Inode)
 	if n.Xattrs > 0 {
 		if err := b.store.Xattrs(ino, func(name string, _ []byte) error {

@@ -20,6 +20,11 @@ import (
 // there is a scheduler trace to print; this one is due every 24 days.
 const traceInterval = "schedtrace=2147483647"
 
+// gcPercent is how much garbage there may be, in percent of what is in use. Most of
+// what is in use are caches and buffers of fixed sizes, of which collecting costs
+// little; at the runtime's default of 100 half of a daemon's memory is garbage.
+const gcPercent = "50"
+
 // thrifty runs this program again, in this process, under a scheduler that
 // suits a long-running one. It returns if that is so already, or where the
 // user has decided otherwise by GODEBUG or GOMAXPROCS. In a test's process,
@@ -36,6 +41,9 @@ func (a *app) thrifty() error {
 	if os.Getenv("GOMAXPROCS") == "" {
 		// Half of what there is: the other half is for those whom this one serves.
 		env = append(env, "GOMAXPROCS="+strconv.Itoa(max(1, runtime.GOMAXPROCS(0)/2)))
+	}
+	if os.Getenv("GOGC") == "" {
+		env = append(env, "GOGC="+gcPercent)
 	}
 	self, err := os.Executable() // by its path, which is what ps and pkill show
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -28,6 +29,7 @@ func newServer(a *app) *cobra.Command {
 	f.BoolVar(&flags.AcceptProbe, "accept-probe", false, "let a peer of another pool bring this machine in with \"peer probe\"")
 	f.BoolVar(&flags.NewIdentity, "new-identity", false, "on the copy of a cloned machine, once: become another machine")
 	f.StringVar(&flags.LogLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&flags.MemoryLimit, "memory-limit", "", "how much memory to do with, `size` such as 96MB; near it processor time is spent on keeping it (default: no limit)")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := a.thrifty(); err != nil {
 			return err
@@ -48,6 +50,7 @@ func newServer(a *app) *cobra.Command {
 			"accept-probe": func() { cfg.AcceptProbe = flags.AcceptProbe },
 			"new-identity": func() { cfg.NewIdentity = flags.NewIdentity },
 			"log-level":    func() { cfg.LogLevel = flags.LogLevel },
+			"memory-limit": func() { cfg.MemoryLimit = flags.MemoryLimit },
 		} {
 			if cmd.Flags().Changed(name) {
 				set()
@@ -64,6 +67,13 @@ func (a *app) serve(ctx context.Context, cfg daemon.Config) error {
 		if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
 			return &usageError{text: "--log-level: want debug, info, warn or error"}
 		}
+	}
+	limit, err := cfg.MemoryBytes()
+	if err != nil {
+		return &usageError{text: err.Error()}
+	}
+	if limit > 0 {
+		debug.SetMemoryLimit(limit)
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))
 	n, err := daemon.New(cfg)

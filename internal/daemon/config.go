@@ -14,6 +14,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"mortar/internal/api"
+	"mortar/internal/cluster"
 )
 
 // Where things are unless somebody says otherwise.
@@ -46,6 +47,10 @@ type Config struct {
 	AcceptProbe bool `toml:"accept-probe"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `toml:"log-level"`
+	// MemoryLimit is how much memory the process should do with, such as 96MB. As
+	// it comes near, garbage is collected more and more often, with up to half of
+	// the processor time; it is not a limit that anything fails at. Empty: none.
+	MemoryLimit string `toml:"memory-limit"`
 
 	// NewIdentity, once and by flag only, makes a cloned machine another one.
 	NewIdentity bool `toml:"-"`
@@ -74,6 +79,21 @@ func (c *Config) ReadConfig(path string) error {
 		return fmt.Errorf("%s: there is no setting %q", path, unknown[0].String())
 	}
 	return nil
+}
+
+// leastMemory is what a daemon without bricks needs.
+const leastMemory = 32 << 20
+
+// MemoryBytes is MemoryLimit in bytes, 0 for none.
+func (c *Config) MemoryBytes() (int64, error) {
+	if c.MemoryLimit == "" {
+		return 0, nil
+	}
+	n, ok := cluster.ParseSize(c.MemoryLimit)
+	if !ok || n < leastMemory {
+		return 0, fmt.Errorf("memory-limit = %q: want a size of at least %s, such as 96MB", c.MemoryLimit, cluster.FormatSize(leastMemory))
+	}
+	return n, nil
 }
 
 // validate fills in defaults and says what cannot be.
@@ -128,7 +148,8 @@ func (c *Config) validate() error {
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("log-level = %q: want debug, info, warn or error", c.LogLevel)
 	}
-	return nil
+	_, err := c.MemoryBytes()
+	return err
 }
 
 // APISocket is the path of the socket that the command line asks.

@@ -171,6 +171,9 @@ func TestReadConfig(t *testing.T) {
 		{"name = \"a b\"\n", "a name has letters"},
 		{"name = \"-x\"\n", "begins with a letter"},
 		{"log-level = \"loud\"\n", "want debug, info, warn or error"},
+		{"memory-limit = \"96MB\"\n", ""},
+		{"memory-limit = \"much\"\n", `memory-limit = "much": want a size of at least 32MB`},
+		{"memory-limit = \"1MB\"\n", "want a size of at least 32MB"},
 		{"run-dir = \"/" + strings.Repeat("x", 100) + "\"\n", "more than the 107 that Linux allows"},
 	} {
 		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {

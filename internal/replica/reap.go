@@ -24,7 +24,7 @@ type reaper struct {
 
 const (
 	reapEvery = 500 * time.Millisecond
-	reapBatch = 8192
+	reapBatch = 1024 // few enough that a change which comes meanwhile does not feel it
 )
 
 // tickReap starts a round.

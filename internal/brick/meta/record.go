@@ -281,11 +281,14 @@ type Base struct {
 	Data []byte
 }
 
-const baseFileLen = 1 + 1 + 8 + 8
+const (
+	inlineHead  = 1 + 1 // before the data
+	baseFileLen = 1 + 1 + 8 + 8
+)
 
 func baseLen(b *Base) int {
 	if b.Kind == BaseInline {
-		return 2 + len(b.Data)
+		return inlineHead + len(b.Data)
 	}
 	return baseFileLen
 }
@@ -293,7 +296,7 @@ func baseLen(b *Base) int {
 func putBase(v []byte, b *Base) {
 	v[0], v[1] = version, byte(b.Kind)
 	if b.Kind == BaseInline {
-		copy(v[2:], b.Data)
+		copy(v[inlineHead:], b.Data)
 		return
 	}
 	binary.LittleEndian.PutUint64(v[2:], b.Len)
@@ -308,7 +311,7 @@ func getBase(v []byte, b *Base) error {
 	if len(v) >= 2 {
 		switch BaseKind(v[1]) {
 		case BaseInline:
-			*b = Base{Kind: BaseInline, Len: uint64(len(v) - 2), Data: v[2:]}
+			*b = Base{Kind: BaseInline, Len: uint64(len(v) - inlineHead), Data: v[inlineHead:]}
 			return nil
 		case BaseFile:
 			if len(v) == baseFileLen {

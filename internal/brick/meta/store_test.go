@@ -260,3 +260,49 @@ func TestInodesOf(t *testing.T) {
 		}
 	}
 }
+
+// Where contents are is known without reading them: in memory, in tables, and in
+// the files that tables keep long values in.
+func TestBaseWithoutData(t *testing.T) {
+	s := open(t, disk.NewMem())
+	defer s.mustClose(t)
+	bases := map[fsop.Ino]Base{1: {}, 2: {Kind: BaseFile, Len: 1 << 40, Incarnation: 7}}
+	for i, n := range []uint64{0, 1, 15, 16, 17, 100, 600, 32 << 10} {
+		bases[fsop.Ino(10+i)] = Base{Kind: BaseInline, Len: n, Data: make([]byte, n)}
+	}
+	commit(t, s, func(b *Batch) {
+		for ino, base := range bases {
+			b.SetBase(ino, &base)
+		}
+	})
+	check := func(where string) {
+		t.Helper()
+		for ino, want := range bases {
+			full, err := s.Base(ino, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := s.Base(ino, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if full.Data = nil; got.Data != nil || got.Kind != want.Kind || got.Len != want.Len || got.Incarnation != want.Incarnation || got.Kind != full.Kind {
+				t.Errorf("%s, inode %d: %+v, want %+v less the data", where, ino, got, want)
+			}
+		}
+	}
+	check("in memory")
+	if err := s.Flush(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	check("in tables")
+	commit(t, s, func(b *Batch) {
+		for ino := range bases {
+			b.SetBase(ino, &Base{})
+		}
+	})
+	for ino := range bases {
+		bases[ino] = Base{}
+	}
+	check("removed")
+}

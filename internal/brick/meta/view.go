@@ -272,20 +272,44 @@ func (v View) Reply(id cluster.SessionID, number uint64) (r Reply, ok bool, err 
 }
 
 // Base reads where the settled contents of a file are; BaseNone if nowhere.
-// With data false, b.Data is not filled.
+// With data false, b.Data is not filled, nor are the contents read.
 func (v View) Base(ino fsop.Ino, data bool) (b Base, err error) {
 	var k [9]byte
-	val, c, err := v.get(putKey1(k[:], tableBase, uint64(ino)))
+	key := putKey1(k[:], tableBase, uint64(ino))
+	if !data {
+		return v.baseAlone(key)
+	}
+	val, c, err := v.get(key)
 	if val == nil || err != nil {
 		return b, err
 	}
 	defer c.Close()
 	err = getBase(val, &b)
-	if !data {
-		b.Data = nil
-	} else {
-		b.Data = bytes.Clone(b.Data)
+	b.Data = bytes.Clone(b.Data)
+	return b, err
+}
+
+// baseAlone is Base without the data: its length, which the store has beside the
+// key, says all there is to know of inline contents that are longer than other records.
+func (v View) baseAlone(key []byte) (b Base, err error) {
+	it, err := v.r.NewIter(&pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly})
+	if err != nil {
+		return b, err
 	}
+	defer it.Close()
+	if !it.SeekPrefixGE(key) || !bytes.Equal(it.Key(), key) {
+		return b, it.Error()
+	}
+	lazy := it.LazyValue()
+	if n := lazy.Len(); n > baseFileLen {
+		return Base{Kind: BaseInline, Len: uint64(n - inlineHead)}, nil
+	}
+	val, err := it.ValueAndErr()
+	if err != nil {
+		return b, err
+	}
+	err = getBase(val, &b)
+	b.Data = nil
 	return b, err
 }
 
