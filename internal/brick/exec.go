@@ -1,8 +1,11 @@
 package brick
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"mortar/internal/brick/meta"
 	"mortar/internal/cluster"
@@ -157,7 +160,7 @@ func (x *exec) session() (*Result, error) {
 		return nil, nil
 	}
 	s := x.b.sessions[id]
-	if s == nil {
+	if s == nil || s.Away {
 		if _, ok := x.e.Op.(*fsop.OpenSession); ok {
 			return nil, nil
 		}
@@ -485,14 +488,67 @@ func (x *exec) openSession(op *fsop.OpenSession) error {
 	if id == 0 {
 		return fsop.EINVAL
 	}
-	if x.b.sessions[id] != nil {
+	s := x.b.sessions[id]
+	switch {
+	case op.Opened != 0 && (s == nil || s.Opened != op.Opened):
+		return fsop.ESTALE // it has ended: what it was answered is forgotten
+	case s != nil && s.Owner != op.Owner:
+		return fsop.EPERM
+	case s != nil && !s.Away:
+		return nil
+	case s != nil:
+		now := s.Session
+		now.Since, now.Away = x.e.Time, false
+		x.setSession(s, now)
 		return nil
 	}
-	s := &session{Session: meta.Session{ID: id, Client: op.Client, Opened: x.e.Time}}
+	s = &session{Session: meta.Session{ID: id, Client: op.Client, Owner: op.Owner, Opened: x.e.Time, Since: x.e.Time}}
 	x.batch.SetSession(&s.Session)
 	x.onCommit(func(b *Brick) { b.sessions[id] = s })
+	x.forgetAway()
 	x.changed = true
 	return nil
+}
+
+func (x *exec) setSession(s *session, now meta.Session) {
+	x.batch.SetSession(&now)
+	x.onCommit(func(*Brick) { s.Session = now })
+	x.changed = true
+}
+
+// How long, and how many, sessions that went away are remembered.
+const (
+	awayFor  = int64(24 * time.Hour)
+	awayMost = 256
+)
+
+// forgetAway ends sessions that have been away for too long. It is called when one
+// is opened, so that there is always room for those that work.
+func (x *exec) forgetAway() {
+	var away []*session
+	for _, s := range x.b.sessions {
+		if s.Away {
+			away = append(away, s)
+		}
+	}
+	slices.SortFunc(away, func(a, b *session) int {
+		return cmp.Or(cmp.Compare(a.Since, b.Since), cmp.Compare(a.ID, b.ID))
+	})
+	for i, s := range away {
+		if len(away)-i > awayMost || x.e.Time-s.Since > awayFor {
+			x.endSession(s)
+		}
+	}
+}
+
+// endSession forgets a session, and what it was answered.
+func (x *exec) endSession(s *session) {
+	for _, n := range s.replies {
+		x.batch.DeleteReply(s.ID, n)
+	}
+	x.batch.DeleteSession(s.ID)
+	x.onCommit(func(b *Brick) { delete(b.sessions, s.ID) })
+	x.changed = true
 }
 
 // closes reports whether the entry ends session id.
@@ -505,15 +561,16 @@ func (x *exec) closes(id cluster.SessionID) bool {
 func (x *exec) closeSession(op *fsop.CloseSession) error {
 	id := cluster.SessionID(op.Session)
 	s := x.b.sessions[id]
-	if s == nil {
+	if s == nil || op.Away && s.Away {
 		return nil
 	}
 	x.dropLocks(id)
-	for _, n := range s.replies {
-		x.batch.DeleteReply(id, n)
+	if op.Away {
+		now := s.Session
+		now.Since, now.Away = x.e.Time, true
+		x.setSession(s, now)
+		return nil
 	}
-	x.batch.DeleteSession(id)
-	x.onCommit(func(b *Brick) { delete(b.sessions, id) })
-	x.changed = true
+	x.endSession(s)
 	return nil
 }

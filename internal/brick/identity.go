@@ -13,7 +13,7 @@ import (
 
 // FormatVersion is the version of a brick's layout on disk. A brick with
 // another one is refused.
-const FormatVersion = 1
+const FormatVersion = 2
 
 // Identity says what a brick is part of. It is written once, to brick.json.
 type Identity struct {

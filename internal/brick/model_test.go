@@ -48,6 +48,9 @@ type mHeld struct {
 
 type mSession struct {
 	client  string
+	owner   string
+	opened  int64
+	away    bool
 	acked   uint64
 	replies map[uint64]fsop.Reply
 }
@@ -110,7 +113,7 @@ type mResult struct {
 // do applies an entry, all or nothing.
 func (m *model) do(e *proto.Entry) (mResult, error) {
 	if s := m.sessions[e.Session]; e.Session != 0 {
-		if s == nil {
+		if s == nil || s.away {
 			if _, ok := e.Op.(*fsop.OpenSession); !ok {
 				return mResult{}, fsop.ENOTCONN
 			}
@@ -136,7 +139,9 @@ func (m *model) do(e *proto.Entry) (mResult, error) {
 	}
 	x.r.changed = true
 	x.r.reply.Seq = e.Pos.Seq
-	if s := next.sessions[e.Session]; s != nil && e.Number != 0 {
+	closing, ok := e.Op.(*fsop.CloseSession)
+	closes := ok && closing.Session == uint64(e.Session)
+	if s := next.sessions[e.Session]; s != nil && e.Number != 0 && !closes {
 		if _, opening := e.Op.(*fsop.OpenSession); !opening || m.sessions[e.Session] != nil {
 			s.acked = max(s.acked, min(e.Acked, e.Number))
 			maps.DeleteFunc(s.replies, func(n uint64, _ fsop.Reply) bool { return n < s.acked })
@@ -237,17 +242,30 @@ func (x *mExec) op() error {
 		if x.e.Session == 0 {
 			return fsop.EINVAL
 		}
-		if x.sessions[x.e.Session] == nil {
-			x.sessions[x.e.Session] = &mSession{client: op.Client, replies: map[uint64]fsop.Reply{}}
-			x.changed = true
+		s := x.sessions[x.e.Session]
+		switch {
+		case op.Opened != 0 && (s == nil || s.opened != op.Opened):
+			return fsop.ESTALE
+		case s != nil && s.owner != op.Owner:
+			return fsop.EPERM
+		case s == nil:
+			x.sessions[x.e.Session] = &mSession{client: op.Client, owner: op.Owner, opened: x.e.Time, replies: map[uint64]fsop.Reply{}}
+		case !s.away:
+			return nil
+		default:
+			s.away = false
 		}
+		x.changed = true
 		return nil
 	case *fsop.CloseSession:
 		id := cluster.SessionID(op.Session)
-		if x.sessions[id] == nil {
+		s := x.sessions[id]
+		if s == nil || op.Away && s.away {
 			return nil
 		}
-		delete(x.sessions, id)
+		if s.away = true; !op.Away {
+			delete(x.sessions, id)
+		}
 		x.changed = true
 		for ino, n := range x.inodes {
 			had := false

@@ -183,9 +183,16 @@ func (m *machine) op(r *rand.Rand) fsop.Op {
 		}
 		return &fsop.Setlk{Ino: file(), Lock: l}
 	case p < 94:
-		return &fsop.OpenSession{Client: "c"}
+		o := &fsop.OpenSession{Client: "c", Owner: "me"}
+		if r.IntN(8) == 0 {
+			o.Owner = "somebody else"
+		}
+		if s := m.m.sessions[cluster.SessionID(r.IntN(3)+1)]; s != nil && r.IntN(2) == 0 {
+			o.Opened = s.opened
+		}
+		return o
 	case p < 95:
-		return &fsop.CloseSession{Session: uint64(r.IntN(3) + 1)}
+		return &fsop.CloseSession{Session: uint64(r.IntN(3) + 1), Away: r.IntN(2) == 0}
 	case p < 99:
 		return &fsop.Reap{Inos: []fsop.Ino{ino(), ino(), ino(), ino()}}
 	}
@@ -347,6 +354,12 @@ func compareBrick(tb tester, b *Brick, m *model, r *rand.Rand) {
 	}
 	if got := len(b.Sessions()); got != len(m.sessions) {
 		tb.Fatalf("%d sessions, want %d", got, len(m.sessions))
+	}
+	for _, got := range b.Sessions() {
+		s := m.sessions[got.ID]
+		if s == nil || got != (SessionInfo{got.ID, s.client, s.owner, s.opened, s.away}) {
+			tb.Fatalf("session %+v, want %+v", got, s)
+		}
 	}
 	compareUsage(tb, b, m)
 }

@@ -77,7 +77,7 @@ func (b *Brick) read(op fsop.Op) (*fsop.Reply, uint64, error) {
 		var n *node
 		if n, err = b.inode(op.Ino); err == nil {
 			dep = r.Seq // locks have no version of their own
-			r.Attr = n.Attr
+			r.Attr = b.attr(n)
 			r.Lock = b.getlk(op)
 		}
 	default:
@@ -186,7 +186,7 @@ func (b *Brick) readdir(op *fsop.Readdir, r *fsop.Reply) (uint64, error) {
 	if !dir.IsDir() {
 		return dir.Change, fsop.ENOTDIR
 	}
-	r.Attr = dir.Attr
+	r.Attr = b.attr(dir)
 	dep := dir.Change
 	size, limit := 0, int(min(op.Max, fsop.MaxData))
 	each := direntSize
@@ -226,7 +226,7 @@ func (b *Brick) addAttrs(entries []fsop.Dirent) error {
 	var missing []fsop.Ino
 	for i := range entries {
 		if n := b.cache.get(entries[i].Ino); n != nil {
-			entries[i].Attr = n.Attr
+			entries[i].Attr = b.attr(n)
 		} else {
 			missing = append(missing, entries[i].Ino)
 		}
@@ -245,7 +245,7 @@ func (b *Brick) addAttrs(entries []fsop.Dirent) error {
 	})
 	for i := range entries {
 		if n := found[entries[i].Ino]; n != nil {
-			entries[i].Attr = n.Attr
+			entries[i].Attr = b.attr(n)
 		}
 	}
 	return err

@@ -71,15 +71,18 @@ func (e *sessionEdit) apply() {
 type SessionInfo struct {
 	ID     cluster.SessionID
 	Client string // host and mount point, for people
+	Owner  string
+	Opened int64
+	Away   bool
 }
 
-// Sessions returns the sessions that are open, in the order of their ids.
+// Sessions returns the sessions, those that are away too, in the order of their ids.
 func (b *Brick) Sessions() []SessionInfo {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	infos := make([]SessionInfo, 0, len(b.sessions))
 	for _, s := range b.sessions {
-		infos = append(infos, SessionInfo{s.ID, s.Client})
+		infos = append(infos, SessionInfo{s.ID, s.Client, s.Owner, s.Opened, s.Away})
 	}
 	slices.SortFunc(infos, func(x, y SessionInfo) int {
 		if x.ID < y.ID {

@@ -6,14 +6,14 @@ import (
 )
 
 // holder returns the session that holds the window of n (fsop.Window), 0 for
-// none. A window ends with its session, and does not come back when a session of
-// the same id is opened again. b.wmu or b.mu is held.
+// none. A window ends with its session, and when that goes away; it does not come
+// back with it. b.wmu or b.mu is held.
 func (b *Brick) holder(n *node) cluster.SessionID {
 	if n.Attr.Window == 0 {
 		return 0
 	}
 	id := cluster.SessionID(n.Attr.Window)
-	if s := b.sessions[id]; s == nil || n.WindowSince < s.Opened {
+	if s := b.sessions[id]; s == nil || s.Away || n.WindowSince < s.Since {
 		return 0
 	}
 	return id

@@ -98,7 +98,6 @@ var ErrClosed = errors.New("the session is closed")
 type Client struct {
 	cfg     Config
 	log     *slog.Logger
-	session cluster.SessionID
 	chain   fsop.Handler
 	numbers numbers
 	windows *windows     // nil if there are none
@@ -109,7 +108,9 @@ type Client struct {
 	gate sync.RWMutex
 
 	mu      sync.Mutex // guards the fields below
-	home    *home      // nil while there is none
+	session cluster.SessionID
+	opened  int64 // when the set opened it, 0: it has not
+	home    *home // nil while there is none
 	changed chan struct{}
 	closed  error            // set when Run has returned
 	vm      *proto.VolumeMap // newest known, nil at first
@@ -138,30 +139,41 @@ func New(cfg Config) *Client {
 		dropped: make(map[fsop.Ino]uint64),
 		ready:   make(chan struct{}),
 	}
-	for c.session == 0 {
-		c.session = cluster.SessionID(rand.Uint64())
-	}
+	c.session = newSession()
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	if c.cfg.Kernel == nil {
 		c.cfg.Kernel = noKernel{}
 	}
-	c.log = c.log.With("volume", cfg.Volume, "session", c.session)
+	c.log = c.log.With("volume", cfg.Volume)
 	c.life, c.end = context.WithCancelCause(context.Background())
 	c.numbers.init()
 	c.lease.init()
 	c.chain = &numbering{c, &sending{c}}
 	if cfg.Windows {
-		c.windows = newWindows(c.chain, uint64(c.session))
+		c.windows = newWindows(c.chain, func() uint64 { return uint64(c.Session()) })
 		c.chain = c.windows
 	}
 	c.chain = &limit{c, c.chain}
 	return c
 }
 
-// Session returns the session's id.
-func (c *Client) Session() cluster.SessionID { return c.session }
+// newSession returns the id of a session that never was.
+func newSession() (id cluster.SessionID) {
+	for id == 0 {
+		id = cluster.SessionID(rand.Uint64())
+	}
+	return id
+}
+
+// Session returns the session's id. It is another when the set has ended the
+// session, because it was out of touch for too long.
+func (c *Client) Session() cluster.SessionID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.session
+}
 
 // Ready is closed when the session has had a home.
 func (c *Client) Ready() <-chan struct{} { return c.ready }

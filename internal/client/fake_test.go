@@ -40,6 +40,7 @@ type fakeSet struct {
 	version  uint64
 	options  []proto.Option
 	status   proto.Status // of the map
+	ended    cluster.SessionID
 }
 
 // fakeDaemon is one of the set's daemons.
@@ -237,8 +238,13 @@ func (c *fakeConn) Message(_ *wire.Conn, m wire.Message) {
 		decode(&a)
 		a.Holds = append(d.pre, a.Holds...)
 		d.pre = nil
-		r := proto.AttachReply{Seq: 1}
+		r := proto.AttachReply{Seq: 1, Opened: 1 + int64(a.Session>>1)}
+		s.mu.Lock()
+		ended := s.ended == a.Session
+		s.mu.Unlock()
 		switch {
+		case ended:
+			r = proto.AttachReply{Status: proto.SessionEnded, Text: "it was out of touch"}
 		case c.attached:
 			s.t.Error("attached twice on one connection")
 		case !d.inSync:
@@ -253,7 +259,7 @@ func (c *fakeConn) Message(_ *wire.Conn, m wire.Message) {
 		var p proto.Ping
 		decode(&p)
 		c.lapsed = c.lapsed && !d.serving
-		c.conn.Reply(m, codec.Append(nil, &proto.Pong{Stamp: p.Stamp, Serving: d.serving}))
+		c.conn.Reply(m, codec.Append(nil, &proto.Pong{Stamp: p.Stamp, Serving: d.serving, Lease: uint64(cluster.Lease)}))
 	case proto.KindForget:
 		var f proto.Forget
 		decode(&f)

@@ -20,6 +20,7 @@ import (
 type home struct {
 	c      *Client
 	from   candidate
+	as     cluster.SessionID // attached as; set before it is anybody's home
 	conn   *wire.Conn
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -126,16 +127,29 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 	// A replica that already was this session's home forgets at once what it gave
 	// it to cache, so nothing may be cached any more when it is asked.
 	c.lapse("the session moves")
+	ask := &proto.Attach{Version: proto.Version, Set: set, Client: c.cfg.Name, Holds: holds}
+	c.mu.Lock()
+	ask.Session, ask.Opened = c.session, c.opened
+	c.mu.Unlock()
 	var a proto.AttachReply
-	err := h.call(ctx, proto.KindAttach, &proto.Attach{
-		Version: proto.Version, Set: set, Session: c.session, Client: c.cfg.Name, Holds: holds,
-	}, &a)
-	if err != nil {
+	if err := h.call(ctx, proto.KindAttach, ask, &a); err != nil {
 		return err
+	}
+	if a.Status == proto.SessionEnded {
+		// Nobody knows any more what of it was carried out, so nothing is sent again
+		// (see sending); what comes now is another session's.
+		c.mu.Lock()
+		c.session, c.opened = newSession(), 0
+		c.mu.Unlock()
+		c.log.Warn("the session has ended, which was out of touch for too long: its locks are gone, and changes that had no answer fail", "session", ask.Session)
 	}
 	if a.Status != proto.OK {
 		return &refusal{a.Status, a.Text}
 	}
+	h.as = ask.Session
+	c.mu.Lock()
+	c.opened = a.Opened
+	c.mu.Unlock()
 	c.lapse("the session moved")
 	return nil
 }
@@ -151,7 +165,7 @@ func (h *home) ping(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("answer to another ping: %d, asked %d", p.Stamp, uint64(asked))
 	}
 	if p.Serving {
-		h.c.lease.renew(asked)
+		h.c.lease.renew(asked, time.Duration(min(p.Lease, uint64(cluster.Lease))))
 	}
 	return p.Serving, nil
 }
@@ -216,7 +230,7 @@ func (h *home) drain(ctx context.Context) {
 func (h *home) closeSession() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	o := &outcome{op: &fsop.CloseSession{Session: uint64(h.c.session)}, number: h.c.numbers.begin()}
+	o := &outcome{op: &fsop.CloseSession{Session: uint64(h.as)}, number: h.c.numbers.begin()}
 	if _, err := h.do(ctx, o, h.c.numbers.acked()); err != nil {
 		h.c.log.Debug("closing the session", "err", err)
 	}

@@ -33,15 +33,15 @@ func (l *lease) over() bool {
 	return l.grant != 0 && monotonic() >= l.until
 }
 
-// renew prolongs the grant, or begins one, from when the home was asked.
-func (l *lease) renew(asked time.Duration) {
+// renew prolongs the grant, or begins one, for d from when the home was asked.
+func (l *lease) renew(asked, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.grant == 0 {
 		l.grants++
 		l.grant = l.grants
 	}
-	l.until = max(l.until, asked+cluster.Lease)
+	l.until = max(l.until, asked+min(d, cluster.Lease))
 	select {
 	case l.granted <- struct{}{}:
 	default:

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"mortar/internal/cluster"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
 )
@@ -50,8 +51,9 @@ func (n *numbers) acked() uint64 {
 // outcome is one operation on its way.
 type outcome struct {
 	op     fsop.Op
-	number uint64 // 0: nothing is changed, it need not be answered
-	sent   bool   // some replica may have carried it out
+	number uint64            // 0: nothing is changed, it need not be answered
+	sent   bool              // some replica may have carried it out
+	as     cluster.SessionID // whose number it is, once it was sent
 }
 
 // sender sends an operation until it is answered or ctx ends.

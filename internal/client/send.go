@@ -23,6 +23,10 @@ func (s *sending) send(ctx context.Context, o *outcome) (*fsop.Reply, error) {
 		if err != nil {
 			return nil, err
 		}
+		if o.number != 0 && o.sent && o.as != h.as {
+			// Its session has ended, and with it the memory of whether it was carried out.
+			return nil, fsop.EIO
+		}
 		granted := c.lease.current()
 		d, err := h.do(ctx, o, c.numbers.acked())
 		switch {
@@ -53,6 +57,8 @@ func statusText(s proto.Status) string {
 		return "unknown set"
 	case proto.WrongVersion:
 		return "another version"
+	case proto.SessionEnded:
+		return "the session has ended"
 	}
 	return fmt.Sprintf("status %d", s)
 }
@@ -101,7 +107,7 @@ func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply
 	parts := encode(&proto.Do{Number: o.number, Acked: acked, Op: o.op})
 	var body []byte
 	var err error
-	o.sent = true
+	o.sent, o.as = true, h.as
 	if names(o.op) {
 		body, err = h.ask(ctx, o, parts)
 	} else {

@@ -28,7 +28,7 @@ import (
 // and fsync wait until all are.
 type windows struct {
 	next    fsop.Handler
-	session uint64
+	session func() uint64
 
 	mu    sync.Mutex
 	idle  sync.Cond // signalled when a flight has landed or a window was closed
@@ -91,7 +91,7 @@ const (
 	shyness     = time.Second           // after somebody else wanted to see a file, appends do not ask for its window
 )
 
-func newWindows(next fsop.Handler, session uint64) *windows {
+func newWindows(next fsop.Handler, session func() uint64) *windows {
 	w := &windows{next: next, session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background()}
 	w.idle.L = &w.mu
 	return w
@@ -684,7 +684,7 @@ func (w *windows) sendLast(f *written, op fsop.Op, n int) {
 
 // giveUp gives the window of f, whose closing is set, back to the set.
 func (w *windows) giveUp(f *written) {
-	_, err := w.next.Do(w.life, &fsop.CloseWindow{Ino: f.ino, Session: w.session})
+	_, err := w.next.Do(w.life, &fsop.CloseWindow{Ino: f.ino, Session: w.session()})
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f.held, f.closing = false, false

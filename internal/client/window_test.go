@@ -95,7 +95,7 @@ func (g *granter) state(ino fsop.Ino) (writes int, held bool) {
 func withWindows(t *testing.T, seed uint64, f func(ctx context.Context, w *windows, g *granter)) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &granter{next: memfs.New().Session(nil), held: map[fsop.Ino]bool{}, rng: rand.New(rand.NewPCG(seed, 0))}
-		w := newWindows(g, 1)
+		w := newWindows(g, func() uint64 { return 1 })
 		// Not the test's context, which ends outside of the bubble.
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
@@ -378,7 +378,7 @@ func TestRandomAgainstModel(t *testing.T) {
 func TestAbsentNameHasAPosition(t *testing.T) {
 	w := newWindows(fsop.HandlerFunc(func(context.Context, fsop.Op) (*fsop.Reply, error) {
 		return &fsop.Reply{Seq: 7}, fsop.ENOENT
-	}), 1)
+	}), func() uint64 { return 1 })
 	reply, err := w.Do(t.Context(), &fsop.Lookup{Parent: fsop.RootIno, Name: "absent"})
 	if err != fsop.ENOENT || reply == nil || reply.Seq != 7 {
 		t.Fatalf("%+v, %v, want position 7 and ENOENT", reply, err)

@@ -24,6 +24,10 @@ const (
 	SessionTimeout = 10 * time.Second
 )
 
+// Outwait is for how long whoever gave a lease, that runs from now or earlier,
+// must regard it as held: LeaseGuard for a whole Lease.
+func Outwait(lease time.Duration) time.Duration { return lease + lease/100 }
+
 // SetConfig is the configuration of one replica set, as the control plane
 // decided it. Only the control plane makes new ones, each with a higher epoch.
 type SetConfig struct {

@@ -259,7 +259,11 @@ func (n *Node) handle(mux *wire.Mux) {
 	whole(alpnPeer, func(m *member, ctx context.Context, c *tls.Conn) { m.links.serve(ctx, c, secure) })
 	whole(alpnPlain, func(m *member, ctx context.Context, c *tls.Conn) { m.links.serve(ctx, c, plain) })
 	whole(alpnRaft, func(m *member, ctx context.Context, c *tls.Conn) { m.raft.serve(ctx, c) })
-	whole(alpnData, func(m *member, ctx context.Context, c *tls.Conn) { m.serveMount(ctx, c, subjectOf(c)) })
+	whole(alpnData, func(m *member, ctx context.Context, c *tls.Conn) {
+		if certs := c.ConnectionState().PeerCertificates; len(certs) > 0 { // the rules let nobody in without one
+			m.serveMount(ctx, c, subjectOf(c), pki.PeerIDFromCert(certs[0]))
+		}
+	})
 	mux.Handle(alpnIdentity, func(context.Context, *tls.Conn) {}) // the handshake has said it all
 }
 
@@ -330,7 +334,7 @@ func (n *Node) serveData(ctx context.Context) error {
 				return
 			}
 			serveAs(m, ctx, c, func(m *member, ctx context.Context, c net.Conn) {
-				m.serveMount(ctx, c, pki.Subject{Role: pki.RolePeer})
+				m.serveMount(ctx, c, pki.Subject{Role: pki.RolePeer}, m.keeper.ID())
 			})
 		})
 	}

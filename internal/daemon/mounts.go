@@ -50,6 +50,7 @@ func (s *mounts) close(why string) {
 type mountConn struct {
 	m       *member
 	subject pki.Subject // what its certificate entitles it to
+	owner   string      // the key that it proved to have
 	source  netip.Addr  // not valid: this machine
 	conn    *wire.Conn
 	ctx     context.Context
@@ -81,10 +82,10 @@ var (
 )
 
 // serveMount answers one mount until its connection ends.
-func (m *member) serveMount(ctx context.Context, nc net.Conn, subject pki.Subject) {
+func (m *member) serveMount(ctx context.Context, nc net.Conn, subject pki.Subject, key cluster.ID) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &mountConn{m: m, subject: subject, ctx: ctx, cancels: map[uint64]context.CancelFunc{}}
+	c := &mountConn{m: m, subject: subject, owner: key.String(), ctx: ctx, cancels: map[uint64]context.CancelFunc{}}
 	if ap, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
 		c.source = ap.Addr().Unmap()
 	}
@@ -290,7 +291,7 @@ func (c *mountConn) admit(q *proto.Attach) (s *replica.Session, reply proto.Atta
 		}
 		return nil, proto.AttachReply{Status: proto.UnknownSet, Text: "no brick of the set is on this machine"}, false
 	}
-	s, reply = r.Attach(c.ctx, q, c)
+	s, reply = r.Attach(c.ctx, c.owner, q, c)
 	return s, reply, readOnly
 }
 

@@ -375,13 +375,21 @@ type Setlk struct {
 	Wait bool
 }
 
-// OpenSession registers the session that sends it.
+// OpenSession registers the session that sends it, or says that a session which
+// was away (CloseSession) is there again.
 type OpenSession struct {
 	Client string // host and mount point, for people
+	Owner  string // the key that the client proved to have; nobody else may use the session
+	Opened int64  // when the session was opened, as its client was told; 0: it is new
 }
 
-// CloseSession ends a session, its locks and its hold on unlinked files.
-type CloseSession struct{ Session uint64 }
+// CloseSession ends a session, its locks and its hold on unlinked files. One that
+// is only Away, since nobody has heard of it for long, loses the same; but what
+// it was answered is remembered, for when it is there again.
+type CloseSession struct {
+	Session uint64
+	Away    bool
+}
 
 // Reap removes unlinked inodes that no session holds any more.
 type Reap struct{ Inos []Ino }
@@ -504,10 +512,14 @@ func (o *Setxattr) Code(c *codec.Coder) {
 	c.Bytes(&o.Value, MaxXattr)
 	c.U32(&o.Flags)
 }
-func (o *Removexattr) Code(c *codec.Coder)  { o.Ino.Code(c); c.String(&o.Name, MaxName) }
-func (o *Setlk) Code(c *codec.Coder)        { o.Ino.Code(c); o.Lock.Code(c); c.Bool(&o.Wait) }
-func (o *OpenSession) Code(c *codec.Coder)  { c.String(&o.Client, 1024) }
-func (o *CloseSession) Code(c *codec.Coder) { c.U64(&o.Session) }
+func (o *Removexattr) Code(c *codec.Coder) { o.Ino.Code(c); c.String(&o.Name, MaxName) }
+func (o *Setlk) Code(c *codec.Coder)       { o.Ino.Code(c); o.Lock.Code(c); c.Bool(&o.Wait) }
+func (o *OpenSession) Code(c *codec.Coder) {
+	c.String(&o.Client, 1024)
+	c.String(&o.Owner, 255)
+	c.I64(&o.Opened)
+}
+func (o *CloseSession) Code(c *codec.Coder) { c.U64(&o.Session); c.Bool(&o.Away) }
 func (o *Reap) Code(c *codec.Coder) {
 	codec.Slice(c, &o.Inos, 1<<16, func(c *codec.Coder, i *Ino) { i.Code(c) })
 }

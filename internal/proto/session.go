@@ -24,12 +24,14 @@ const (
 	KindRecall    uint8 = 19 // Recall: somebody wants to see a file whose window the session holds
 )
 
-// Attach binds a session to a replica, which becomes its home. The session is
-// opened if the set does not know it.
+// Attach binds a session to a replica, which becomes its home. A new session is
+// opened. One that was opened before, and that the set does not remember, is
+// refused (SessionEnded): what it did not get an answer to may have been carried out.
 type Attach struct {
 	Version uint16
 	Set     cluster.SetID
 	Session cluster.SessionID
+	Opened  int64  // as AttachReply said; 0: the session is new
 	Client  string // host and mount point, for people
 	// Holds are the inodes that the client's kernel still knows: unlinked ones
 	// among them must live on. They replace what this replica knew of the session.
@@ -53,6 +55,7 @@ func (m *Attach) Code(c *codec.Coder) {
 	c.U16(&m.Version)
 	SetID(c, &m.Set)
 	c.U64((*uint64)(&m.Session))
+	c.I64(&m.Opened)
 	c.String(&m.Client, 1024)
 	codec.Slice(c, &m.Holds, 4<<20, func(c *codec.Coder, h *Hold) { h.Code(c) })
 }
@@ -66,6 +69,7 @@ const (
 	NotServing   Status = 2 // this replica cannot serve now; try another, or this one later
 	UnknownSet   Status = 3 // no such set or brick here; fetch the map again
 	WrongVersion Status = 4 // see Text
+	SessionEnded Status = 5 // the session is no more; a new one may be opened
 )
 
 // AttachReply answers Attach. On success the client drops every cache it has
@@ -74,12 +78,14 @@ type AttachReply struct {
 	Status Status
 	Text   string // for people, when not OK
 	Seq    uint64 // the replica's position; nothing cached may be older
+	Opened int64  // when the session was opened, by the primary's clock; for the next Attach
 }
 
 func (m *AttachReply) Code(c *codec.Coder) {
 	c.U8((*uint8)(&m.Status))
 	c.String(&m.Text, 4096)
 	c.U64(&m.Seq)
+	c.I64(&m.Opened)
 }
 
 // Do asks for one operation. Number counts the session's mutations from 1;
@@ -110,7 +116,7 @@ func (m *DoReply) Code(c *codec.Coder) {
 }
 
 // Ping renews the session's cache lease: if the answer arrives, the client may
-// answer from its caches until cluster.Lease after it sent the Ping.
+// answer from its caches for as long as the answer says, from when it sent the Ping.
 type Ping struct{ Stamp uint64 }
 
 func (m *Ping) Code(c *codec.Coder) { c.U64(&m.Stamp) }
@@ -120,9 +126,12 @@ func (m *Ping) Code(c *codec.Coder) { c.U64(&m.Stamp) }
 type Pong struct {
 	Stamp   uint64
 	Serving bool
+	// Lease, in nanoseconds, is what is left of the replica's own, and at most cluster.Lease:
+	// who outwaits the replica outwaits its clients.
+	Lease uint64
 }
 
-func (m *Pong) Code(c *codec.Coder) { c.U64(&m.Stamp); c.Bool(&m.Serving) }
+func (m *Pong) Code(c *codec.Coder) { c.U64(&m.Stamp); c.Bool(&m.Serving); c.U64(&m.Lease) }
 
 // Forget takes N from the count of each inode. At zero the client's kernel no
 // longer knows it, nor any name in it. A reply that the client dropped instead

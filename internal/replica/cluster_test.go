@@ -25,22 +25,23 @@ import (
 // memStore is a Store in memory whose file system is the extended attributes
 // of the root directory. It survives the death of its replica.
 type memStore struct {
-	mu      sync.Mutex
-	entries []proto.Entry
-	applied int // entries applied; flushed ≤ applied
-	flushed int // what a rewind cannot go behind
-	xattr   map[string]string
-	replies map[string]*fsop.Reply
-	sess    map[cluster.SessionID]string
-	locks   map[fsop.Ino]lockHolder
-	whole   bool
-	base    cluster.Pos
-	failed  chan struct{}
-	giveUp  bool // the next Execute ends its goroutine, as a store does that must not go on
-	err     error
-	heals   int
-	full    bool // there is no room
-	disk    slowDisk
+	mu        sync.Mutex
+	entries   []proto.Entry
+	applied   int // entries applied; flushed ≤ applied
+	flushed   int // what a rewind cannot go behind
+	xattr     map[string]string
+	replies   map[string]*fsop.Reply
+	sess      map[cluster.SessionID]replica.SessionInfo
+	locks     map[fsop.Ino]lockHolder
+	whole     bool
+	base      cluster.Pos
+	failed    chan struct{}
+	giveUp    bool // the next Execute ends its goroutine, as a store does that must not go on
+	err       error
+	heals     int
+	failHeals int  // so many comparisons fail first
+	full      bool // there is no room
+	disk      slowDisk
 }
 
 // slowDisk is what a store flushes to. The zero value flushes at once.
@@ -63,7 +64,7 @@ func newMemStore() *memStore {
 
 func (s *memStore) clear() {
 	s.xattr, s.replies = map[string]string{}, map[string]*fsop.Reply{}
-	s.sess, s.locks, s.applied = map[cluster.SessionID]string{}, map[fsop.Ino]lockHolder{}, 0
+	s.sess, s.locks, s.applied = map[cluster.SessionID]replica.SessionInfo{}, map[fsop.Ino]lockHolder{}, 0
 }
 
 func (s *memStore) Tail() cluster.Pos {
@@ -144,8 +145,8 @@ func (s *memStore) Sessions() []replica.SessionInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var r []replica.SessionInfo
-	for id, c := range s.sess {
-		r = append(r, replica.SessionInfo{ID: id, Client: c})
+	for _, i := range s.sess {
+		r = append(r, i)
 	}
 	return r
 }
@@ -179,6 +180,11 @@ func (s *memStore) Execute(e *proto.Entry, raw []byte) (*replica.Result, error) 
 			return &replica.Result{Reply: *r, Dup: true}, nil
 		}
 	}
+	if _, opens := e.Op.(*fsop.OpenSession); e.Session != 0 && !opens {
+		if i, known := s.sess[e.Session]; !known || i.Away {
+			return nil, fsop.ENOTCONN
+		}
+	}
 	if e.Pos.Seq != s.tail().Seq+1 {
 		return nil, fmt.Errorf("%v after %v", e.Pos, s.tail())
 	}
@@ -207,9 +213,25 @@ func (s *memStore) do(e *proto.Entry) (*replica.Result, error) {
 		s.xattr[fmt.Sprintf("%d@%d", op.Ino, op.Off)] = string(op.Data)
 		res.Effects = []proto.Effect{{Ino: op.Ino}}
 	case *fsop.OpenSession:
-		s.sess[e.Session] = op.Client
+		i, known := s.sess[e.Session]
+		switch {
+		case op.Opened != 0 && i.Opened != op.Opened:
+			return nil, fsop.ESTALE
+		case known && i.Owner != op.Owner:
+			return nil, fsop.EPERM
+		case !known:
+			i = replica.SessionInfo{ID: e.Session, Client: op.Client, Owner: op.Owner, Opened: e.Time}
+		}
+		i.Away = false
+		s.sess[e.Session] = i
 	case *fsop.CloseSession:
-		delete(s.sess, cluster.SessionID(op.Session))
+		id := cluster.SessionID(op.Session)
+		if i, known := s.sess[id]; known && op.Away {
+			i.Away = true
+			s.sess[id] = i
+		} else {
+			delete(s.sess, id)
+		}
 		for ino, h := range s.locks {
 			if h.session == cluster.SessionID(op.Session) {
 				delete(s.locks, ino)
@@ -277,7 +299,7 @@ func (s *memStore) Entries(after uint64, _ int) ([][]byte, error) {
 type memSource struct {
 	pos   cluster.Pos
 	xattr map[string]string
-	sess  map[cluster.SessionID]string
+	sess  map[cluster.SessionID]replica.SessionInfo
 	reply map[string]*fsop.Reply
 	locks map[fsop.Ino]lockHolder
 }
@@ -314,6 +336,11 @@ func (s *memStore) text() string {
 func (s *memStore) Heal(ctx context.Context, pos cluster.Pos, call func(context.Context, []byte) ([]byte, error), _ func(replica.HealProgress)) error {
 	s.mu.Lock()
 	s.whole = false
+	if s.failHeals > 0 {
+		s.failHeals--
+		s.mu.Unlock()
+		return errors.New("the comparison fails")
+	}
 	s.heals++
 	s.mu.Unlock()
 	if _, err := call(ctx, []byte("all")); err != nil {
@@ -389,7 +416,7 @@ func (w *world) store(pos cluster.Pos) *memSource {
 			tmp := newMemStore()
 			base := n.store
 			// replay a copy up to pos
-			tmp.xattr, tmp.sess, tmp.replies, tmp.locks = map[string]string{}, map[cluster.SessionID]string{}, map[string]*fsop.Reply{}, map[fsop.Ino]lockHolder{}
+			tmp.xattr, tmp.sess, tmp.replies, tmp.locks = map[string]string{}, map[cluster.SessionID]replica.SessionInfo{}, map[string]*fsop.Reply{}, map[fsop.Ino]lockHolder{}
 			if base.base == (cluster.Pos{}) {
 				for i := range base.entries[:pos.Seq] {
 					if _, err := tmp.do(&base.entries[i]); err != nil {

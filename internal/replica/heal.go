@@ -94,6 +94,10 @@ func (l *loop) heal() {
 		cancel()
 		if err != nil && l.ctx.Err() == nil {
 			l.log.Warn("comparing with the primary", "err", err)
+			select { // what is the matter may need a moment
+			case <-time.After(healPause):
+			case <-l.ctx.Done():
+			}
 		}
 		l.mail.post(func(l *loop) {
 			l.healing = nil
@@ -107,6 +111,9 @@ func (l *loop) heal() {
 		return nil
 	})
 }
+
+// healPause is between a comparison that failed and the next.
+const healPause = 200 * time.Millisecond
 
 func (l *loop) compare(ctx context.Context, cfg cluster.SetConfig) (cluster.Pos, error) {
 	to := l.envelope(cfg.Primary)

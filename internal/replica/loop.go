@@ -310,7 +310,9 @@ func (l *loop) roleChanged(old *view, to core.Role) {
 	if to == core.Primary && from != core.Primary {
 		clear(l.seen)
 		for _, s := range l.store.Sessions() {
-			l.seen[s.ID] = l.now
+			if !s.Away {
+				l.seen[s.ID] = l.now
+			}
 		}
 	}
 	if !cfg.IsInSync(l.self) {

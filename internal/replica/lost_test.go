@@ -93,6 +93,9 @@ func TestReopenedUnderItsConnections(t *testing.T) {
 			}
 			w.settled(5 * time.Second)
 		}
+		if w.nodes[w.order[1]].store.heals != 0 {
+			t.Error("the brick was compared")
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.cfg.Epoch != 1 {
@@ -136,5 +139,37 @@ func TestLargeChangesAtOnce(t *testing.T) {
 		}
 		w.isolate(w.order[2], false)
 		w.settled(5 * time.Second)
+	})
+}
+
+// A brick that is opened again with its contents lost, while all connections hold,
+// is compared, also when the first comparison fails.
+func TestReopenedEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		c := &client{w: w, id: 1}
+		for i := range 5 {
+			if err := c.set(ctx, "k", strconv.Itoa(i)); err != nil {
+				t.Fatal(err)
+			}
+			s := w.nodes[w.order[1]].store
+			s.mu.Lock()
+			s.whole, s.failHeals = false, i
+			s.mu.Unlock()
+			w.reopen(w.order[1])
+			compared := func() bool {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return s.heals == i+1
+			}
+			for began := time.Now(); !compared(); time.Sleep(50 * time.Millisecond) {
+				if time.Since(began) > 5*time.Second {
+					t.Fatalf("round %d: not compared within 5 s", i)
+				}
+			}
+			w.settled(5 * time.Second)
+		}
 	})
 }

@@ -102,7 +102,7 @@ func (l *loop) reapCount(sessions []cluster.SessionID, held []fsop.Ino) {
 		return
 	}
 	for _, s := range l.store.Sessions() {
-		if !p.sessions[s.ID] {
+		if !s.Away && !p.sessions[s.ID] {
 			return // it is between two homes, or about to end
 		}
 	}

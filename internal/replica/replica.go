@@ -51,6 +51,9 @@ type Result struct {
 type SessionInfo struct {
 	ID     cluster.SessionID
 	Client string
+	Owner  string // who alone may attach it
+	Opened int64
+	Away   bool // nobody has heard of it for long; its locks and windows are gone
 }
 
 // HealProgress says how far a comparison has come.

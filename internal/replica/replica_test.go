@@ -45,7 +45,7 @@ func (c *client) attach(ctx context.Context) bool {
 		if r == nil {
 			continue
 		}
-		s, reply := r.Attach(ctx, &proto.Attach{Version: proto.Version, Set: c.w.set, Session: c.id, Client: "test"}, c)
+		s, reply := r.Attach(ctx, "", &proto.Attach{Version: proto.Version, Set: c.w.set, Session: c.id, Client: "test"}, c)
 		if reply.Status == proto.OK {
 			c.s = s
 			s.Ping(&proto.Ping{})

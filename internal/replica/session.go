@@ -36,8 +36,8 @@ type Session struct {
 	// known says of each inode how often the client was given it (proto.Hold)
 	// and what it may have cached of it.
 	known map[fsop.Ino]interest
-	// leaseEnd is when the client's caches are certainly dropped: LeaseGuard after
-	// the last Pong was sent.
+	// leaseEnd is when the client's caches are certainly dropped: when the longest
+	// lease that a Pong gave is over, by any clock.
 	leaseEnd core.Instant
 	waits    map[uint64]*clearing // by the Seq of the Inval that was sent
 	gone     bool                 // detached: no more requests; kept until leaseEnd
@@ -60,8 +60,9 @@ type clearing struct {
 }
 
 // Attach makes this replica the home of a session. What the session had here
-// before is replaced: its client has dropped its caches before it asked.
-func (r *Replica) Attach(ctx context.Context, a *proto.Attach, sink Sink) (*Session, proto.AttachReply) {
+// before is replaced: its client has dropped its caches before it asked. owner is
+// the key that the client proved to have; a session is its owner's alone.
+func (r *Replica) Attach(ctx context.Context, owner string, a *proto.Attach, sink Sink) (*Session, proto.AttachReply) {
 	refuse := func(s proto.Status, text string) (*Session, proto.AttachReply) {
 		return nil, proto.AttachReply{Status: s, Text: text}
 	}
@@ -86,15 +87,56 @@ func (r *Replica) Attach(ctx context.Context, a *proto.Attach, sink Sink) (*Sess
 	if old != nil {
 		old.lapse()
 	}
-	if !slices.ContainsFunc(r.store.Sessions(), func(i SessionInfo) bool { return i.ID == a.Session }) {
-		d := r.forward(ctx, a.Session, proto.Do{Op: &fsop.OpenSession{Client: a.Client}})
-		if d.Status != proto.OK || d.Errno != 0 && d.Errno != fsop.EROFS {
-			r.drop(s)
-			return refuse(proto.NotServing, "the set has no primary that could open the session")
-		}
+	info, err := r.open(ctx, owner, a)
+	switch {
+	case errors.Is(err, fsop.EPERM):
+		r.drop(s)
+		return refuse(proto.Refused, "the session belongs to another client")
+	case errors.Is(err, fsop.ESTALE):
+		r.drop(s)
+		return refuse(proto.SessionEnded, "the session has ended: it was out of touch for too long")
+	case err != nil:
+		r.drop(s)
+		return refuse(proto.NotServing, err.Error())
 	}
 	// Everything that was acknowledged to anybody is applied here: this brick is in sync.
-	return s, proto.AttachReply{Seq: max(v.commit, 1)}
+	return s, proto.AttachReply{Seq: max(v.commit, 1), Opened: info.Opened}
+}
+
+// open makes sure that the set knows the session of a. A set that takes no
+// changes may not know it yet; then it is opened when its client comes again,
+// with its first change. ESTALE: the session has ended. EPERM: it is not a's.
+func (r *Replica) open(ctx context.Context, owner string, a *proto.Attach) (SessionInfo, error) {
+	info, known := r.session(a.Session)
+	switch {
+	case known && info.Owner != owner:
+		return info, fsop.EPERM
+	case a.Opened != 0 && (!known || info.Opened != a.Opened):
+		return info, fsop.ESTALE
+	case known && !info.Away:
+		return info, nil
+	}
+	d := r.forward(ctx, a.Session, proto.Do{Op: &fsop.OpenSession{Client: a.Client, Owner: owner, Opened: a.Opened}})
+	switch {
+	case d.Status != proto.OK:
+		return info, errors.New("the set has no primary that could open the session")
+	case d.Errno == fsop.EROFS:
+		return info, nil
+	case d.Errno != 0:
+		return info, d.Errno
+	}
+	info, _ = r.session(a.Session)
+	return info, nil
+}
+
+// session is what this brick knows of a session of the set.
+func (r *Replica) session(id cluster.SessionID) (SessionInfo, bool) {
+	for _, s := range r.store.Sessions() {
+		if s.ID == id {
+			return s, true
+		}
+	}
+	return SessionInfo{}, false
 }
 
 // drop forgets a session that never was.
@@ -154,15 +196,19 @@ func (r *Replica) attached() []cluster.SessionID {
 
 // Ping renews the client's cache lease.
 func (s *Session) Ping(p *proto.Ping) *proto.Pong {
-	_, ok := s.r.servingNow()
+	until, ok := s.r.servingNow()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.gone || !ok {
+	now := s.r.now()
+	// What others change when this brick's lease is over, nobody takes back from its
+	// clients: their leases end with it.
+	lease := min(cluster.Lease, until-now)
+	if s.gone || !ok || lease <= 0 {
 		return &proto.Pong{Stamp: p.Stamp}
 	}
 	s.lapsed = false
-	s.leaseEnd = s.r.now() + cluster.LeaseGuard
-	return &proto.Pong{Stamp: p.Stamp, Serving: true}
+	s.leaseEnd = max(s.leaseEnd, now+cluster.Outwait(lease))
+	return &proto.Pong{Stamp: p.Stamp, Serving: true, Lease: uint64(lease)}
 }
 
 // Forget takes away from what the client was given.
@@ -253,8 +299,8 @@ func (l *loop) tickSessions() {
 			continue
 		}
 		delete(l.seen, id)
-		l.log.Info("session ended: nobody has heard of it", "session", id, "for", cluster.SessionTimeout)
-		l.order(&request{do: proto.Do{Op: &fsop.CloseSession{Session: uint64(id)}}, done: make(chan proto.DoReply, 1)})
+		l.log.Info("session is away: nobody has heard of it", "session", id, "for", cluster.SessionTimeout)
+		l.order(&request{do: proto.Do{Op: &fsop.CloseSession{Session: uint64(id), Away: true}}, done: make(chan proto.DoReply, 1)})
 	}
 }
 
@@ -329,11 +375,27 @@ func (s *Session) Do(ctx context.Context, do *proto.Do) proto.DoReply {
 	case k >= fsop.KindOpenSession:
 		return proto.DoReply{Errno: fsop.EPERM}
 	case k.Mutates():
-		return s.mutate(ctx, do)
+		return s.backToAttach(s.mutate(ctx, do))
 	case k == fsop.KindFsync:
-		return s.r.forward(ctx, s.id, *do)
+		return s.backToAttach(s.r.forward(ctx, s.id, *do))
 	}
 	return s.read(ctx, do.Op)
+}
+
+// backToAttach sends a client whose session the set does not know, or no longer, to attach
+// it again: there it hears what became of it.
+func (s *Session) backToAttach(reply proto.DoReply) proto.DoReply {
+	if reply.Status != proto.OK || reply.Errno != fsop.ENOTCONN {
+		return reply
+	}
+	s.mu.Lock()
+	was := s.gone
+	s.gone = true
+	s.mu.Unlock()
+	if !was {
+		s.sink.Detached("the session was out of touch for long")
+	}
+	return proto.DoReply{Status: proto.NotServing}
 }
 
 // mutate has the primary carry out a mutation, and notes what the client may

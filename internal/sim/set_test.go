@@ -166,7 +166,7 @@ func newSet(t testing.TB, n int) *set {
 
 func (s *set) attach(t testing.TB, i int, id cluster.SessionID) *replica.Session {
 	for {
-		ses, reply := s.reps[s.bricks[i]].Attach(t.Context(), &proto.Attach{Version: proto.Version, Session: id}, sink{})
+		ses, reply := s.reps[s.bricks[i]].Attach(t.Context(), "", &proto.Attach{Version: proto.Version, Session: id}, sink{})
 		if reply.Status == proto.OK {
 			ses.Ping(&proto.Ping{})
 			return ses

@@ -228,14 +228,20 @@ func getLock(k, v []byte, l *Lock) error {
 type Session struct {
 	ID     cluster.SessionID
 	Client string
-	Opened int64 // ns since 1970
+	Owner  string // who opened it: no other may use it
+	Opened int64  // ns since 1970; with the ID, it names the session for ever
+	Since  int64  // when it was last opened or went away: windows from before are closed
+	Away   bool   // nobody has heard of it for long; it is kept for its replies
 }
 
 // Code implements codec.Coded.
 func (s *Session) Code(c *codec.Coder) {
 	codeVersion(c, "session")
 	c.I64(&s.Opened)
+	c.I64(&s.Since)
+	c.Bool(&s.Away)
 	c.String(&s.Client, 1024)
+	c.String(&s.Owner, 255)
 }
 
 // A Reply is what was answered to a request that changed something.

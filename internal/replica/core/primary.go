@@ -177,16 +177,14 @@ func (m *Machine) ProbeAck(now Instant, from BrickID, a *proto.ProbeAck) {
 	if p == nil {
 		return
 	}
-	if !a.Whole {
-		if p.state != Healing {
-			m.orderHeal(now, from)
-		}
+	if p.state != Probing {
+		// It has lost the thread, was compared or could not be, or began a new life: what
+		// was on the way to it does not fit any more, so a new round begins.
+		m.probe(now, from)
 		return
 	}
-	if p.state != Probing {
-		// It has lost the thread, or was compared: what was on the way to it does
-		// not fit any more, so a new round begins.
-		m.probe(now, from)
+	if !a.Whole {
+		m.orderHeal(now, from)
 		return
 	}
 	p.state = Streaming

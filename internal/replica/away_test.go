@@ -1,0 +1,144 @@
+package replica_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/fsop"
+	"mortar/internal/proto"
+	"mortar/internal/replica"
+)
+
+type sink struct{ detached chan string }
+
+func (s *sink) Invalidate(*proto.Inval) error { return nil }
+func (s *sink) Detached(text string)          { s.detached <- text }
+
+// A session that was out of touch for long comes back as what it was, and one that
+// has ended is not opened again; nor is another client's.
+func TestSessionsComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		home, other := w.nodes[w.order[0]].live(), w.nodes[w.order[1]].live()
+		attach := func(r *replica.Replica, opened int64, owner string) (*replica.Session, proto.AttachReply, *sink) {
+			t.Helper()
+			k := &sink{make(chan string, 1)}
+			s, reply := r.Attach(t.Context(), owner, &proto.Attach{Session: 1, Opened: opened, Client: "c"}, k)
+			return s, reply, k
+		}
+		s, first, k := attach(home, 0, "me")
+		if first.Status != proto.OK || first.Opened == 0 {
+			t.Fatalf("%+v", first)
+		}
+		if _, r, _ := attach(other, first.Opened, "another"); r.Status != proto.Refused {
+			t.Errorf("another client's attach: %+v, want a refusal", r)
+		}
+		if _, r, _ := attach(other, 0, "another"); r.Status != proto.Refused {
+			t.Errorf("another client's attach as if it were new: %+v, want a refusal", r)
+		}
+		do := func(s *replica.Session, n uint64, name string) proto.DoReply {
+			return s.Do(t.Context(), &proto.Do{Number: n, Acked: n, Op: &fsop.Setxattr{Ino: 1, Name: name, Value: []byte("v")}})
+		}
+		one := do(s, 1, "a")
+		if one.Status != proto.OK || one.Errno != 0 {
+			t.Fatalf("%+v", one)
+		}
+		// Its home says nothing of it any more, for longer than a session may be silent.
+		s.Detach()
+		time.Sleep(cluster.SessionTimeout + time.Second)
+		s, back, k2 := attach(other, first.Opened, "me")
+		if back.Status != proto.OK || back.Opened != first.Opened {
+			t.Fatalf("after %v: %+v, at first %+v", cluster.SessionTimeout, back, first)
+		}
+		if r := do(s, 1, "a"); r.Status != proto.OK || r.Errno != 0 || r.Reply.Seq != one.Reply.Seq {
+			t.Errorf("a change that was carried out before: %+v, want the answer of then: %+v", r, one)
+		}
+		// It is away again, and its home does not know.
+		primary := w.nodes[w.order[0]].live()
+		closer, r, _ := func() (*replica.Session, proto.AttachReply, *sink) {
+			k := &sink{make(chan string, 1)}
+			s, reply := primary.Attach(t.Context(), "me", &proto.Attach{Session: 2, Client: "c"}, k)
+			return s, reply, k
+		}()
+		if r.Status != proto.OK {
+			t.Fatalf("%+v", r)
+		}
+		closer.Detach()
+		w.isolate(w.order[1], true)
+		time.Sleep(cluster.SessionTimeout + 3*time.Second)
+		w.isolate(w.order[1], false)
+		w.settled(10 * time.Second)
+		s, back, k2 = attach(w.nodes[w.order[1]].live(), first.Opened, "me")
+		if back.Status != proto.OK || back.Opened != first.Opened {
+			t.Fatalf("after it was cut off with its home: %+v", back)
+		}
+		// It ends, as at an unmount. Whoever still speaks for it hears so.
+		if r := s.Do(t.Context(), &proto.Do{Number: 2, Acked: 2, Op: &fsop.CloseSession{Session: 1}}); r.Errno != 0 || r.Status != proto.OK {
+			t.Fatalf("%+v", r)
+		}
+		if _, r, _ := attach(home, first.Opened, "me"); r.Status != proto.SessionEnded {
+			t.Errorf("a session that ended: %+v, want SessionEnded", r)
+		}
+		_, _ = k, k2
+	})
+}
+
+// A change of a session that the set took for gone while its home was in touch is
+// not answered with an error: the client attaches again.
+func TestSessionTakenForGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		c := &client{w: w, id: 1, home: 1}
+		if err := c.set(ctx, "a", "1"); err != nil {
+			t.Fatal(err)
+		}
+		// The home's heartbeats do not tell of the session: it is silent for the primary.
+		w.losing(w.order[1], proto.KindBeatAck)
+		time.Sleep(300 * time.Millisecond)
+		w.losing(cluster.BrickID{}, proto.KindBeatAck)
+		for _, id := range w.order {
+			w.nodes[id].store.mu.Lock()
+			delete(w.nodes[id].store.sess, 1)
+			w.nodes[id].store.mu.Unlock()
+		}
+		if err := c.set(ctx, "a", "2"); err != nil {
+			t.Errorf("a change after the session was taken for gone: %v", err)
+		}
+	})
+}
+
+// A client's lease ends with its home's: nobody takes back from its caches what is
+// changed after that.
+func TestLeaseEndsWithTheHomes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		home := w.nodes[w.order[1]].live()
+		k := &sink{make(chan string, 1)}
+		s, r := home.Attach(t.Context(), "me", &proto.Attach{Session: 1, Client: "c"}, k)
+		if r.Status != proto.OK {
+			t.Fatalf("%+v", r)
+		}
+		time.Sleep(time.Second)
+		if p := s.Ping(&proto.Ping{}); !p.Serving || time.Duration(p.Lease) < cluster.Lease/2 || time.Duration(p.Lease) > cluster.Lease {
+			t.Fatalf("in touch with its primary: %+v", p)
+		}
+		w.isolate(w.order[1], true)
+		cut := time.Now()
+		var last time.Time // when the last lease is over
+		for range 40 {
+			time.Sleep(50 * time.Millisecond)
+			if p := s.Ping(&proto.Ping{}); p.Serving {
+				last = time.Now().Add(time.Duration(p.Lease))
+			}
+		}
+		if d := last.Sub(cut); d > cluster.Lease || d < cluster.Lease/2 {
+			t.Errorf("its client's last lease ends %v after the home was cut off, a lease is %v", d, cluster.Lease)
+		}
+		w.isolate(w.order[1], false)
+	})
+}
