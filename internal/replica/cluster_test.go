@@ -35,6 +35,7 @@ type memStore struct {
 	locks     map[fsop.Ino]lockHolder
 	whole     bool
 	base      cluster.Pos
+	image     *memSource // the state at base, if that is not the beginning
 	failed    chan struct{}
 	giveUp    bool // the next Execute ends its goroutine, as a store does that must not go on
 	err       error
@@ -62,9 +63,15 @@ func newMemStore() *memStore {
 	return s
 }
 
+// clear goes back to the state at base.
 func (s *memStore) clear() {
+	s.applied = 0
+	if i := s.image; i != nil {
+		s.xattr, s.sess, s.replies, s.locks = maps.Clone(i.xattr), maps.Clone(i.sess), maps.Clone(i.reply), maps.Clone(i.locks)
+		return
+	}
 	s.xattr, s.replies = map[string]string{}, map[string]*fsop.Reply{}
-	s.sess, s.locks, s.applied = map[cluster.SessionID]replica.SessionInfo{}, map[fsop.Ino]lockHolder{}, 0
+	s.sess, s.locks = map[cluster.SessionID]replica.SessionInfo{}, map[fsop.Ino]lockHolder{}
 }
 
 func (s *memStore) Tail() cluster.Pos {
@@ -349,8 +356,8 @@ func (s *memStore) Heal(ctx context.Context, pos cluster.Pos, call func(context.
 	src := ctx.Value(peerKey{}).(*world).store(pos)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.image = src
 	s.clear()
-	s.xattr, s.sess, s.replies, s.locks = maps.Clone(src.xattr), maps.Clone(src.sess), maps.Clone(src.reply), maps.Clone(src.locks)
 	s.base, s.entries, s.flushed, s.whole = pos, nil, 0, true
 	return nil
 }
