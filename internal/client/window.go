@@ -184,11 +184,12 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	if resizes(op) {
 		return w.resize(ctx, ino, op)
 	}
+	before := w.underWay()
 	reply, err := w.next.Do(ctx, op)
 	if err != nil {
 		return reply, err // with an Errno goes the position, at which a name was absent
 	}
-	return w.refresh(ctx, reply)
+	return w.refresh(ctx, reply, before)
 }
 
 // subject is the inode that op is about, if it may be a file with writes in its window.
@@ -252,13 +253,31 @@ func (w *windows) resize(ctx context.Context, ino fsop.Ino, op fsop.Op) (*fsop.R
 	if err != nil {
 		return nil, err
 	}
-	return w.refresh(ctx, reply)
+	return w.refresh(ctx, reply, nil)
 }
 
-// refresh replaces attributes that a reply has of files with writes that it cannot know of.
-func (w *windows) refresh(ctx context.Context, reply *fsop.Reply) (*fsop.Reply, error) {
+// underWay returns the files with writes that have not arrived. An answer that is
+// asked for now may be from before these writes, and get here after they have arrived.
+// Writes that are acknowledged later are no matter: the kernel ignores what an
+// answer says of a file that was written to since it asked.
+func (w *windows) underWay() []fsop.Ino {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var inos []fsop.Ino
+	for _, f := range w.files {
+		if f.dirty() {
+			inos = append(inos, f.ino)
+		}
+	}
+	return inos
+}
+
+// refresh replaces attributes that a reply has of files with writes that it
+// cannot know of: those that have not arrived, and those that had not when it
+// was asked for (before).
+func (w *windows) refresh(ctx context.Context, reply *fsop.Reply, before []fsop.Ino) (*fsop.Reply, error) {
 	stale := func(a *fsop.Attr) error {
-		if a.Ino == 0 || !w.dirty(a.Ino) {
+		if a.Ino == 0 || !slices.Contains(before, a.Ino) && !w.dirty(a.Ino) {
 			return nil
 		}
 		if err := w.drain(ctx, a.Ino); err != nil {
@@ -308,7 +327,7 @@ func (w *windows) create(ctx context.Context, op *fsop.Create) (*fsop.Reply, err
 		return nil, err
 	}
 	if !reply.Window {
-		return w.refresh(ctx, reply)
+		return w.refresh(ctx, reply, nil)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -464,3 +464,38 @@ func TestRecallOfAFullWindow(t *testing.T) {
 		})
 	}
 }
+
+// late hands the reply to the first Lookup over when it is told to.
+type late struct {
+	next fsop.Handler
+	made chan struct{} // closed when the reply is made
+	now  chan struct{}
+	once sync.Once
+}
+
+func (l *late) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+	r, err := l.next.Do(ctx, op)
+	if op.Kind() == fsop.KindLookup {
+		l.once.Do(func() { close(l.made); <-l.now })
+	}
+	return r, err
+}
+
+// A reply that was made before a write arrived, and gets here after it has,
+// does not say what the file was before.
+func TestReplyThatAWriteOvertook(t *testing.T) {
+	withWindows(t, 1, func(ctx context.Context, w *windows, g *granter) {
+		l := &late{next: g, made: make(chan struct{}), now: make(chan struct{})}
+		w.next = l
+		ino := mustDo(t, w, &fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: "f", Mode: 0o644}}).Attr.Ino
+		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("contents")})
+		looked := make(chan *fsop.Reply, 1)
+		go func() { looked <- mustDo(t, w, &fsop.Lookup{Parent: fsop.RootIno, Name: "f"}) }()
+		<-l.made
+		mustDo(t, w, &fsop.Flush{Ino: ino})
+		close(l.now)
+		if a := (<-looked).Attr; a.Size != 8 {
+			t.Errorf("the file has %d bytes, want 8", a.Size)
+		}
+	})
+}

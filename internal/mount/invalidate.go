@@ -2,6 +2,7 @@ package mount
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -81,7 +82,7 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 			}
 			group.left.Add(1)
 			group.exists = group.exists || exists
-			names = append(names, &entryJob{dir: e.Ino, name: e.Name, group: group})
+			names = append(names, &entryJob{dir: e.Ino, name: e.Name, exists: exists, group: group})
 			urgent = urgent || m.inflight.isChanging(e.Ino)
 		}
 	}
@@ -162,24 +163,29 @@ func (m *Mount) invalAttr(ctx context.Context, ino fsop.Ino) error {
 type entryGroup struct {
 	exists  bool // some of the names exist, as far as the kernel knows
 	left    atomic.Int32
-	skip    atomic.Bool   // no longer needed
+	skip    atomic.Bool   // no longer needed, but for names that exist
 	done    chan struct{} // closed when left gets to 0
 	errOnce sync.Once
 	err     error
 }
 
 type entryJob struct {
-	dir   fsop.Ino
-	name  string
-	group *entryGroup
+	dir    fsop.Ino
+	name   string
+	exists bool // as far as the kernel knows
+	group  *entryGroup
 }
 
 func (j *entryJob) run(d *device) {
-	if !j.group.skip.Load() {
+	if j.exists || !j.group.skip.Load() {
 		if err := d.invalEntry(j.dir, j.name); err == unix.ENOTCONN {
 			j.group.errOnce.Do(func() { j.group.err = err })
 		}
 	}
+	j.leave()
+}
+
+func (j *entryJob) leave() {
 	if j.group.left.Add(-1) == 0 {
 		close(j.group.done)
 	}
@@ -208,6 +214,8 @@ func (m *Mount) runEntries() {
 // holds the directory's lock has been answered; that does not wait for it now.
 func (m *Mount) invalNames(ctx context.Context, jobs []*entryJob, g *entryGroup, urgent bool) error {
 	if urgent && m.features.Epoch {
+		m.behind.add(g)
+		m.finish(jobs, g)
 		return m.dev.incEpoch()
 	}
 	began := time.Now()
@@ -236,7 +244,8 @@ func (m *Mount) invalNames(ctx context.Context, jobs []*entryJob, g *entryGroup,
 			return ctx.Err()
 		}
 		if m.features.Epoch {
-			g.skip.Store(true)
+			m.behind.add(g)
+			m.finish(jobs[sent:], g)
 			return m.dev.incEpoch()
 		}
 		if sent == len(jobs) && (!g.exists || time.Since(began) >= existsPatience) {
@@ -245,6 +254,67 @@ func (m *Mount) invalNames(ctx context.Context, jobs []*entryJob, g *entryGroup,
 		patience.Reset(entryPatience)
 	}
 }
+
+// finish has the workers take back names behind an increment of the epoch. That
+// has made the kernel ask before it uses the names, and left them in their
+// places; but a directory can be in one place only. A system call that finds a
+// directory at its new name while the kernel has it at the old one must move it
+// there, needs locks for that which it does not wait for, and fails with ESTALE
+// if they are taken. A rename(2) has taken them itself.
+func (m *Mount) finish(jobs []*entryJob, g *entryGroup) {
+	g.skip.Store(true)
+	for _, j := range jobs {
+		if j.exists {
+			select {
+			case m.entries <- j:
+				continue
+			default: // far behind: these stay until somebody looks
+			}
+		}
+		j.leave()
+	}
+}
+
+// behind are the names that are being taken back behind an increment of the epoch.
+type behind struct {
+	mu     sync.Mutex
+	groups []*entryGroup
+}
+
+func (b *behind) add(g *entryGroup) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.groups = append(b.unfinished(), g)
+}
+
+func (b *behind) unfinished() []*entryGroup {
+	b.groups = slices.DeleteFunc(b.groups, func(g *entryGroup) bool { return g.left.Load() == 0 })
+	return b.groups
+}
+
+// await waits until all is taken back that was to be when it was called, or for
+// behindPatience: the caller's request may itself hold the lock that is needed.
+func (b *behind) await(ctx context.Context) {
+	b.mu.Lock()
+	groups := slices.Clone(b.unfinished())
+	b.mu.Unlock()
+	if len(groups) == 0 {
+		return
+	}
+	patience := time.NewTimer(behindPatience)
+	defer patience.Stop()
+	for _, g := range groups {
+		select {
+		case <-g.done:
+		case <-patience.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+const behindPatience = 5 * time.Millisecond
 
 // existsPatience is entryPatience for names that exist, on a kernel without epochs.
 const existsPatience = 15 * time.Millisecond

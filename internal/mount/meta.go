@@ -213,6 +213,9 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	if err != nil {
 		return f.status(r, err)
 	}
+	if reply.Attr.IsDir() && f.nodes.knows(reply.Attr.Ino) {
+		f.behind.await(r) // it may be at another name still, see finish
+	}
 	return f.found(r, &reply.Attr, reply.Seq, dir, name, out)
 }
 

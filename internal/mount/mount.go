@@ -67,6 +67,7 @@ type Mount struct {
 	pages    *pageQueue
 	given    *givenNames
 	names    *nameCache
+	behind   behind
 	lastFh   atomic.Uint64
 	ready    chan struct{} // closed when mounted
 

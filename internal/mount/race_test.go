@@ -509,3 +509,43 @@ func TestUnknownNames(t *testing.T) {
 		})
 	}
 }
+
+// A directory that another mount moved is renamed here, by a process that has
+// not looked at it since. The kernel had it at its old name when it was told, and
+// could not take that away: something was under way in the old parent.
+func TestMovedDirectory(t *testing.T) {
+	mem := memfs.New()
+	g := &gate{}
+	a := newMount(t, mem, Options{}, gated(g))
+	b := newMount(t, mem, Options{})
+	in := func(m *mounted, p string) string { return filepath.Join(m.dir, p) }
+	for _, d := range []string{"p2", "p3"} {
+		if err := os.Mkdir(in(a, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 20 {
+		x, y, z := fmt.Sprint("x", i), fmt.Sprint("p2/y", i), fmt.Sprint("p3/z", i)
+		if err := os.Mkdir(in(a, x), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		held, release := holdOnce(g, kindIs(fsop.KindMkdir))
+		made := make(chan error, 1)
+		go func() { made <- os.Mkdir(in(a, fmt.Sprint("slow", i)), 0o755) }()
+		<-held // it has the lock of a's root in the kernel
+		if err := os.Rename(in(b, x), in(b, y)); err != nil {
+			t.Fatal(err)
+		}
+		release()
+		g.set(nil)
+		if err := <-made; err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Rename(in(a, y), in(a, z)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(in(b, z)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

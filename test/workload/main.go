@@ -12,6 +12,7 @@
 //	workload ring      create at once what every other mount has cached as absent
 //	workload files     make many small files
 //	workload fill      write until the disk is full
+//	workload stress    do everything to names in shared directories
 //	workload fsx       compare a file with a model, operation by operation
 //
 // Each prints one JSON object on standard output (manifest: lines) and exits
@@ -49,12 +50,13 @@ var commands = map[string]func(fs *flag.FlagSet, args []string) (verdict, error)
 	"files":     files,
 	"fill":      fill,
 	"fsx":       exercise,
+	"stress":    stress,
 }
 
 func main() {
 	runtime.GOMAXPROCS(8) // threads block in the kernel, and must not keep each other waiting
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill|fsx [flags]")
+		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill|fsx|stress [flags]")
 		os.Exit(2)
 	}
 	v, err := commands[os.Args[1]](flag.NewFlagSet("workload "+os.Args[1], flag.ExitOnError), os.Args[2:])

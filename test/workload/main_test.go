@@ -215,3 +215,29 @@ func TestFillANearlyFullDisk(t *testing.T) {
 		t.Errorf("a disk with room: %d %s %+v", code, text, f)
 	}
 }
+
+// A local file system explains all errors that stress meets.
+func TestStress(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	if code, words := workload(t, nil, "stress", "-dir", dir, "-make", "-anchors", "50"); code != 0 {
+		t.Fatal(words)
+	}
+	var wg sync.WaitGroup
+	for seed := range 3 {
+		wg.Go(func() {
+			var s Stressing
+			code, words := workload(t, &s, "stress", "-dir", dir, "-anchors", "50", "-duration", "1s", "-seed", fmt.Sprint(seed+1))
+			if code != 0 || s.Held == 0 || s.Lists == 0 {
+				t.Errorf("exit code %d: %s\n%+v", code, words, &s)
+			}
+		})
+	}
+	wg.Wait()
+	// What is not there, and must be, is missed.
+	if err := os.Remove(filepath.Join(dir, "a", anchorName(7))); err != nil {
+		t.Fatal(err)
+	}
+	if code, words := workload(t, nil, "stress", "-dir", dir, "-anchors", "50", "-duration", "1s"); code != 1 || !strings.Contains(words, "missing in the listing") {
+		t.Errorf("exit code %d: %s", code, words)
+	}
+}
