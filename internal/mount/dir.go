@@ -87,7 +87,13 @@ func (f *fileSystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 			if eo == nil {
 				break
 			}
-			f.found(r, &d.Attr, list.seq, dir, d.Name, eo)
+			if f.nodes.outdated(d.Ino, list.seq, r.began) {
+				// The kernel would believe the attributes, since it asked for them just
+				// now. Without an inode it takes the entry for a name alone.
+				f.nodes.unused(d.Ino)
+			} else {
+				f.found(r, &d.Attr, list.seq, dir, d.Name, eo)
+			}
 		}
 		given++
 	}
@@ -142,7 +148,7 @@ func (m *Mount) dropListings(dir fsop.Ino) {
 // list returns entries that follow cookie: what the last reply left over, or
 // else the handler's. Leftovers may have been overtaken by changes, which a
 // listing that was begun before them need not show; but the kernel may not cache
-// them then, see nodes.fresh.
+// them then, see nodes.fresh, nor be told what a file was before, see nodes.outdated.
 func (f *fileSystem) list(r *request, dir fsop.Ino, cookie uint64, plus bool) (*listing, error) {
 	if cookie != 0 {
 		if l := f.listings.take(dir, cookie, plus); l != nil {

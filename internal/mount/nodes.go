@@ -252,6 +252,22 @@ func (t *nodes) fresh(ino fsop.Ino, seq uint64, b began) bool {
 	return t.freshLocked(s, ino, seq, b)
 }
 
+// outdated says whether ino was changed, by this mount or by others, since an
+// answer about it was asked for that was true at seq.
+func (t *nodes) outdated(ino fsop.Ino, seq uint64, b began) bool {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.known[ino]; !known {
+		return false // nor does the kernel have attributes that are better
+	}
+	unknown := s.unknown
+	if o, ok := s.told[ino]; ok {
+		unknown = o.unknown
+	}
+	return unknown > b.clock || !t.freshLocked(s, ino, seq, b)
+}
+
 // read is fresh for a reply that is the inode's attributes: from then on the
 // replica tells of its next change.
 func (t *nodes) read(a *fsop.Attr, seq uint64, b began) bool {

@@ -549,3 +549,59 @@ func TestMovedDirectory(t *testing.T) {
 		}
 	}
 }
+
+// A listing that goes on does not bring back what a file was when it began.
+func TestListingGoesOn(t *testing.T) {
+	for _, own := range []bool{true, false} {
+		t.Run(fmt.Sprint("changed by this mount: ", own), func(t *testing.T) {
+			mem := memfs.New()
+			maker := newMount(t, mem, Options{})
+			// So many that the kernel asks several times, and the handler is asked once.
+			const n = 200
+			name := func(i int) string { return fmt.Sprintf("%0200d", i) }
+			for i := range n {
+				if err := os.WriteFile(filepath.Join(maker.dir, name(i)), nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m := newMount(t, mem, Options{})
+			writer := maker
+			if own {
+				writer = m
+			}
+			d, err := unix.Open(m.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(d)
+			list := func() bool {
+				got, err := unix.Getdents(d, make([]byte, 8192)) // takes all that one answer has
+				if err != nil {
+					t.Fatal(err)
+				}
+				return got > 0
+			}
+			list()
+			for i := range n {
+				path := filepath.Join(m.dir, name(i))
+				if err := os.WriteFile(filepath.Join(writer.dir, name(i)), []byte("contents"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				if got := size(path); got != 8 {
+					t.Fatalf("file %d has %d bytes, want 8", i, got)
+				}
+				size(filepath.Join(m.dir, name(0))) // a sign for the kernel that attributes are wanted with names
+			}
+			for list() {
+				for i := range n {
+					// What the kernel has, without a question: a read under way ends there.
+					var st unix.Statx_t
+					path := filepath.Join(m.dir, name(i))
+					if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_SIZE, &st); err != nil || st.Size != 8 {
+						t.Fatalf("the kernel takes file %d for %d bytes long, want 8: %v", i, st.Size, err)
+					}
+				}
+			}
+		})
+	}
+}
