@@ -1,8 +1,10 @@
 package brick
 
 import (
+	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"mortar/internal/brick/meta"
 	"mortar/internal/cluster"
@@ -86,6 +88,39 @@ func FuzzLocks(f *testing.F) {
 	})
 }
 
+// A session that held ten thousand locks and is gone lets go of all of them in one
+// change, which takes a moment and not more.
+func TestManyLocksOfADeadSession(t *testing.T) {
+	o := newBrick(t)
+	run := func(session cluster.SessionID, number uint64, op fsop.Op) {
+		t.Helper()
+		e := o.entry(op)
+		e.Session, e.Number = session, number
+		if number > 0 {
+			e.Acked = number - 1
+		}
+		if _, err := o.Execute(e, nil); err != nil {
+			t.Fatalf("%s: %v", fsop.String(op), err)
+		}
+	}
+	run(7, 0, &fsop.OpenSession{Client: "dies"})
+	run(8, 0, &fsop.OpenSession{Client: "waits"})
+	const n = 10000
+	var inos []fsop.Ino
+	for i := range n {
+		inos = append(inos, o.create(fsop.RootIno, fmt.Sprint(i)))
+		run(7, uint64(i+1), &fsop.Setlk{Ino: inos[i], Lock: fsop.Lock{Type: fsop.LockWrite, End: lockEnd, Owner: 1}})
+	}
+	began := time.Now()
+	run(0, 0, &fsop.CloseSession{Session: 7})
+	if took := time.Since(began); took > 10*time.Second { // tens of milliseconds on a quiet machine
+		t.Errorf("it took %v", took)
+	}
+	for i := range n {
+		run(8, uint64(i+1), &fsop.Setlk{Ino: inos[i], Lock: fsop.Lock{Type: fsop.LockWrite, End: lockEnd, Owner: 1}})
+	}
+}
+
 // Ranges that make no sense are refused, and a file has no more locks than it may
 // have, also where an unlocking would make two of one.
 func TestLockLimits(t *testing.T) {
@@ -109,8 +144,17 @@ func TestLockLimits(t *testing.T) {
 	set(fsop.EINVAL, fsop.LockWrite, 5, 4)
 	set(fsop.EINVAL, fsop.LockWrite, 1<<63, 1<<64-1)
 	set(nil, fsop.LockWrite, 0, 1<<64-1) // to the end, wherever that is
-	for i := range uint64(maxInoLocks - 1) {
-		set(nil, fsop.LockUnlock, 2*i+1, 2*i+1)
+	set(nil, fsop.LockUnlock, 1, 1)      // two of one
+	if n := len(o.locks[f]); n != 2 {
+		t.Fatalf("%d locks, want 2", n)
+	}
+	// As if that had been done again and again.
+	last := o.locks[f][1]
+	for i := uint64(3); len(o.locks[f]) < maxInoLocks; i += 2 {
+		l := last
+		l.Start, l.End = i-1, i-1
+		o.locks[f] = slices.Insert(o.locks[f], len(o.locks[f])-1, l)
+		o.locks[f][len(o.locks[f])-1].Start = i + 1
 	}
 	set(fsop.ENOLCK, fsop.LockUnlock, 1<<40, 1<<40)
 	set(nil, fsop.LockUnlock, 0, 0) // which leaves one less

@@ -91,7 +91,9 @@ func (f *Failover) Decide() Verdict {
 				refusal = &r
 			}
 		case id == f.Leaving:
-		case r.Reply.Trusted:
+		// One that claims to have kept everything, and ends below what it once had
+		// made durable, is an older image of itself.
+		case r.Reply.Trusted && r.Reply.Tail.Compare(cfg.Floor) >= 0:
 			trusted = append(trusted, r)
 			sealed = append(sealed, r)
 		default:

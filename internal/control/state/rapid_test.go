@@ -275,13 +275,14 @@ func TestFailoverProperties(t *testing.T) {
 				Tail: cluster.Pos{Epoch: cluster.Epoch(rapid.IntRange(3, 5).Draw(t, "epoch")), Seq: uint64(rapid.IntRange(0, 20).Draw(t, "seq"))}}})
 		}
 		v := f.Decide()
+		kept := func(r SealResult) bool { return r.Reply.Trusted && r.Reply.Tail.Compare(f.Config.Floor) >= 0 }
 		trusted, refused := 0, false
 		for _, r := range f.Results {
 			if !r.Answered || !f.Config.IsInSync(r.Brick) {
 				continue
 			}
 			refused = refused || !r.Reply.Sealed
-			if r.Reply.Sealed && r.Reply.Trusted && r.Brick != f.Leaving {
+			if r.Reply.Sealed && kept(r) && r.Brick != f.Leaving {
 				trusted++
 			}
 		}
@@ -307,12 +308,12 @@ func TestFailoverProperties(t *testing.T) {
 			t.Fatalf("%d bricks are known to have everything and %d are in sync", trusted, len(v.Next.InSync))
 		case trusted == 0 && len(v.Next.InSync) != 1:
 			t.Fatal("bricks that may differ are in sync")
-		case trusted == 0 && lead.Reply.Tail.Compare(f.Config.Floor) < 0:
+		case lead.Reply.Tail.Compare(f.Config.Floor) < 0:
 			t.Fatal("a brick leads that lacks what was durable")
 		}
 		for _, b := range v.Next.InSync {
 			r := f.result(b)
-			if !r.Reply.Sealed || trusted > 0 && !r.Reply.Trusted || r.Reply.Tail.Compare(lead.Reply.Tail) > 0 {
+			if !r.Reply.Sealed || trusted > 0 && !kept(r) || r.Reply.Tail.Compare(lead.Reply.Tail) > 0 {
 				t.Fatalf("brick %v should not be in sync", b)
 			}
 		}
