@@ -204,9 +204,6 @@ func (v View) Orphans(fn func(fsop.Ino) bool) error {
 	})
 }
 
-// Orphan says whether ino has lost its last name.
-func (v View) Orphan(ino fsop.Ino) (bool, error) { return v.has(key1(tableOrphan, uint64(ino))) }
-
 func (v View) has(k []byte) (bool, error) {
 	val, c, err := v.get(k)
 	if val == nil || err != nil {
