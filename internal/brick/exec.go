@@ -85,7 +85,8 @@ func (b *Brick) Execute(e *proto.Entry, raw []byte) (*Result, error) {
 	if err := b.Err(); err != nil {
 		return nil, err
 	}
-	if _, ok := e.Op.(*fsop.Write); ok {
+	switch e.Op.(type) {
+	case *fsop.Write, *fsop.Make:
 		if err := b.waitForSettling(); err != nil {
 			return nil, err
 		}
@@ -218,6 +219,10 @@ func (x *exec) do() error {
 		return x.setlk(op)
 	case *fsop.CloseWindow:
 		return x.closeWindow(op)
+	case *fsop.Reserve:
+		return x.reserveInos()
+	case *fsop.Make:
+		return x.make(op)
 	case *fsop.OpenSession:
 		return x.openSession(op)
 	case *fsop.CloseSession:

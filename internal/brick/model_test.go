@@ -51,6 +51,7 @@ type mSession struct {
 	owner   string
 	opened  int64
 	away    bool
+	free    [][]fsop.Ino // of each Reserve that counts, what was not used
 	acked   uint64
 	replies map[uint64]fsop.Reply
 }
@@ -82,6 +83,7 @@ func (m *model) clone() *model {
 	for id, s := range m.sessions {
 		k := *s
 		k.replies = maps.Clone(s.replies)
+		k.free = slices.Clone(s.free)
 		c.sessions[id] = &k
 	}
 	return &c
@@ -202,7 +204,45 @@ func (x *mExec) op() error {
 		}
 		return x.make(&op.Node, syscall.S_IFREG|op.Mode, 0, "")
 	case *fsop.Mkdir:
-		return x.make(&op.Node, syscall.S_IFDIR|op.Mode, 0, "")
+		if err := x.make(&op.Node, syscall.S_IFDIR|op.Mode, 0, ""); err != nil {
+			return err
+		}
+		x.ask(x.r.reply.Attr.Ino, op.Window)
+		return nil
+	case *fsop.Reserve:
+		s := x.sessions[x.e.Session]
+		if s == nil {
+			return fsop.EINVAL
+		}
+		var free []fsop.Ino
+		for range fsop.ReserveCount {
+			free = append(free, fsop.MakeIno(x.set, x.next))
+			x.next++
+		}
+		s.free = append(s.free, free)
+		if len(s.free) > fsop.ReserveKept {
+			s.free = s.free[1:]
+		}
+		x.r.reply.Off = uint64(free[0])
+		x.changed = true
+		return nil
+	case *fsop.Make:
+		return x.foretold(op)
+	case *fsop.CloseWindow:
+		id := cluster.SessionID(op.Session)
+		if x.e.Session != 0 && x.e.Session != id {
+			return fsop.EPERM
+		}
+		n, err := x.get(op.Ino)
+		if err != nil {
+			return err
+		}
+		if id != 0 && n.attr.Window == uint64(id) {
+			n.attr.Window = 0
+			x.changed = true
+			x.r.released = append(x.r.released, op.Ino)
+		}
+		return nil
 	case *fsop.Mknod:
 		switch op.Mode & syscall.S_IFMT {
 		case syscall.S_IFCHR, syscall.S_IFBLK:
@@ -268,6 +308,9 @@ func (x *mExec) op() error {
 		}
 		x.changed = true
 		for ino, n := range x.inodes {
+			if n.attr.Window == op.Session {
+				n.attr.Window = 0
+			}
 			had := false
 			for o := range n.posix {
 				if o.session == id {
@@ -302,6 +345,61 @@ func (x *mExec) op() error {
 		return nil
 	}
 	return fsop.EINVAL
+}
+
+// ask gives the window of a new inode.
+func (x *mExec) ask(ino fsop.Ino, w fsop.Window) {
+	if w&fsop.WindowAsk != 0 && x.e.Session != 0 {
+		x.inodes[ino].attr.Window = uint64(x.e.Session)
+		x.r.reply.Window = true
+	}
+}
+
+// foretold makes a file whose number was reserved: as a Create, a Write and a
+// Setattr would.
+func (x *mExec) foretold(op *fsop.Make) error {
+	d, err := x.dir(op.Parent)
+	if err != nil {
+		return err
+	}
+	w := op.First
+	if w.Append || w.Then.Valid&fsop.SetSize != 0 {
+		return fsop.EINVAL
+	}
+	if x.e.Session == 0 || d.attr.Window != uint64(x.e.Session) {
+		return fsop.EIO
+	}
+	s, found := x.sessions[x.e.Session], false
+	for i, free := range s.free {
+		if at := slices.Index(free, w.Ino); at >= 0 {
+			s.free[i], found = slices.Delete(slices.Clone(free), at, at+1), true
+		}
+	}
+	if !found {
+		return fsop.EIO
+	}
+	next := x.next
+	x.next = uint64(w.Ino)
+	err = x.make(&op.Node, syscall.S_IFREG|op.Mode, 0, "")
+	if x.next = next; err != nil {
+		return err
+	}
+	if len(w.Data) > 0 {
+		w.Window = 0
+		if err := x.write(&w); err != nil {
+			return err
+		}
+	}
+	if w.Then.Valid != 0 {
+		then := w.Then
+		then.Ino = w.Ino
+		if err := x.setattr(&then); err != nil {
+			return err
+		}
+	}
+	x.r.reply.Attr = x.inodes[w.Ino].attrs()
+	x.ask(w.Ino, op.First.Window)
+	return nil
 }
 
 func (x *mExec) make(p *fsop.Node, mode, rdev uint32, target string) error {

@@ -12,6 +12,11 @@ const permMask = 0o7777
 
 // makeNode makes an inode with one name. mode has the type.
 func (x *exec) makeNode(p *fsop.Node, mode uint32) (n *work, err error) {
+	return x.makeNodeAs(p, mode, 0)
+}
+
+// makeNodeAs is makeNode for an inode of the number ino; 0: the next one.
+func (x *exec) makeNodeAs(p *fsop.Node, mode uint32, ino fsop.Ino) (n *work, err error) {
 	dir, err := x.dir(p.Parent)
 	if err != nil {
 		return nil, err
@@ -24,7 +29,10 @@ func (x *exec) makeNode(p *fsop.Node, mode uint32) (n *work, err error) {
 	} else if ok {
 		return nil, fsop.EEXIST
 	}
-	n = x.newNode(mode, p.UID, p.GID)
+	if ino == 0 {
+		ino = x.nextIno()
+	}
+	n = x.newNode(ino, mode, p.UID, p.GID)
 	if dir.Mode&syscall.S_ISGID != 0 {
 		n.GID = dir.GID
 		if n.IsDir() {
@@ -41,14 +49,19 @@ func (x *exec) makeNode(p *fsop.Node, mode uint32) (n *work, err error) {
 	return n, nil
 }
 
-func (x *exec) newNode(mode, uid, gid uint32) *work {
+func (x *exec) nextIno() fsop.Ino {
+	ino := fsop.MakeIno(x.b.set, x.state.NextIno)
+	x.state.NextIno++
+	return ino
+}
+
+func (x *exec) newNode(ino fsop.Ino, mode, uid, gid uint32) *work {
 	n := &work{}
 	n.Attr = fsop.Attr{
-		Ino: fsop.MakeIno(x.b.set, x.state.NextIno), Mode: mode, Nlink: 1, UID: uid, GID: gid,
+		Ino: ino, Mode: mode, Nlink: 1, UID: uid, GID: gid,
 		Atime: x.e.Time, Mtime: x.e.Time, Ctime: x.e.Time,
 	}
 	n.baseKnown = true
-	x.state.NextIno++
 	x.state.Inodes++
 	x.nodes = append(x.nodes, n)
 	x.touch(n)
@@ -85,8 +98,11 @@ func (x *exec) create(op *fsop.Create) error {
 }
 
 func (x *exec) mkdir(op *fsop.Mkdir) error {
-	_, err := x.makeNode(&op.Node, syscall.S_IFDIR|op.Mode&permMask)
-	return err
+	n, err := x.makeNode(&op.Node, syscall.S_IFDIR|op.Mode&permMask)
+	if err != nil {
+		return err
+	}
+	return x.window(n, op.Window&fsop.WindowAsk)
 }
 
 func (x *exec) mknod(op *fsop.Mknod) error {
@@ -338,7 +354,7 @@ func (x *exec) rename(op *fsop.Rename) error {
 	src.Ctime = x.e.Time
 	x.touch(src)
 	if op.Flags&fsop.RenameWhiteout != 0 {
-		x.addEntry(from, op.Name, x.newNode(syscall.S_IFCHR, 0, 0))
+		x.addEntry(from, op.Name, x.newNode(x.nextIno(), syscall.S_IFCHR, 0, 0))
 	}
 	x.reply.Attr = src.Attr
 	return nil

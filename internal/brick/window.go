@@ -1,6 +1,10 @@
 package brick
 
 import (
+	"slices"
+	"syscall"
+
+	"mortar/internal/brick/meta"
 	"mortar/internal/cluster"
 	"mortar/internal/fsop"
 )
@@ -68,4 +72,72 @@ func (x *exec) closeWindow(op *fsop.CloseWindow) error {
 		x.closeTheWindow(n)
 	}
 	return nil
+}
+
+// reserveInos executes Reserve.
+func (x *exec) reserveInos() error {
+	s := x.b.sessions[x.e.Session]
+	if s == nil {
+		return fsop.EINVAL // the system needs none
+	}
+	first := x.state.NextIno
+	x.state.NextIno += fsop.ReserveCount
+	r := append(slices.Clone(s.Reserved), meta.Reserved{First: first})
+	x.setReserved(s, r[max(0, len(r)-fsop.ReserveKept):])
+	x.reply.Off = uint64(fsop.MakeIno(x.b.set, first))
+	x.changed = true
+	return nil
+}
+
+// takeIno plans to use an inode number that was set aside for the entry's session.
+func (x *exec) takeIno(ino fsop.Ino) bool {
+	s := x.b.sessions[x.e.Session]
+	if s == nil || ino.Set() != x.b.set {
+		return false
+	}
+	r := slices.Clone(s.Reserved)
+	n := uint64(ino - fsop.MakeIno(x.b.set, 0))
+	for i := range r {
+		if r[i].Take(n) {
+			x.setReserved(s, r)
+			return true
+		}
+	}
+	return false
+}
+
+func (x *exec) setReserved(s *session, r []meta.Reserved) {
+	rec := s.Session
+	rec.Reserved = r
+	x.batch.SetSession(&rec)
+	x.onCommit(func(*Brick) { s.Reserved = r })
+}
+
+// make executes Make.
+func (x *exec) make(op *fsop.Make) error {
+	dir, err := x.dir(op.Parent)
+	if err != nil {
+		return err
+	}
+	w := op.First
+	if w.Append || w.Then.Valid&fsop.SetSize != 0 {
+		return fsop.EINVAL
+	}
+	if x.e.Session == 0 || x.b.holder(&dir.node) != x.e.Session || !x.takeIno(w.Ino) {
+		return fsop.EIO
+	}
+	n, err := x.makeNodeAs(&op.Node, syscall.S_IFREG|op.Mode&permMask, w.Ino)
+	if err != nil {
+		return err
+	}
+	w.Window &= fsop.WindowAsk
+	if len(w.Data) > 0 {
+		return x.write(&w)
+	}
+	if w.Then.Valid != 0 {
+		x.setOwner(n, &w.Then)
+		x.setTimes(n, &w.Then)
+		x.reply.Attr = n.Attr
+	}
+	return x.window(n, w.Window)
 }

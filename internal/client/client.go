@@ -153,6 +153,16 @@ func New(cfg Config) *Client {
 	c.chain = &numbering{c, &sending{c}}
 	if cfg.Windows {
 		c.windows = newWindows(c.chain, func() uint64 { return uint64(c.Session()) })
+		c.windows.hooks = hooks{
+			unused: func(ino fsop.Ino) {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				c.dropped[ino]++
+			},
+			lost: func(effects []proto.Effect) {
+				c.wg.Go(func() { _ = c.cfg.Kernel.Invalidate(c.life, 0, effects) }) // ends with the session at the latest
+			},
+		}
 		c.chain = c.windows
 	}
 	c.chain = &limit{c, c.chain}
@@ -182,6 +192,9 @@ func (c *Client) Ready() <-chan struct{} { return c.ready }
 // ends or the volume's io-timeout is over. A change whose caller gave up after
 // it was sent is carried out or not.
 func (c *Client) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+	if m, ok := op.(*fsop.Make); ok && c.windows == nil {
+		op = &fsop.Create{Node: m.Node, Excl: true} // nobody foretells it
+	}
 	return c.chain.Do(ctx, op)
 }
 

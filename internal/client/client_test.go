@@ -376,6 +376,7 @@ func TestInvals(t *testing.T) {
 	if acks() != 0 {
 		t.Fatal("acknowledged before it was done")
 	}
+	eventually(t, "7 is being carried out", func() bool { k.mu.Lock(); defer k.mu.Unlock(); return k.held == 1 })
 	k.mu.Lock()
 	hold := k.hold
 	k.hold = nil

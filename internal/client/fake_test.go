@@ -359,6 +359,7 @@ type fakeKernel struct {
 	holds     []proto.Hold
 	forgot    []proto.Hold
 	hold      chan struct{} // Invalidate waits for it, if set
+	held      int           // how many Invals waited for hold
 	inDrop    chan struct{} // DropAll waits for it, if set
 	droppedAt []time.Duration
 }
@@ -366,6 +367,9 @@ type fakeKernel struct {
 func (k *fakeKernel) Invalidate(ctx context.Context, seq uint64, _ []proto.Effect) error {
 	k.mu.Lock()
 	hold := k.hold
+	if hold != nil {
+		k.held++
+	}
 	k.mu.Unlock()
 	if hold != nil {
 		select {

@@ -118,6 +118,9 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 	clear(c.dropped)
 	c.mu.Unlock()
 	holds := c.cfg.Kernel.Holds()
+	if c.windows != nil {
+		c.windows.moved(holds)
+	}
 	for len(holds) > holdsPerMessage {
 		if err := h.conn.Send(proto.KindHold, codec.Append(nil, &proto.Forget{Holds: holds[:holdsPerMessage]})); err != nil {
 			return err

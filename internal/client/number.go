@@ -112,6 +112,10 @@ func clone(op fsop.Op) fsop.Op {
 		w := *op
 		w.Data = slices.Clone(op.Data)
 		return &w
+	case *fsop.Make:
+		m := *op
+		m.First.Data = slices.Clone(op.First.Data)
+		return &m
 	case *fsop.Setxattr:
 		x := *op
 		x.Value = slices.Clone(op.Value)
@@ -125,7 +129,7 @@ func (c *Client) unused(op fsop.Op, r *fsop.Reply) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch op := op.(type) {
-	case *fsop.Lookup, *fsop.Create, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
+	case *fsop.Lookup, *fsop.Create, *fsop.Make, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
 		c.dropped[r.Attr.Ino]++
 	case *fsop.Readdir:
 		if op.Plus {
@@ -141,10 +145,22 @@ func (c *Client) unused(op fsop.Op, r *fsop.Reply) {
 func (c *Client) forgotten() []proto.Hold {
 	all := c.cfg.Kernel.Forgotten()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	for ino, n := range c.dropped {
 		all = append(all, proto.Hold{Ino: ino, N: n})
 	}
 	clear(c.dropped)
-	return all
+	c.mu.Unlock()
+	if c.windows == nil {
+		return all
+	}
+	// What the home has not counted yet it must not be told to forget.
+	return slices.DeleteFunc(all, func(h proto.Hold) bool {
+		if !c.windows.isForetold(h.Ino) {
+			return false
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.dropped[h.Ino] += h.N
+		return true
+	})
 }

@@ -133,7 +133,7 @@ const largeData = 16 << 10
 // names reports whether the answer counts as a hold (proto.Hold).
 func names(op fsop.Op) bool {
 	switch op := op.(type) {
-	case *fsop.Lookup, *fsop.Create, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
+	case *fsop.Lookup, *fsop.Create, *fsop.Make, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
 		return true
 	case *fsop.Readdir:
 		return op.Plus
@@ -183,15 +183,33 @@ func (h *home) ask(ctx context.Context, o *outcome, parts [][]byte) ([]byte, err
 	return nil, ctx.Err()
 }
 
+// contents returns what op writes, nil if nothing.
+func contents(op fsop.Op) *fsop.Write {
+	switch op := op.(type) {
+	case *fsop.Write:
+		return op
+	case *fsop.Make:
+		return &op.First
+	}
+	return nil
+}
+
 // encode encodes a request. The data of a write, which comes last, is not copied.
 func encode(d *proto.Do) [][]byte {
-	w, ok := d.Op.(*fsop.Write)
-	if !ok || len(w.Data) < 4096 {
+	w := contents(d.Op)
+	if w == nil || len(w.Data) < 4096 {
 		return [][]byte{codec.Append(nil, d)}
 	}
 	empty := *w
 	empty.Data = nil
-	head := codec.Append(nil, &proto.Do{Number: d.Number, Acked: d.Acked, Op: &empty})
+	without := *d
+	switch op := d.Op.(type) {
+	case *fsop.Make:
+		without.Op = &fsop.Make{Node: op.Node, First: empty}
+	default:
+		without.Op = &empty
+	}
+	head := codec.Append(nil, &without)
 	binary.LittleEndian.PutUint32(head[len(head)-4:], uint32(len(w.Data)))
 	return [][]byte{head, w.Data}
 }

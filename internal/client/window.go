@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"mortar/internal/fsop"
+	"mortar/internal/proto"
 )
 
 // windows is the Handler that lets a program go on before its writes have
@@ -30,13 +31,18 @@ type windows struct {
 	next    fsop.Handler
 	session func() uint64
 
-	mu    sync.Mutex
+	mu sync.Mutex
+	foretelling
 	idle  sync.Cond // signalled when a flight has landed or a window was closed
 	files map[fsop.Ino]*written
 	bytes int // held back or in flight, of all files
 	wake  chan struct{}
 	life  context.Context // of Run
 	wg    sync.WaitGroup
+
+	// closings counts how often a window was begun to be given up, and forgot is the
+	// last one of a file that is not in files any more. See trustedLocked.
+	closings, forgot uint64
 
 	buffers buffers
 }
@@ -45,15 +51,16 @@ type windows struct {
 type written struct {
 	ino     fsop.Ino
 	held    bool
-	asked   bool // a write went through without a window: the next one asks for it
-	closing bool // the window is being given up
-	last    bool // with what was held back
-	closes  int  // how often it was
+	asked   bool   // a write went through without a window: the next one asks for it
+	closing bool   // the window is being given up
+	last    bool   // with what was held back
+	closed  uint64 // windows.closings when it last was
 	used    time.Time
 
 	recalled time.Time // when somebody else wanted to see it
 
 	// held back: not yet sent
+	made *made // to be done before data; nil: the set knows the file
 	data []byte
 	off  uint64
 	kill bool
@@ -73,7 +80,9 @@ type written struct {
 }
 
 // waits reports whether something is held back.
-func (f *written) waits() bool { return len(f.data) > 0 || f.then.Valid != 0 }
+func (f *written) waits() bool {
+	return len(f.data) > 0 || f.then.Valid != 0 || f.made != nil && !f.made.sent
+}
 
 // dirty reports whether something has not arrived.
 func (f *written) dirty() bool { return f.waits() || len(f.flights) > 0 || f.bytes > 0 || f.last }
@@ -94,6 +103,8 @@ const (
 func newWindows(next fsop.Handler, session func() uint64) *windows {
 	w := &windows{next: next, session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background()}
 	w.idle.L = &w.mu
+	w.dirs, w.pending = map[fsop.Ino]*directory{}, map[*written]struct{}{}
+	w.hooks = hooks{unused: func(fsop.Ino) {}, lost: func([]proto.Effect) {}}
 	return w
 }
 
@@ -138,7 +149,7 @@ func (w *windows) tend(now time.Time) bool {
 		case f.held:
 			w.giveUpLater(f)
 		case f.err == nil:
-			delete(w.files, f.ino)
+			w.forgetLocked(f)
 			continue
 		default:
 			continue // an error waits to be told, and time changes nothing about it
@@ -146,6 +157,22 @@ func (w *windows) tend(now time.Time) bool {
 		left = true
 	}
 	return left
+}
+
+// forgetLocked takes f, of which nothing is left to do, out of files.
+func (w *windows) forgetLocked(f *written) {
+	w.forgot = max(w.forgot, f.closed)
+	delete(w.files, f.ino)
+}
+
+// trustedLocked reports whether a window of ino that was given to a question
+// which was asked when closings was asked is certainly held: whether none was
+// given up since. Which came last, nobody here can tell.
+func (w *windows) trustedLocked(ino fsop.Ino, asked uint64) bool {
+	if f := w.files[ino]; f != nil {
+		return f.closed <= asked
+	}
+	return w.forgot <= asked
 }
 
 func (w *windows) stir() {
@@ -162,6 +189,20 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		return w.write(ctx, op)
 	case *fsop.Flush:
 		return &fsop.Reply{}, w.flush(ctx, op.Ino)
+	case *fsop.Make:
+		return w.make(ctx, op)
+	}
+	told, err := w.settle(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := w.do(ctx, op)
+	return w.unsure(reply, told), err
+}
+
+// do carries out what depends on no foretold file any more.
+func (w *windows) do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+	switch op := op.(type) {
 	case *fsop.Fsync:
 		synced, err := w.fsync(ctx, op.Ino)
 		if synced || err != nil {
@@ -170,6 +211,8 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		return w.next.Do(ctx, op)
 	case *fsop.Create:
 		return w.create(ctx, op)
+	case *fsop.Mkdir:
+		return w.mkdir(ctx, op)
 	case *fsop.Setattr:
 		if reply, ok := w.setattr(op); ok {
 			return reply, nil
@@ -217,6 +260,8 @@ func subject(op fsop.Op) fsop.Ino {
 		return op.Ino
 	case *fsop.Setlk:
 		return op.Ino
+	case *fsop.Getlk:
+		return op.Ino
 	}
 	return 0
 }
@@ -237,15 +282,15 @@ func resizes(op fsop.Op) bool {
 func (w *windows) resize(ctx context.Context, ino fsop.Ino, op fsop.Op) (*fsop.Reply, error) {
 	w.mu.Lock()
 	f := w.files[ino]
-	closes := 0
+	closed := uint64(0)
 	if f != nil {
-		f.sized, closes = false, f.closes
+		f.sized, closed = false, f.closed
 	}
 	w.mu.Unlock()
 	reply, err := w.next.Do(ctx, op)
 	if err == nil && f != nil && reply.Attr.Ino == ino {
 		w.mu.Lock()
-		if f.held && !f.closing && f.closes == closes && reply.Attr.Change > f.attr.Change {
+		if f.held && !f.closing && f.closed == closed && reply.Attr.Change > f.attr.Change {
 			f.attr, f.sized = reply.Attr, true
 		}
 		w.mu.Unlock()
@@ -322,9 +367,12 @@ func (w *windows) fileLocked(ino fsop.Ino) *written {
 func (w *windows) create(ctx context.Context, op *fsop.Create) (*fsop.Reply, error) {
 	ask := *op
 	ask.Window = fsop.WindowAsk
+	w.mu.Lock()
+	asked := w.closings
+	w.mu.Unlock()
 	reply, err := w.next.Do(ctx, &ask)
 	if err != nil {
-		return nil, err
+		return reply, err
 	}
 	if !reply.Window {
 		return w.refresh(ctx, reply, nil)
@@ -333,10 +381,22 @@ func (w *windows) create(ctx context.Context, op *fsop.Create) (*fsop.Reply, err
 	defer w.mu.Unlock()
 	// The name is there for all to see before this reply is: a recall may have
 	// come first, and then the window is given up already.
-	if f := w.fileLocked(reply.Attr.Ino); f.closes == 0 {
-		f.hold(&reply.Attr)
-	}
+	w.givenLocked(&reply.Attr, asked)
 	return reply, nil
+}
+
+// givenLocked is called when the window of a file was given to a question that
+// was asked when closings was asked.
+func (w *windows) givenLocked(a *fsop.Attr, asked uint64) {
+	trusted := w.trustedLocked(a.Ino, asked)
+	f := w.fileLocked(a.Ino)
+	switch {
+	case trusted:
+		f.hold(a)
+	case !f.closing:
+		f.held = false
+		w.giveUpLater(f)
+	}
 }
 
 // hold notes that the session holds the window of f, which had these attributes
@@ -396,7 +456,7 @@ func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error
 		if op.Append {
 			off = f.attr.Size // nobody else can move the end while the window is held
 		}
-		joins := len(f.data) > 0 && f.then.Valid == 0 && off == f.off+uint64(len(f.data)) && len(f.data)+n <= joinBytes
+		joins := f.then.Valid == 0 && (len(f.data) == 0 || off == f.off+uint64(len(f.data)) && len(f.data)+n <= joinBytes)
 		if f.waits() && !joins {
 			w.sendLocked(f)
 		}
@@ -413,7 +473,10 @@ func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error
 	}
 	defer w.mu.Unlock()
 	if len(f.data) == 0 {
-		f.off, f.kill, f.born = off, false, time.Now()
+		f.off, f.kill = off, false
+		if f.made == nil || f.made.sent {
+			f.born = time.Now()
+		}
 		room := max(n, min(joinBytes, 4*n))
 		if f.streams {
 			room = max(n, joinBytes)
@@ -442,21 +505,13 @@ func (w *windows) writeThrough(ctx context.Context, f *written, op *fsop.Write) 
 		through.Window = fsop.WindowAsk
 	}
 	f.asked = true
-	closes := f.closes
+	asked := w.closings
 	w.mu.Unlock()
 	reply, err := w.next.Do(ctx, &through)
 	if err == nil && reply.Window {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		switch now := w.fileLocked(op.Ino); {
-		case now == f && closes == f.closes:
-			f.hold(&reply.Attr)
-		case !now.closing:
-			// It was given up, or taken for given up, while the answer was on its way,
-			// and nobody can tell which came last: it is given up for certain.
-			now.held = false
-			w.giveUpLater(now)
-		}
+		w.givenLocked(&reply.Attr, asked)
 	}
 	return reply, err
 }
@@ -464,7 +519,8 @@ func (w *windows) writeThrough(ctx context.Context, f *written, op *fsop.Write) 
 // giveUpLater gives a window back without waiting for it.
 func (w *windows) giveUpLater(f *written) {
 	f.closing = true
-	f.closes++
+	w.closings++
+	f.closed = w.closings
 	w.wg.Go(func() { w.giveUp(f) })
 }
 
@@ -476,9 +532,12 @@ func (f *written) takeError() error {
 
 // sendLocked sends what is held back of f, as soon as nothing in flight overlaps it.
 func (w *windows) sendLocked(f *written) {
-	if !f.waits() {
-		return
+	for f.waits() { // twice if too much was written for one Make
+		w.sendOneLocked(f)
 	}
+}
+
+func (w *windows) sendOneLocked(f *written) {
 	op, t, n := f.take(fsop.WindowHeld)
 	f.flights = append(f.flights, t)
 	w.wg.Go(func() {
@@ -488,9 +547,12 @@ func (w *windows) sendLocked(f *written) {
 			w.idle.Wait()
 		}
 		w.mu.Unlock()
-		_, err := w.next.Do(w.life, op)
+		reply, err := w.next.Do(w.life, op)
 		w.buffers.put(op)
 		w.mu.Lock()
+		if op.Kind() == fsop.KindMake {
+			w.madeLocked(f, reply, err)
+		}
 		f.flights = slices.DeleteFunc(f.flights, func(o *flight) bool { return o == t })
 		w.landLocked(f, n, err)
 	})
@@ -512,7 +574,7 @@ func (w *windows) fsync(ctx context.Context, ino fsop.Ino) (synced bool, err err
 			return false, err
 		}
 	}
-	if f.held && !f.closing && len(f.data) > 0 {
+	if f.held && !f.closing && (len(f.data) > 0 || f.made != nil) {
 		f.sync, synced = true, true
 		w.sendLocked(f)
 	}
@@ -529,6 +591,9 @@ func (f *written) take(window fsop.Window) (op fsop.Op, t *flight, n int) {
 	if f.then.Valid != 0 {
 		t = &flight{0, fsop.MaxSize}
 	}
+	if f.made != nil && !f.made.sent {
+		return f.takeMake(window)
+	}
 	if n > 0 {
 		op = &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: window, Then: f.then, Sync: f.sync}
 	} else {
@@ -538,6 +603,23 @@ func (f *written) take(window fsop.Window) (op fsop.Op, t *flight, n int) {
 	}
 	f.data, f.then, f.sync = nil, fsop.Setattr{}, false
 	return op, t, n
+}
+
+// takeMake is take for the Make of f. Contents that are too large for it stay.
+func (f *written) takeMake(window fsop.Window) (op fsop.Op, t *flight, n int) {
+	f.made.sent = true
+	m := &fsop.Make{Node: f.made.Node, First: fsop.Write{Ino: f.ino}}
+	if window&fsop.WindowDone == 0 {
+		m.First.Window = fsop.WindowAsk
+	}
+	t = &flight{0, fsop.MaxSize}
+	if len(f.data) > makeBytes {
+		return m, t, 0
+	}
+	n = len(f.data)
+	m.First.Off, m.First.Data, m.First.KillPriv, m.First.Then, m.First.Sync = f.off, f.data, f.kill, f.then, f.sync
+	f.data, f.then, f.sync = nil, fsop.Setattr{}, false
+	return m, t, n
 }
 
 // waitLocked waits for something to land, or for ctx to end.
@@ -634,7 +716,7 @@ func (w *windows) flush(ctx context.Context, ino fsop.Ino) error {
 	}
 	err := f.takeError()
 	if f.bytes == 0 && !f.held && !f.closing && !f.dirty() && w.files[ino] == f {
-		delete(w.files, ino)
+		w.forgetLocked(f)
 	}
 	return err
 }
@@ -645,6 +727,10 @@ func (w *windows) Recall(ino fsop.Ino) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.life.Err() != nil {
+		return
+	}
+	if d := w.dirs[ino]; d != nil {
+		w.giveBackLocked(d)
 		return
 	}
 	w.wg.Go(func() {
@@ -667,8 +753,14 @@ func (w *windows) Recall(ino fsop.Ino) {
 // closeLocked has everything sent and the window given up: when it returns, both
 // are under way.
 func (w *windows) closeLocked(ctx context.Context, f *written) error {
-	for len(f.flights) > 0 || f.closing && f.dirty() {
+	for {
+		if f.made != nil && !f.made.sent && len(f.data) > makeBytes && !f.closing {
+			w.sendOneLocked(f)
+		}
 		// The last write gives the window up, so the others come before it.
+		if len(f.flights) == 0 && !(f.closing && f.dirty()) {
+			break
+		}
 		if err := w.waitLocked(ctx); err != nil {
 			return err
 		}
@@ -681,7 +773,8 @@ func (w *windows) closeLocked(ctx context.Context, f *written) error {
 		w.giveUpLater(f)
 	default:
 		f.closing, f.last = true, true
-		f.closes++
+		w.closings++
+		f.closed = w.closings
 		op, _, n := f.take(fsop.WindowHeld | fsop.WindowDone)
 		w.wg.Go(func() { w.sendLast(f, op, n) })
 	}
@@ -690,13 +783,17 @@ func (w *windows) closeLocked(ctx context.Context, f *written) error {
 
 // sendLast sends the write that gives the window up.
 func (w *windows) sendLast(f *written, op fsop.Op, n int) {
-	_, err := w.next.Do(w.life, op)
+	reply, err := w.next.Do(w.life, op)
 	w.buffers.put(op)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	made := op.Kind() == fsop.KindMake
+	if made {
+		w.madeLocked(f, reply, err)
+	}
 	f.held, f.closing, f.last = false, false, false
 	w.landLocked(f, n, err)
-	if err != nil {
+	if err != nil && !made {
 		w.giveUpLater(f) // it did not go with the write
 	}
 }
@@ -758,8 +855,8 @@ func (p *buffers) get(n int) []byte {
 
 // put takes back the data of an operation that was carried out.
 func (p *buffers) put(op fsop.Op) {
-	w, ok := op.(*fsop.Write)
-	if !ok {
+	w := contents(op)
+	if w == nil {
 		return
 	}
 	switch cap(w.Data) {

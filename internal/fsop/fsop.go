@@ -75,7 +75,7 @@ type Attr struct {
 	// contents or, for a directory, its entries. Two attributes of one inode
 	// with equal Change are equal.
 	Change uint64
-	// Window is the session that holds the file's write window, 0 for none. It is
+	// Window is the session that holds the window of the file or directory, 0 for none. It is
 	// for the replica that answers, and does not cross the wire.
 	Window uint64
 }

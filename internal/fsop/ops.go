@@ -40,6 +40,8 @@ const (
 	KindRemovexattr Kind = 44
 	KindSetlk       Kind = 45
 	KindCloseWindow Kind = 46
+	KindReserve     Kind = 47
+	KindMake        Kind = 48
 
 	// Operations of the system itself, never accepted from a mount.
 	KindOpenSession  Kind = 64
@@ -79,6 +81,8 @@ var kinds = [...]struct {
 	KindRemovexattr:  {"removexattr", func() Op { return new(Removexattr) }},
 	KindSetlk:        {"setlk", func() Op { return new(Setlk) }},
 	KindCloseWindow:  {"close-window", func() Op { return new(CloseWindow) }},
+	KindReserve:      {"reserve", func() Op { return new(Reserve) }},
+	KindMake:         {"make", func() Op { return new(Make) }},
 	KindOpenSession:  {"open-session", func() Op { return new(OpenSession) }},
 	KindCloseSession: {"close-session", func() Op { return new(CloseSession) }},
 	KindReap:         {"reap", func() Op { return new(Reap) }},
@@ -238,8 +242,39 @@ type Create struct {
 	Window Window
 }
 
-// Mkdir makes a directory. Reply: Attr.
-type Mkdir struct{ Node }
+// Mkdir makes a directory. Reply: Attr, and Window if WindowAsk was set, which is
+// all that counts of Window: nobody else knows the directory yet.
+type Mkdir struct {
+	Node
+	Window Window
+}
+
+// ReserveCount is how many inode numbers Reserve sets aside, and ReserveKept for
+// how many calls of a session they stay so.
+const (
+	ReserveCount = 256
+	ReserveKept  = 2
+)
+
+// Reserve sets inode numbers aside for files that the session will Make: the
+// next ReserveCount from Reply's Off on. What the last call but one set aside is
+// given up.
+type Reserve struct{}
+
+// Make makes a regular file that an application was told of before: it is valid
+// only if the session holds the window of the directory (EIO otherwise), and
+// First.Ino is one of the numbers that were reserved for the session. First is
+// what was written to the file by now, done in the same step: of its Window only
+// WindowAsk counts, and it may have a Then without Data. Reply: as to First.
+//
+// Without First.Ino it is from somebody who knows that the name is absent, unless
+// another session has changed the directory, and asks that the file be foretold.
+// It is answered where writes wait and never sent: with Attr whose Change is 0
+// if the file was foretold, and like a Create with Excl otherwise.
+type Make struct {
+	Node
+	First Write
+}
 
 // Mknod makes a regular file, device, pipe or socket; Mode has the type. Reply: Attr.
 type Mknod struct {
@@ -288,13 +323,17 @@ type Rename struct {
 	Flags     uint32
 }
 
-// Window is what an operation says of a file's write window.
+// Window is what an operation says of the window of a file or a directory.
 //
 // The session that holds the window of a file may acknowledge writes to it to
 // its applications before it sends them: nobody else is shown or may change the
 // file before the holder has sent everything and closed the window. Whoever
 // wants to makes the holder do so, and after the time of a lease it is done to
 // it: what it had not sent is then refused, and lost with an error.
+//
+// The window of a directory is the same for its names: its holder may tell its
+// applications of new files before it sends their Make. Nobody else is shown the
+// directory, its attributes included, or may change it.
 type Window uint8
 
 const (
@@ -323,7 +362,7 @@ type Write struct {
 	Data []byte
 }
 
-// CloseWindow gives up the window that Session holds of a file, if it does:
+// CloseWindow gives up the window that Session holds of a file or directory, if it does:
 // its own, or, from the system, anybody's.
 type CloseWindow struct {
 	Ino     Ino
@@ -412,6 +451,8 @@ func (*Getlk) Kind() Kind        { return KindGetlk }
 func (*Fsync) Kind() Kind        { return KindFsync }
 func (*Flush) Kind() Kind        { return KindFlush }
 func (*CloseWindow) Kind() Kind  { return KindCloseWindow }
+func (*Reserve) Kind() Kind      { return KindReserve }
+func (*Make) Kind() Kind         { return KindMake }
 func (*Setattr) Kind() Kind      { return KindSetattr }
 func (*Create) Kind() Kind       { return KindCreate }
 func (*Mkdir) Kind() Kind        { return KindMkdir }
@@ -475,7 +516,9 @@ func (n *Node) code(c *codec.Coder) {
 	c.U32(&n.GID)
 }
 func (o *Create) Code(c *codec.Coder)  { o.code(c); c.Bool(&o.Excl); o.Window.code(c) }
-func (o *Mkdir) Code(c *codec.Coder)   { o.code(c) }
+func (o *Mkdir) Code(c *codec.Coder)   { o.code(c); o.Window.code(c) }
+func (o *Reserve) Code(*codec.Coder)   {}
+func (o *Make) Code(c *codec.Coder)    { o.code(c); o.First.Code(c) }
 func (o *Mknod) Code(c *codec.Coder)   { o.code(c); c.U32(&o.Rdev) }
 func (o *Symlink) Code(c *codec.Coder) { o.code(c); c.String(&o.Target, MaxTarget) }
 func (o *Link) Code(c *codec.Coder)    { o.Ino.Code(c); o.Parent.Code(c); c.String(&o.Name, MaxName) }
@@ -633,6 +676,9 @@ func (r *Reply) Code(c *codec.Coder) {
 
 // String prints an operation the way traces and test scripts show it.
 func String(op Op) string {
+	if m, ok := op.(*Make); ok {
+		return fmt.Sprintf("make {Parent:%d Name:%q Ino:%d %d bytes}", m.Parent, m.Name, m.First.Ino, len(m.First.Data))
+	}
 	if w, ok := op.(*Write); ok {
 		return fmt.Sprintf("write {Ino:%d Off:%d Append:%v %d bytes}", w.Ino, w.Off, w.Append, len(w.Data))
 	}
@@ -651,6 +697,9 @@ func Space(op Op) (need uint64, frees bool) {
 		// Once in the log, once where it is settled. Both are whole blocks.
 		blocks := (uint64(len(op.Data)) + opSpace - 1) / opSpace
 		return (2*blocks + 1) * opSpace, false
+	case *Make:
+		need, _ = Space(&op.First)
+		return need + opSpace, false
 	case *Fallocate:
 		if op.Mode&(FallocPunchHole|FallocZeroRange) != 0 {
 			return opSpace, true

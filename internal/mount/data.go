@@ -75,7 +75,23 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 	f.inflight.changing(dir)
 	defer f.inflight.doneChanging(dir)
 	op := &fsop.Create{Node: newNode(&in.InHeader, name, in.Mode), Excl: true}
-	f.nodes.entries.doubt(dir, name)
+	was := f.nodes.entries.doubt(dir, name)
+	// Only the close of a file that can be written to is heard of (FOPEN_NOFLUSH).
+	if was == nothing && in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY && f.leased() {
+		// The name is noted before it is there: whoever is shown it may change it.
+		f.given.add(dir, name, true, f.cacheTimeout())
+		reply, err := f.handler.Do(r, &fsop.Make{Node: op.Node})
+		switch {
+		case err == nil && reply.Attr.Change == 0:
+			f.opened(in.Flags, &out.OpenOut)
+			return f.foretold(r, &reply.Attr, dir, name, &out.EntryOut)
+		case err == nil:
+			f.opened(in.Flags, &out.OpenOut)
+			return f.made(r, reply, dir, name, &out.EntryOut)
+		case err != fsop.EEXIST:
+			return f.status(r, err)
+		}
+	}
 	for range 3 {
 		reply, err := f.handler.Do(r, op)
 		if err == nil {

@@ -176,6 +176,27 @@ func (m *Mount) made(r *request, reply *fsop.Reply, parent fsop.Ino, name string
 	return st
 }
 
+// foretold is found for a new file that no replica knows of yet (fsop.Make). Nobody
+// else knows its name, and whoever comes to know it has this mount told before he
+// changes anything; what its times will be is not known.
+func (m *Mount) foretold(r *request, a *fsop.Attr, parent fsop.Ino, name string, out *fuse.EntryOut) fuse.Status {
+	if !plausible(a) {
+		m.log.Error("mount: implausible attributes", "parent", uint64(parent), "name", name, "attr", *a)
+		return fuse.EIO
+	}
+	m.nodes.touched(parent, 0) // nobody knows its attributes yet
+	m.dropListings(parent)
+	m.nodes.foretold(a)
+	m.names.add(a.Ino, parent, name)
+	out.NodeId = uint64(a.Ino)
+	out.Generation = 1
+	fillAttr(&out.Attr, a)
+	if r.began.drop == m.nodes.dropGen.Load() {
+		out.SetEntryTimeout(m.cacheTimeout())
+	}
+	return fuse.OK
+}
+
 // changedDir is told of every change of a directory's entries by this mount.
 func (m *Mount) changedDir(r *request, reply *fsop.Reply, dir fsop.Ino) {
 	m.nodes.touched(dir, reply.Seq)

@@ -244,6 +244,20 @@ func (s *nodeShard) untellLocked(ino fsop.Ino) {
 	delete(s.told, ino)
 }
 
+// foretold counts an answer that tells the kernel of a new file of which no replica
+// knows yet. It has no extended attribute before another mount makes one, of
+// which the replica tells.
+func (t *nodes) foretold(a *fsop.Attr) {
+	s := t.shard(a.Ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.known[a.Ino]
+	n.kind = uint8(a.Type() >> 12)
+	n.lookups++
+	n.marks |= noCap
+	s.known[a.Ino] = n
+}
+
 // fresh says whether what was read about ino at seq may be cached.
 func (t *nodes) fresh(ino fsop.Ino, seq uint64, b began) bool {
 	s := t.shard(ino)

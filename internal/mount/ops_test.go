@@ -53,8 +53,8 @@ func TestRoundTrips(t *testing.T) {
 				got := c.take()
 				if node { // closes are not told, and files are made by MKNOD
 					delete(want, "flush")
-					if n := want["create"]; n > 0 {
-						delete(want, "create")
+					if n := want["make"]; n > 0 {
+						delete(want, "make")
 						want["mknod"] = n
 					}
 				}
@@ -78,9 +78,9 @@ func TestRoundTrips(t *testing.T) {
 			p := filepath.Join(dir, "f")
 			buf := make([]byte, 4096)
 			// That nothing is in a directory made here need not be asked.
-			do("create, write, close", map[string]int{"create": 1, "write": 1, "flush": 1},
+			do("create, write, close", map[string]int{"make": 1, "write": 1, "flush": 1},
 				func() error { return createWorkload(unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)(p, buf) })
-			do("create another, and look at the directory in between", map[string]int{"create": 1, "write": 1, "flush": 1},
+			do("create another, and look at the directory in between", map[string]int{"make": 1, "write": 1, "flush": 1},
 				func() error {
 					if _, err := os.Stat(dir); err != nil {
 						return err

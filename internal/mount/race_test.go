@@ -330,7 +330,7 @@ func (h *holdCounter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch op := op.(type) {
-	case *fsop.Lookup, *fsop.Create, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
+	case *fsop.Lookup, *fsop.Create, *fsop.Make, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
 		h.n[r.Attr.Ino]++
 	case *fsop.Readdir:
 		if op.Plus {

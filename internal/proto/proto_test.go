@@ -62,6 +62,7 @@ var kinds = []struct {
 	{"KindRelease", proto.KindRelease, true, []codec.Coded{new(proto.Release)}},
 	{"KindRecallAsk", proto.KindRecallAsk, true, []codec.Coded{new(proto.RecallAsk)}},
 	{"KindRecallAll", proto.KindRecallAll, true, []codec.Coded{new(proto.RecallAll)}},
+	{"KindRecalling", proto.KindRecalling, true, []codec.Coded{new(proto.Recalling)}},
 
 	{"KindHello", proto.KindHello, false, []codec.Coded{new(proto.Hello), new(proto.HelloReply)}},
 	{"KindAlive", proto.KindAlive, false, nil},

@@ -32,6 +32,7 @@ const (
 	KindRelease   uint8 = 60 // former primary → new one: I hold no lease any more
 	KindRecallAsk uint8 = 61 // backup → primary: have the window of a file closed
 	KindRecallAll uint8 = 62 // primary → backup: tell the session, if it is yours
+	KindRecalling uint8 = 63 // backup → primary: it is mine, its lease holds, and it was told
 )
 
 // Envelope is in front of every message between replicas.
@@ -372,7 +373,7 @@ type Release struct{ Epoch cluster.Epoch }
 
 func (m *Release) Code(c *codec.Coder) { c.U64((*uint64)(&m.Epoch)) }
 
-// RecallAsk asks the primary to have the window of a file closed.
+// RecallAsk asks the primary to have the window of a file or directory closed.
 type RecallAsk struct {
 	Epoch cluster.Epoch
 	Ino   fsop.Ino
@@ -388,6 +389,19 @@ type RecallAll struct {
 }
 
 func (m *RecallAll) Code(c *codec.Coder) {
+	c.U64((*uint64)(&m.Epoch))
+	m.Ino.Code(c)
+	c.U64((*uint64)(&m.Session))
+}
+
+// Recalling answers a RecallAll: the session, whose home this is, is alive and was told.
+type Recalling struct {
+	Epoch   cluster.Epoch
+	Ino     fsop.Ino
+	Session cluster.SessionID
+}
+
+func (m *Recalling) Code(c *codec.Coder) {
 	c.U64((*uint64)(&m.Epoch))
 	m.Ino.Code(c)
 	c.U64((*uint64)(&m.Session))

@@ -210,8 +210,8 @@ type Detached struct{ Text string }
 
 func (m *Detached) Code(c *codec.Coder) { c.String(&m.Text, 4096) }
 
-// Recall asks the session to send everything it has written to a file and to
-// close the file's window (fsop.Window).
+// Recall asks the session to send everything it has written to a file, or has
+// told of new files in a directory, and to close the window (fsop.Window).
 type Recall struct{ Ino fsop.Ino }
 
 func (m *Recall) Code(c *codec.Coder) { m.Ino.Code(c) }

@@ -33,6 +33,7 @@ type memStore struct {
 	replies   map[string]*fsop.Reply
 	sess      map[cluster.SessionID]replica.SessionInfo
 	locks     map[fsop.Ino]lockHolder
+	windows   map[fsop.Ino]cluster.SessionID
 	whole     bool
 	base      cluster.Pos
 	image     *memSource // the state at base, if that is not the beginning
@@ -65,7 +66,7 @@ func newMemStore() *memStore {
 
 // clear goes back to the state at base.
 func (s *memStore) clear() {
-	s.applied = 0
+	s.applied, s.windows = 0, map[fsop.Ino]cluster.SessionID{}
 	if i := s.image; i != nil {
 		s.xattr, s.sess, s.replies, s.locks = maps.Clone(i.xattr), maps.Clone(i.sess), maps.Clone(i.reply), maps.Clone(i.locks)
 		return
@@ -219,6 +220,16 @@ func (s *memStore) do(e *proto.Entry) (*replica.Result, error) {
 	case *fsop.Write:
 		s.xattr[fmt.Sprintf("%d@%d", op.Ino, op.Off)] = string(op.Data)
 		res.Effects = []proto.Effect{{Ino: op.Ino}}
+		if op.Window&fsop.WindowAsk != 0 && s.windows[op.Ino] == 0 {
+			s.windows[op.Ino], res.Reply.Window = e.Session, true
+		}
+	case *fsop.Create: // as much of it as concerns windows
+		res.Effects = []proto.Effect{{Ino: op.Parent}, {Ino: op.Parent, Name: op.Name}}
+	case *fsop.CloseWindow:
+		if s.windows[op.Ino] == cluster.SessionID(op.Session) {
+			delete(s.windows, op.Ino)
+			res.Released = []fsop.Ino{op.Ino}
+		}
 	case *fsop.OpenSession:
 		i, known := s.sess[e.Session]
 		switch {
@@ -282,7 +293,9 @@ func (s *memStore) Read(_ context.Context, op fsop.Op) (*fsop.Reply, uint64, err
 		}
 		return &fsop.Reply{Seq: seq, Data: []byte(v)}, seq, nil
 	case *fsop.Getattr:
-		return &fsop.Reply{Seq: seq, Attr: fsop.Attr{Ino: op.Ino, Change: seq}}, seq, nil
+		return &fsop.Reply{Seq: seq, Attr: fsop.Attr{Ino: op.Ino, Change: seq, Window: uint64(s.windows[op.Ino])}}, seq, nil
+	case *fsop.Lookup:
+		return nil, seq, fsop.ENOENT
 	}
 	return nil, 0, fsop.EOPNOTSUPP
 }

@@ -108,7 +108,7 @@ func (l *loop) order(q *request) {
 				l.seen[q.session] = l.now
 			}
 		}
-		if w, ok := q.do.Op.(*fsop.Write); ok && w.Sync {
+		if w := written(q.do.Op); w != nil && w.Sync {
 			l.waitSync(&syncRequest{seq: l.m.Tail().Seq, req: q, reply: proto.DoReply{Reply: res.Reply}})
 			return
 		}
@@ -116,11 +116,22 @@ func (l *loop) order(q *request) {
 	}
 }
 
+// written returns what op writes, nil if nothing.
+func written(op fsop.Op) *fsop.Write {
+	switch op := op.(type) {
+	case *fsop.Write:
+		return op
+	case *fsop.Make:
+		return &op.First
+	}
+	return nil
+}
+
 // recentOf keeps an executed entry for streaming. The home that forwarded a
 // large write has its payload already.
 func recentOf(q *request, e *proto.Entry, raw []byte) recentEntry {
 	r := recentEntry{pos: e.Pos, raw: raw}
-	if w, ok := e.Op.(*fsop.Write); ok && len(w.Data) >= stubMin && !q.from.IsZero() {
+	if w := written(e.Op); w != nil && len(w.Data) >= stubMin && !q.from.IsZero() {
 		r.origin = q.from
 		r.stub = proto.Stub{Pos: e.Pos, Time: e.Time, Session: e.Session, Number: e.Number, Acked: e.Acked}
 	}
@@ -261,10 +272,10 @@ func failure(err error) proto.DoReply {
 // replica's sessions, through fail-overs, until ctx is done or this replica is
 // no longer in sync.
 func (r *Replica) forward(ctx context.Context, session cluster.SessionID, do proto.Do) proto.DoReply {
-	if w, ok := do.Op.(*fsop.Write); ok && len(w.Data) >= stubMin {
+	if w := written(do.Op); w != nil && len(w.Data) >= stubMin {
 		key := requestKey{session, do.Number}
 		r.pendingMu.Lock()
-		r.pending[key] = w
+		r.pending[key] = do.Op
 		r.pendingMu.Unlock()
 		defer func() {
 			r.pendingMu.Lock()

@@ -178,9 +178,9 @@ type Replica struct {
 	sessionsMu sync.Mutex
 	sessions   map[cluster.SessionID]*Session
 
-	// pending are the payloads of requests that this brick has forwarded, to fill in stubs.
+	// pending are requests with a payload that this brick has forwarded, to fill in stubs.
 	pendingMu sync.Mutex
-	pending   map[requestKey]*fsop.Write
+	pending   map[requestKey]fsop.Op
 
 	// served are the snapshots that backups compare themselves with.
 	sourcesMu sync.Mutex
@@ -220,7 +220,7 @@ func New(c Config) (*Replica, error) {
 		start:    time.Now(),
 		done:     make(chan struct{}),
 		sessions: map[cluster.SessionID]*Session{},
-		pending:  map[requestKey]*fsop.Write{},
+		pending:  map[requestKey]fsop.Op{},
 		served:   map[uint64]*openSource{},
 	}
 	r.mail.wake = make(chan struct{}, 1)
@@ -378,6 +378,8 @@ func (r *Replica) Message(env proto.Envelope, kind uint8, body []byte, done func
 		err = deliver(r, body, func(l *loop, m *proto.RecallAsk) { l.recallAsk(m) })
 	case proto.KindRecallAll:
 		err = deliver(r, body, func(l *loop, m *proto.RecallAll) { l.recallAll(from, m) })
+	case proto.KindRecalling:
+		err = deliver(r, body, func(l *loop, m *proto.Recalling) { l.recalling(m) })
 	case proto.KindRelease:
 		err = deliver(r, body, func(l *loop, m *proto.Release) { l.m.Release(l.now, from, m) })
 	default:

@@ -117,7 +117,7 @@ func (l *loop) parkRoom(q *request, err error) bool {
 	switch {
 	case !errors.Is(err, fsop.ENOSPC):
 		return false
-	case l.recalls[touches(q.do.Op)] != nil:
+	case slices.ContainsFunc(l.touches(q.do.Op), func(i fsop.Ino) bool { return l.recalls[i] != nil }):
 		return false // somebody waits for the window, which is lost if this takes long
 	case q.roomEnd == 0:
 		little := r.used != 0 && l.now < r.used+roomAgain && r.charged < r.use+roomStep

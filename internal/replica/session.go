@@ -437,7 +437,7 @@ func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
 // names reports whether the reply to op gives the client an inode (proto.Hold).
 func names(op fsop.Op) bool {
 	switch op.Kind() {
-	case fsop.KindLookup, fsop.KindCreate, fsop.KindMkdir, fsop.KindMknod, fsop.KindSymlink, fsop.KindLink:
+	case fsop.KindLookup, fsop.KindCreate, fsop.KindMake, fsop.KindMkdir, fsop.KindMknod, fsop.KindSymlink, fsop.KindLink:
 		return true
 	}
 	return false
@@ -449,6 +449,8 @@ func directories(op fsop.Op) []fsop.Ino {
 	case *fsop.Lookup:
 		return []fsop.Ino{op.Parent}
 	case *fsop.Create:
+		return []fsop.Ino{op.Parent}
+	case *fsop.Make:
 		return []fsop.Ino{op.Parent}
 	case *fsop.Mkdir:
 		return []fsop.Ino{op.Parent}
@@ -482,10 +484,11 @@ func (s *Session) read(ctx context.Context, op fsop.Op) proto.DoReply {
 			return proto.DoReply{Status: proto.NotServing}
 		}
 		closed := *s.r.closed.Load()
-		reply, dep, given, err := s.readStore(ctx, op)
-		if ino := s.closedTo(op, reply, err); ino != 0 {
+		var shut []fsop.Ino
+		reply, dep, given, err := s.readStore(ctx, op, &shut)
+		if shut = append(shut, s.closedTo(op, reply, err)...); len(shut) > 0 {
 			s.Forget(given)
-			if !s.r.waitWindow(ctx, ino, closed) {
+			if !s.r.waitWindows(ctx, shut, closed) {
 				return proto.DoReply{Status: proto.NotServing}
 			}
 			continue
@@ -518,8 +521,9 @@ func (s *Session) read(ctx context.Context, op fsop.Op) proto.DoReply {
 }
 
 // readStore reads and notes what the client may cache, as one step with respect
-// to changes.
-func (s *Session) readStore(ctx context.Context, op fsop.Op) (reply *fsop.Reply, dep uint64, given []proto.Hold, err error) {
+// to changes. If op looks for a name in a directory whose window another session
+// holds, that is added to shut, and nothing else means anything.
+func (s *Session) readStore(ctx context.Context, op fsop.Op, shut *[]fsop.Ino) (reply *fsop.Reply, dep uint64, given []proto.Hold, err error) {
 	var ino fsop.Ino
 	switch op := op.(type) {
 	case *fsop.Getattr:
@@ -538,6 +542,12 @@ func (s *Session) readStore(ctx context.Context, op fsop.Op) (reply *fsop.Reply,
 	}
 	s.r.gate.RLock()
 	defer s.r.gate.RUnlock()
+	if l, ok := op.(*fsop.Lookup); ok {
+		if h := s.r.holder(ctx, l.Parent); h != 0 && h != s.id {
+			*shut = append(*shut, l.Parent)
+			return &fsop.Reply{}, 0, nil, nil
+		}
+	}
 	reply, dep, err = s.r.store.Read(ctx, op)
 	if ino != 0 {
 		s.note(ino, cachesAttr, 0)

@@ -11,12 +11,16 @@ import (
 )
 
 // Windows (fsop.Window) are replicated state, kept with the inode. While a
-// session holds one, every replica shows the file to nobody else, and the
-// primary orders nobody else's changes of it; both first have the holder send
-// what it has. The primary asks for it, again and again, through whichever
-// replica is the holder's home, and closes the window itself when the holder's
-// lease is certainly over: a holder that is out of touch has lost the right to
-// have acknowledged what it did not send.
+// session holds one, every replica shows the file, or the directory and its
+// names, to nobody else, and the primary orders nobody else's changes of it; both
+// first have the holder send what it has. The primary asks for it, again and
+// again, through whichever replica is the holder's home.
+//
+// A holder that is out of touch has lost the right to have acknowledged what it
+// did not send: when its lease is certainly over, the primary closes the window
+// itself. One whose home says that it is alive gets more time, for it may have
+// much to send over a slow network or to a busy disk, and what it cannot send
+// any more is an error in some application.
 
 // Recaller is implemented by Sinks whose client may hold windows.
 type Recaller interface {
@@ -29,55 +33,88 @@ type Recaller interface {
 type recall struct {
 	holder cluster.SessionID
 	since  core.Instant
+	alive  core.Instant // when the holder's home last said that it is
 	asked  core.Instant
 }
 
-// recallRetry is after how long a holder is asked again; it may have found a new home.
-const recallRetry = 200 * time.Millisecond
+const (
+	// recallRetry is after how long a holder is asked again; it may have found a new home.
+	recallRetry = 200 * time.Millisecond
+	// recallLimit is how long a holder that is alive may take.
+	recallLimit = cluster.SessionTimeout
+)
 
-// parkWindow keeps a request for a file whose window another session holds.
-func (l *loop) parkWindow(q *request) bool {
-	ino := touches(q.do.Op)
-	if ino == 0 || q.session == 0 {
-		return false
-	}
-	holder := l.holder(ino)
-	if holder == 0 || holder == q.session {
-		return false
-	}
-	if q.since == 0 {
-		q.since = l.now
-	}
-	l.parked[ino] = append(l.parked[ino], q)
-	l.recall(ino, holder)
-	return true
+// over reports whether the holder has no right to the window any more.
+func (c *recall) over(now core.Instant) bool {
+	return now >= max(c.since, c.alive)+cluster.LeaseGuard || now >= c.since+recallLimit
 }
 
-// touches returns the file whose contents or attributes an ordered operation
-// sees or changes, or 0.
-func touches(op fsop.Op) fsop.Ino {
+// parkWindow keeps a request for what another session holds the window of.
+func (l *loop) parkWindow(q *request) bool {
+	if q.session == 0 || q.do.Op.Kind() == fsop.KindMake { // Make is its holder's or is refused
+		return false
+	}
+	for _, ino := range l.touches(q.do.Op) {
+		holder := l.holder(l.ctx, ino)
+		if holder == 0 || holder == q.session {
+			continue
+		}
+		if q.since == 0 {
+			q.since = l.now
+		}
+		l.parked[ino] = append(l.parked[ino], q)
+		l.recall(ino, holder)
+		return true
+	}
+	return false
+}
+
+// touches lists the files whose contents or attributes an ordered operation sees
+// or changes, and the directories whose names it does.
+func (l *loop) touches(op fsop.Op) []fsop.Ino {
 	switch op := op.(type) {
 	case *fsop.Write:
-		return op.Ino
+		return []fsop.Ino{op.Ino}
 	case *fsop.Setattr:
-		return op.Ino
+		return []fsop.Ino{op.Ino}
+	case *fsop.Setxattr:
+		return []fsop.Ino{op.Ino}
+	case *fsop.Removexattr:
+		return []fsop.Ino{op.Ino}
 	case *fsop.Fallocate:
-		return op.Ino
+		return []fsop.Ino{op.Ino}
 	case *fsop.Fsync:
-		return op.Ino
-	case *fsop.Link:
-		return op.Ino
+		return []fsop.Ino{op.Ino}
 	case *fsop.Setlk:
 		if op.Lock.Type != fsop.LockUnlock {
-			return op.Ino // who locks a file is about to look at it
+			return []fsop.Ino{op.Ino} // who locks a file is about to look at it
 		}
+	case *fsop.Link:
+		return []fsop.Ino{op.Parent, op.Ino}
+	case *fsop.Rmdir:
+		return append(directories(op), l.child(op.Parent, op.Name)...)
+	case *fsop.Rename:
+		inos := append(directories(op), l.child(op.NewParent, op.NewName)...)
+		if op.Flags&fsop.RenameExchange != 0 {
+			inos = append(inos, l.child(op.Parent, op.Name)...)
+		}
+		return inos
 	}
-	return 0
+	return directories(op)
 }
 
-// holder returns the session that holds the window of a file, or 0.
-func (l *loop) holder(ino fsop.Ino) cluster.SessionID {
-	reply, _, err := l.store.Read(l.ctx, &fsop.Getattr{Ino: ino})
+// child finds a directory that may have names which its window's holder has not sent.
+func (l *loop) child(dir fsop.Ino, name string) []fsop.Ino {
+	reply, _, err := l.store.Read(l.ctx, &fsop.Lookup{Parent: dir, Name: name})
+	if err != nil || !reply.Attr.IsDir() {
+		return nil
+	}
+	return []fsop.Ino{reply.Attr.Ino}
+}
+
+// holder returns the session that holds the window of an inode, or 0.
+func (r *Replica) holder(ctx context.Context, ino fsop.Ino) cluster.SessionID {
+	reply, _, err := r.store.Read(ctx, &fsop.Getattr{Ino: ino})
 	if err != nil {
 		return 0
 	}
@@ -90,6 +127,12 @@ func (l *loop) recall(ino fsop.Ino, holder cluster.SessionID) {
 	if c == nil || c.holder != holder {
 		c = &recall{holder: holder, since: l.now}
 		l.recalls[ino] = c
+		// A holder that nobody has heard of for the time of a lease needs not be asked.
+		if at, ok := l.seen[holder]; ok && l.now >= at+cluster.LeaseGuard {
+			c.since = at
+			l.mail.post(func(l *loop) { l.closeOver(ino, c) })
+			return
+		}
 		l.tellRecall(ino, c)
 	}
 }
@@ -98,7 +141,9 @@ func (l *loop) recall(ino fsop.Ino, holder cluster.SessionID) {
 func (l *loop) tellRecall(ino fsop.Ino, c *recall) {
 	c.asked = l.now
 	cfg := l.m.Config()
-	l.recallHere(ino, c.holder)
+	if l.recallHere(ino, c.holder) {
+		c.alive = l.now
+	}
 	for _, b := range cfg.InSync {
 		if b != l.self {
 			l.kept.Messages = append(l.kept.Messages, core.Message{
@@ -108,17 +153,21 @@ func (l *loop) tellRecall(ino fsop.Ino, c *recall) {
 	}
 }
 
-// recallHere tells the holder if this replica is its home.
-func (r *Replica) recallHere(ino fsop.Ino, holder cluster.SessionID) {
+// recallHere tells the holder if this replica is its home, and reports whether
+// it is and the holder is alive.
+func (r *Replica) recallHere(ino fsop.Ino, holder cluster.SessionID) bool {
 	r.sessionsMu.Lock()
 	s := r.sessions[holder]
 	r.sessionsMu.Unlock()
 	if s == nil {
-		return
+		return false
 	}
 	if sink, ok := s.sink.(Recaller); ok {
 		_ = sink.Recall(&proto.Recall{Ino: ino}) // if it cannot be sent, it will be again
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.gone && r.now() < s.leaseEnd
 }
 
 // recallAsk takes a backup's wish that a window be closed.
@@ -133,7 +182,7 @@ func (l *loop) wantClosed(ino fsop.Ino) {
 	cfg := l.m.Config()
 	switch l.m.Role() {
 	case core.Primary:
-		if h := l.holder(ino); h != 0 {
+		if h := l.holder(l.ctx, ino); h != 0 {
 			l.recall(ino, h)
 		}
 	case core.Backup:
@@ -144,54 +193,75 @@ func (l *loop) wantClosed(ino fsop.Ino) {
 }
 
 func (l *loop) recallAll(from cluster.BrickID, m *proto.RecallAll) {
-	if m.Epoch == l.m.Config().Epoch && from == l.m.Config().Primary {
-		l.recallHere(m.Ino, m.Session)
+	if m.Epoch == l.m.Config().Epoch && from == l.m.Config().Primary && l.recallHere(m.Ino, m.Session) {
+		l.kept.Messages = append(l.kept.Messages, core.Message{
+			To: from, Kind: proto.KindRecalling, Body: &proto.Recalling{Epoch: m.Epoch, Ino: m.Ino, Session: m.Session},
+		})
+	}
+}
+
+// recalling takes a home's word that a holder is alive and was told.
+func (l *loop) recalling(m *proto.Recalling) {
+	if c := l.recalls[m.Ino]; c != nil && c.holder == m.Session && m.Epoch == l.m.Config().Epoch {
+		c.alive = l.now
 	}
 }
 
 // tickRecalls asks again, and closes what its holder does not.
 func (l *loop) tickRecalls() {
 	for ino, c := range l.recalls {
-		switch {
-		case l.now >= c.since+cluster.LeaseGuard:
-			delete(l.recalls, ino)
-			l.log.Warn("a session did not give a file's window back and has lost it", "session", c.holder, "inode", ino)
-			l.order(&request{
-				do:   proto.Do{Op: &fsop.CloseWindow{Ino: ino, Session: uint64(c.holder)}},
-				done: make(chan proto.DoReply, 1),
-			})
-		case l.now >= c.asked+recallRetry:
+		if !l.closeOver(ino, c) && l.now >= c.asked+recallRetry {
 			l.tellRecall(ino, c)
 		}
 	}
 }
 
-// closedTo returns a file that the answer to op shows and whose window another
-// session holds, or 0.
-func (s *Session) closedTo(op fsop.Op, reply *fsop.Reply, err error) fsop.Ino {
-	if err != nil {
-		return 0
+// closeOver closes a window that its holder has no right to any more.
+func (l *loop) closeOver(ino fsop.Ino, c *recall) bool {
+	if l.recalls[ino] != c || !c.over(l.now) {
+		return false
 	}
-	other := func(a *fsop.Attr) bool { return a.Window != 0 && a.Window != uint64(s.id) }
+	delete(l.recalls, ino)
+	l.log.Warn("a session did not give a window back and has lost it", "session", c.holder, "inode", ino)
+	l.order(&request{
+		do:   proto.Do{Op: &fsop.CloseWindow{Ino: ino, Session: uint64(c.holder)}},
+		done: make(chan proto.DoReply, 1),
+	})
+	return true
+}
+
+// closedTo lists what the answer to op shows and whose window another session holds.
+func (s *Session) closedTo(op fsop.Op, reply *fsop.Reply, err error) (shut []fsop.Ino) {
+	if err != nil {
+		return nil
+	}
+	see := func(a *fsop.Attr) {
+		if a.Window != 0 && a.Window != uint64(s.id) {
+			shut = append(shut, a.Ino)
+		}
+	}
 	switch op := op.(type) {
 	case *fsop.Read, *fsop.Lookup, *fsop.Getattr, *fsop.Seek:
-		if other(&reply.Attr) {
-			return reply.Attr.Ino
-		}
+		see(&reply.Attr)
 	case *fsop.Readdir:
+		see(&reply.Attr)
 		for i := range reply.Entries {
-			if op.Plus && other(&reply.Entries[i].Attr) {
-				return reply.Entries[i].Ino
+			if op.Plus {
+				see(&reply.Entries[i].Attr)
 			}
 		}
 	}
-	return 0
+	return shut
 }
 
-// waitWindow has the window of a file closed and waits until closed, which was
-// current before the caller looked, tells that some window was; the caller looks again.
-func (r *Replica) waitWindow(ctx context.Context, ino fsop.Ino, closed chan struct{}) bool {
-	r.mail.post(func(l *loop) { l.wantClosed(ino) })
+// waitWindows has windows closed and waits until closed, which was current before
+// the caller looked, tells that some window was; the caller looks again.
+func (r *Replica) waitWindows(ctx context.Context, inos []fsop.Ino, closed chan struct{}) bool {
+	r.mail.post(func(l *loop) {
+		for _, ino := range inos {
+			l.wantClosed(ino)
+		}
+	})
 	t := time.NewTimer(recallRetry)
 	defer t.Stop()
 	select {

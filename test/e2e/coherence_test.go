@@ -182,14 +182,19 @@ func TestAppend(t *testing.T) {
 
 // Mounts create, rename and remove in one directory at full speed: no deadlock,
 // no stall over the lease, the same listing on all.
-func TestRace(t *testing.T) {
+func TestRace(t *testing.T) { race(t, pick(8*time.Second, time.Minute)) }
+
+// The same with directories that are filled, and may be another's a moment later:
+// no file that was opened fails to be written and closed.
+func TestNamespace(t *testing.T) { race(t, pick(6*time.Second, time.Minute), "-deep", "-names", "6") }
+
+func race(t *testing.T, duration time.Duration, args ...string) {
 	p := start(t, setup{})
 	p.run(1, "mkdir", "/mnt/wp/race")
-	duration := pick(8*time.Second, time.Minute)
 	var waits []func(any) error
 	for i := 1; i <= 3; i++ {
-		waits = append(waits, p.startWorkload(i, duration+30*time.Second, "race", "-dir", "/mnt/wp/race",
-			"-duration", duration.String(), "-seed", fmt.Sprint(i), "-limit", "1500ms"))
+		waits = append(waits, p.startWorkload(i, duration+30*time.Second, append([]string{"race", "-dir", "/mnt/wp/race",
+			"-duration", duration.String(), "-seed", fmt.Sprint(i), "-limit", "1500ms"}, args...)...))
 	}
 	for i, wait := range waits {
 		var r struct {

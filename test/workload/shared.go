@@ -184,6 +184,7 @@ func race(fs *flag.FlagSet, args []string) (verdict, error) {
 	names := fs.Int("names", 20, "how many names are fought for")
 	seed := fs.Uint64("seed", 1, "of the choices")
 	limit := fs.Duration("limit", 0, "an operation that takes longer is a fault")
+	deep := fs.Bool("deep", false, "fill the directories that are made, and empty those that are removed")
 	fs.Parse(args)
 	rng := rand.New(rand.NewPCG(*seed, 9))
 	name := func() string { return filepath.Join(*dir, fmt.Sprintf("name-%d", rng.IntN(*names))) }
@@ -204,12 +205,22 @@ func race(fs *flag.FlagSet, args []string) (verdict, error) {
 			}
 		case 2:
 			op, expected = "mkdir", []unix.Errno{unix.EEXIST}
-			err = unix.Mkdir(a, 0o755)
+			if err = unix.Mkdir(a, 0o755); err == nil && *deep {
+				r.Ops[op]++
+				op, expected = "fill", nil
+				err = fillDirectory(a, rng)
+			}
 		case 3, 4:
 			op, expected = "rename", []unix.Errno{unix.ENOENT, unix.EISDIR, unix.ENOTDIR, unix.ENOTEMPTY, unix.EEXIST}
 			err = unix.Rename(a, b)
 		case 5:
 			op, expected = "rmdir", []unix.Errno{unix.ENOENT, unix.ENOTDIR}
+			if *deep {
+				if err = clearDirectory(a); err != nil {
+					break
+				}
+				expected = append(expected, unix.ENOTEMPTY)
+			}
 			err = unix.Rmdir(a)
 		case 6:
 			op, expected = "unlink", []unix.Errno{unix.ENOENT, unix.EISDIR}
@@ -240,6 +251,59 @@ func race(fs *flag.FlagSet, args []string) (verdict, error) {
 		}
 	}
 	return r, nil
+}
+
+// fillDirectory makes files in a directory that others may rename, fill, empty and
+// remove at any moment. Once a file is open nothing may fail.
+func fillDirectory(dir string, rng *rand.Rand) error {
+	for range rng.IntN(12) {
+		name := filepath.Join(dir, fmt.Sprintf("file-%d", rng.IntN(20)))
+		fd, err := unix.Open(name, unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC|rng.IntN(2)*unix.O_EXCL, 0o644)
+		switch {
+		case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR): // the directory is another
+			return nil
+		case errors.Is(err, unix.EEXIST):
+			continue
+		case err != nil:
+			return fmt.Errorf("open: %w", err)
+		}
+		for range rng.IntN(3) {
+			if _, err = unix.Write(fd, make([]byte, []int{1, 4096, 70000}[rng.IntN(3)])); err != nil {
+				err = fmt.Errorf("write: %w", err)
+				break
+			}
+		}
+		if err == nil && rng.IntN(8) == 0 {
+			if err = unix.Fsync(fd); err != nil {
+				err = fmt.Errorf("fsync: %w", err)
+			}
+		}
+		if cerr := unix.Close(fd); cerr != nil {
+			err = errors.Join(err, fmt.Errorf("close: %w", cerr))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clearDirectory removes what is in a directory, if it is one.
+func clearDirectory(dir string) error {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list: %w", err)
+	}
+	for _, e := range list {
+		err := unix.Unlink(filepath.Join(dir, e.Name()))
+		if err != nil && err != unix.ENOENT && err != unix.ENOTDIR && err != unix.EISDIR {
+			return fmt.Errorf("unlink: %w", err)
+		}
+	}
+	return nil
 }
 
 // Filling is the outcome of fill.

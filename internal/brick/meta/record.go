@@ -232,6 +232,24 @@ type Session struct {
 	Opened int64  // ns since 1970; with the ID, it names the session for ever
 	Since  int64  // when it was last opened or went away: windows from before are closed
 	Away   bool   // nobody has heard of it for long; it is kept for its replies
+	// Reserved are the inode numbers that are set aside for it (fsop.Reserve), oldest first.
+	Reserved []Reserved
+}
+
+// Reserved are fsop.ReserveCount inode numbers from First on, without the set.
+type Reserved struct {
+	First uint64
+	Used  [fsop.ReserveCount / 64]uint64 // a bit for each
+}
+
+// Take marks the number n as used, and reports whether it was one of them and was not.
+func (r *Reserved) Take(n uint64) bool {
+	i := n - r.First
+	if n < r.First || i >= fsop.ReserveCount || r.Used[i/64]>>(i%64)&1 != 0 {
+		return false
+	}
+	r.Used[i/64] |= 1 << (i % 64)
+	return true
 }
 
 // Code implements codec.Coded.
@@ -242,6 +260,12 @@ func (s *Session) Code(c *codec.Coder) {
 	c.Bool(&s.Away)
 	c.String(&s.Client, 1024)
 	c.String(&s.Owner, 255)
+	codec.Slice(c, &s.Reserved, fsop.ReserveKept, func(c *codec.Coder, r *Reserved) {
+		c.U64(&r.First)
+		for i := range r.Used {
+			c.U64(&r.Used[i])
+		}
+	})
 }
 
 // A Reply is what was answered to a request that changed something.

@@ -69,7 +69,7 @@ var codings = []struct {
 		return out, err
 	}},
 	{"session", key1(tableSession, 5), func() []byte {
-		return codec.Append(nil, &Session{Client: "host:/mnt", Opened: 5})
+		return codec.Append(nil, &Session{Client: "host:/mnt", Opened: 5, Reserved: []Reserved{{First: 9, Used: [4]uint64{1, 2, 3, 4}}}})
 	}, func(_, v []byte) ([]byte, error) {
 		var s Session
 		err := codec.Decode(v, &s)

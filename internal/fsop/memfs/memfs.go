@@ -225,6 +225,12 @@ func (c *call) do(op fsop.Op) (*fsop.Reply, error) {
 			return attrReply(n, nil)
 		}
 		return c.make(&op.Node, syscall.S_IFREG, nil)
+	case *fsop.Make:
+		return c.foretold(op)
+	case *fsop.Reserve:
+		first := c.last + 1
+		c.last += fsop.ReserveCount
+		return &fsop.Reply{Off: uint64(first)}, nil
 	case *fsop.Mkdir:
 		return c.make(&op.Node, syscall.S_IFDIR, nil)
 	case *fsop.Mknod:
@@ -382,6 +388,35 @@ func (c *call) make(a *fsop.Node, typ uint32, set func(*node)) (*fsop.Reply, err
 	d.put(a.Name, n.attr.Ino)
 	c.renamed(d, a.Name)
 	return &fsop.Reply{Attr: n.attr, Dir: d.attr}, nil
+}
+
+// foretold makes a file of the number that it was told of under. Windows, and what
+// was reserved for whom, are for who passes it on.
+func (c *call) foretold(op *fsop.Make) (*fsop.Reply, error) {
+	if op.First.Ino == 0 { // nobody did
+		return c.make(&op.Node, syscall.S_IFREG, nil)
+	}
+	last := c.last
+	c.last = op.First.Ino - 1
+	reply, err := c.make(&op.Node, syscall.S_IFREG, nil)
+	c.last = last
+	if err != nil {
+		return nil, err
+	}
+	if len(op.First.Data) > 0 {
+		if reply, err = c.write(&op.First); err != nil {
+			return nil, err
+		}
+	}
+	if op.First.Then.Valid != 0 {
+		set := op.First.Then
+		set.Ino = op.First.Ino
+		if _, err := c.setattr(&set); err != nil {
+			return nil, err
+		}
+	}
+	reply.Attr, reply.Dir = c.nodes[op.First.Ino].attr, c.nodes[op.Parent].attr
+	return reply, nil
 }
 
 func (c *call) link(op *fsop.Link) (*fsop.Reply, error) {
