@@ -3,7 +3,9 @@ package mount
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -32,6 +34,8 @@ type device struct {
 	mu  sync.RWMutex
 	dir string // where it is mounted
 	fd  int    // -1 when closed
+	// second is another open file of the same device, for apart. -1 if there is none.
+	second int
 
 	shrinkMu sync.Mutex // held by shrink
 }
@@ -75,25 +79,77 @@ func openDevice(dir string, o *Options) (d *device, serve int, err error) {
 		unix.Close(fd)
 		return nil, -1, fmt.Errorf("duplicate /dev/fuse: %w", err)
 	}
-	return &device{dir: dir, fd: fd}, serve, nil
+	return &device{dir: dir, fd: fd, second: openSecond(fd)}, serve, nil
+}
+
+// openSecond opens the device that fd is of once more, -1 if that cannot be.
+func openSecond(fd int) int {
+	const devIocClone = 0x8004e500 // FUSE_DEV_IOC_CLONE of linux/fuse.h
+	second, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
+	if err := unix.IoctlSetPointerInt(second, devIocClone, fd); err != nil {
+		unix.Close(second)
+		return -1
+	}
+	return second
+}
+
+// apart runs a notification that may have to wait for a request in flight, on a
+// thread of its own that has none of this process's descriptors but d.second.
+//
+// When this process is killed, the thread cannot end before its wait does, and
+// that ends when the request is answered, which nobody does any more. But the
+// descriptor from which the request was read is closed with the last of the
+// other threads, and with it the kernel ends the request. Were it this
+// thread's too, process, request and its caller would wait for each other for ever.
+func (d *device) apart(notify func(fd int) error) error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd < 0 {
+		return unix.ENOTCONN
+	}
+	if d.second < 0 {
+		return notify(d.fd)
+	}
+	done := make(chan error, 1)
+	go func() { // waited for below
+		runtime.LockOSThread() // and not unlocked: the thread ends with the goroutine
+		fd := uint(d.second)
+		err := unix.CloseRange(fd+1, math.MaxUint32, unix.CLOSE_RANGE_UNSHARE)
+		if err == nil {
+			err = unix.CloseRange(0, fd-1, 0)
+		}
+		if err != nil { // before Linux 5.9
+			done <- notify(d.fd)
+			return
+		}
+		done <- notify(int(fd))
+	}()
+	return <-done
 }
 
 // notify writes one notification. EINVAL means that the kernel does not know
 // the code; ENOENT that it does not know the object, which is what the caller
 // wants of it; ENOTCONN that the file system is unmounted or was aborted.
 func (d *device) notify(code int32, payload []byte) error {
-	var buf [outHeaderSize + 16 + fsop.MaxName + 1]byte
-	msg := append(buf[:outHeaderSize], payload...)
-	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
-	binary.NativeEndian.PutUint32(msg[4:], uint32(code))
-
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.fd < 0 {
 		return unix.ENOTCONN
 	}
+	return notify(d.fd, code, payload)
+}
+
+func notify(fd int, code int32, payload []byte) error {
+	var buf [outHeaderSize + 16 + fsop.MaxName + 1]byte
+	msg := append(buf[:outHeaderSize], payload...)
+	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
+	binary.NativeEndian.PutUint32(msg[4:], uint32(code))
+
 	for {
-		_, err := unix.Write(d.fd, msg)
+		_, err := unix.Write(fd, msg)
 		switch err {
 		case nil:
 			return nil
@@ -108,29 +164,42 @@ func (d *device) notify(code int32, payload []byte) error {
 
 // invalAttr makes the kernel forget an inode's attributes. It takes no lock
 // that a request in flight could hold.
-func (d *device) invalAttr(ino fsop.Ino) error { return d.invalInode(ino, -1, 0) }
+func (d *device) invalAttr(ino fsop.Ino) error {
+	return d.notify(notifyInvalInode, invalInode(ino, -1, 0))
+}
 
 // invalPages makes the kernel forget an inode's attributes and pages. It waits
-// for pages that are being read or written, so for requests in flight.
-func (d *device) invalPages(ino fsop.Ino) error { return d.invalInode(ino, 0, 0) }
+// for pages that are being read or written, so for requests in flight; busy
+// says that there are some.
+func (d *device) invalPages(ino fsop.Ino, busy bool) error {
+	p := invalInode(ino, 0, 0)
+	if busy {
+		return d.apart(func(fd int) error { return notify(fd, notifyInvalInode, p) })
+	}
+	return d.notify(notifyInvalInode, p)
+}
 
-func (d *device) invalInode(ino fsop.Ino, off, n int64) error {
+func invalInode(ino fsop.Ino, off, n int64) []byte {
 	var p [24]byte
 	binary.NativeEndian.PutUint64(p[0:], uint64(ino))
 	binary.NativeEndian.PutUint64(p[8:], uint64(off))
 	binary.NativeEndian.PutUint64(p[16:], uint64(n))
-	return d.notify(notifyInvalInode, p[:])
+	return p[:]
 }
 
 // invalEntry makes the kernel forget a name, existing or not. It waits for the
-// directory's lock, so for requests in flight in that directory.
-func (d *device) invalEntry(dir fsop.Ino, name string) error {
+// directory's lock, so for requests in flight in that directory; busy says that
+// there are some.
+func (d *device) invalEntry(dir fsop.Ino, name string, busy bool) error {
 	var buf [16 + fsop.MaxName + 1]byte
 	p := buf[:16]
 	binary.NativeEndian.PutUint64(p[0:], uint64(dir))
 	binary.NativeEndian.PutUint32(p[8:], uint32(len(name)))
-	p = append(p, name...)
-	return d.notify(notifyInvalEntry, append(p, 0))
+	p = append(append(p, name...), 0)
+	if busy {
+		return d.apart(func(fd int) error { return notify(fd, notifyInvalEntry, p) })
+	}
+	return d.notify(notifyInvalEntry, p)
 }
 
 // incEpoch makes the kernel ask again for every name it knows before it uses
@@ -190,7 +259,10 @@ func (d *device) close() {
 	defer d.mu.Unlock()
 	if d.fd >= 0 {
 		unix.Close(d.fd)
-		d.fd = -1
+		if d.second >= 0 {
+			unix.Close(d.second)
+		}
+		d.fd, d.second = -1, -1
 	}
 }
 

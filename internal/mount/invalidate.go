@@ -176,9 +176,9 @@ type entryJob struct {
 	group  *entryGroup
 }
 
-func (j *entryJob) run(d *device) {
+func (j *entryJob) run(m *Mount) {
 	if j.exists || !j.group.skip.Load() {
-		if err := d.invalEntry(j.dir, j.name); err == unix.ENOTCONN {
+		if err := m.dev.invalEntry(j.dir, j.name, m.inflight.isChanging(j.dir)); err == unix.ENOTCONN {
 			j.group.errOnce.Do(func() { j.group.err = err })
 		}
 	}
@@ -198,7 +198,7 @@ func (m *Mount) runEntries() {
 		case <-m.stop:
 			return
 		case j := <-m.entries:
-			j.run(m.dev)
+			j.run(m)
 		}
 	}
 }
@@ -398,6 +398,7 @@ type pageQueue struct {
 	queue   []fsop.Ino
 	workers int
 	wg      sync.WaitGroup
+	busy    func(fsop.Ino) bool // whether pages may be locked by a request in flight
 }
 
 type pageJob struct {
@@ -408,7 +409,9 @@ type pageJob struct {
 
 const pageWorkers = 32
 
-func newPageQueue() *pageQueue { return &pageQueue{jobs: make(map[fsop.Ino]*pageJob)} }
+func newPageQueue(busy func(fsop.Ino) bool) *pageQueue {
+	return &pageQueue{jobs: make(map[fsop.Ino]*pageJob), busy: busy}
+}
 
 // add returns a channel that is closed when the pages are gone.
 func (q *pageQueue) add(d *device, ino fsop.Ino) <-chan struct{} {
@@ -437,7 +440,7 @@ func (q *pageQueue) run(d *device) {
 		j := q.jobs[ino]
 		j.running = true
 		q.mu.Unlock()
-		d.invalPages(ino) // its errors all mean that there are no pages
+		d.invalPages(ino, q.busy(ino)) // its errors all mean that there are no pages
 		q.mu.Lock()
 		if j.again {
 			j.again, j.running = false, false

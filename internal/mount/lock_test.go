@@ -28,6 +28,9 @@ const helperEnv = "MORTAR_MOUNT_HELPER"
 
 func runHelper(arg string) error {
 	f := strings.Fields(arg)
+	if f[0] == "serve" {
+		return serveAndHang(f[1])
+	}
 	if f[0] == "stat" {
 		var st unix.Stat_t
 		fmt.Println("begin")

@@ -98,7 +98,7 @@ func New(o Options) *Mount {
 		entries:  make(chan *entryJob, 1024),
 		stop:     make(chan struct{}),
 	}
-	m.pages = newPageQueue()
+	m.pages = newPageQueue(m.inflight.isChanging)
 	m.SetCacheTimeout(o.CacheTimeout)
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
