@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -57,9 +58,24 @@ type histogram struct {
 	Max     float64 `json:"max_ms"`
 	MaxFrom string  `json:"max_from"` // when the longest began
 
-	times   []time.Duration
-	longest time.Duration
-	worst   time.Time // when the longest began
+	times []time.Duration
+	slow  []slow // those that took long
+}
+
+// slow is an operation that took long.
+type slow struct {
+	index int // in times
+	begin time.Time
+}
+
+// slowFrom is from when on it matters when an operation began.
+const slowFrom = 50 * time.Millisecond
+
+func (h *histogram) add(begin time.Time, took time.Duration) {
+	if took >= slowFrom {
+		h.slow = append(h.slow, slow{len(h.times), begin})
+	}
+	h.times = append(h.times, took)
 }
 
 // recorder is the state of one record run.
@@ -93,6 +109,7 @@ type Recording struct {
 	NErrors int                   `json:"n_errors"`
 	Worst   float64               `json:"worst_ms"` // the longest of all operations
 	Limit   float64               `json:"limit_ms,omitempty"`
+	Stalled float64               `json:"stalled_ms"` // of the machine itself; taken off the operations' times
 }
 
 func (r *Recording) wrong() []string {
@@ -136,6 +153,12 @@ func record(fs *flag.FlagSet, args []string) (verdict, error) {
 	end := stopped()
 	begin := time.Now()
 	fmt.Fprintln(os.Stderr, "recording")
+	var machine stalls
+	ctx, unwatch := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() { machine.watch(ctx) })
+	defer watch.Wait()
+	defer unwatch()
 	var wg sync.WaitGroup
 	for i := range *writers {
 		wg.Go(func() { r.write(i, *pace) })
@@ -155,20 +178,32 @@ func record(fs *flag.FlagSet, args []string) (verdict, error) {
 		return nil, err
 	}
 	out := &Recording{Seconds: time.Since(begin).Seconds(), Kinds: r.kinds, Errors: r.errors, NErrors: r.nerr,
-		Limit: float64(limit.Microseconds()) / 1000}
+		Limit: float64(limit.Microseconds()) / 1000, Stalled: float64(machine.during(begin, time.Now()).Microseconds()) / 1000}
 	for _, h := range r.kinds {
-		h.finish()
+		h.finish(&machine)
 		out.Worst = max(out.Worst, h.Max)
 	}
 	return out, nil
 }
 
-func (h *histogram) finish() {
+// finish computes what is shown, without the machine's own stalls.
+func (h *histogram) finish(machine *stalls) {
+	var longest time.Duration
+	var worst time.Time
+	for _, s := range h.slow {
+		took := &h.times[s.index]
+		*took -= machine.during(s.begin, s.begin.Add(*took))
+		if *took >= longest {
+			longest, worst = *took, s.begin
+		}
+	}
 	sort.Slice(h.times, func(i, j int) bool { return h.times[i] < h.times[j] })
 	h.Count = len(h.times)
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	h.P50, h.P99, h.Max = ms(h.times[h.Count/2]), ms(h.times[h.Count*99/100]), ms(h.times[h.Count-1])
-	h.MaxFrom = h.worst.Format("15:04:05.000")
+	if !worst.IsZero() {
+		h.MaxFrom = worst.Format("15:04:05.000")
+	}
 }
 
 // do times one operation.
@@ -183,10 +218,7 @@ func (r *recorder) do(kind string, f func() error) error {
 		h = &histogram{}
 		r.kinds[kind] = h
 	}
-	h.times = append(h.times, took)
-	if took >= h.longest {
-		h.longest, h.worst = took, begin
-	}
+	h.add(begin, took)
 	if err != nil {
 		r.nerr++
 		if len(r.errors) < 10 {
