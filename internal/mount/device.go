@@ -3,7 +3,6 @@ package mount
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 	"os"
 	"runtime"
 	"strings"
@@ -31,9 +30,10 @@ const outHeaderSize = 16 // struct fuse_out_header
 // go-fuse gets its own descriptor of the same open file.
 type device struct {
 	// mu is held for reading while the fields are used.
-	mu  sync.RWMutex
-	dir string // where it is mounted
-	fd  int    // -1 when closed
+	mu    sync.RWMutex
+	dir   string // where it is mounted
+	fd    int    // -1 when closed
+	serve int    // the server's descriptor of the same open file
 	// second is another open file of the same device, for apart. -1 if there is none.
 	second int
 
@@ -79,7 +79,7 @@ func openDevice(dir string, o *Options) (d *device, serve int, err error) {
 		unix.Close(fd)
 		return nil, -1, fmt.Errorf("duplicate /dev/fuse: %w", err)
 	}
-	return &device{dir: dir, fd: fd, second: openSecond(fd)}, serve, nil
+	return &device{dir: dir, fd: fd, serve: serve, second: openSecond(fd)}, serve, nil
 }
 
 // openSecond opens the device that fd is of once more, -1 if that cannot be.
@@ -97,7 +97,7 @@ func openSecond(fd int) int {
 }
 
 // apart runs a notification that may have to wait for a request in flight, on a
-// thread of its own that has none of this process's descriptors but d.second.
+// thread of its own that has the device open as d.second only.
 //
 // When this process is killed, the thread cannot end before its wait does, and
 // that ends when the request is answered, which nobody does any more. But the
@@ -114,20 +114,36 @@ func (d *device) apart(notify func(fd int) error) error {
 		return notify(d.fd)
 	}
 	done := make(chan error, 1)
-	go func() { // waited for below
-		runtime.LockOSThread() // and not unlocked: the thread ends with the goroutine
-		fd := uint(d.second)
-		err := unix.CloseRange(fd+1, math.MaxUint32, unix.CLOSE_RANGE_UNSHARE)
-		if err == nil {
-			err = unix.CloseRange(0, fd-1, 0)
-		}
-		if err != nil { // before Linux 5.9
+	go onOwnThread(func() { // waited for below
+		fd := d.second
+		if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 			done <- notify(d.fd)
 			return
 		}
-		done <- notify(int(fd))
-	}()
+		// Everything else stays: this thread runs Go's runtime, which has its own.
+		unix.Close(d.fd)
+		unix.Close(d.serve)
+		done <- notify(fd)
+	})
 	return <-done
+}
+
+// onOwnThread runs f on a thread that ends with it. That is never the process's
+// first: it cannot end, and what it has open is what /proc shows of the process.
+func onOwnThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return // still locked: the thread ends
+	}
+	ran := make(chan struct{})
+	go func() { // cannot get the thread that is locked here
+		defer close(ran)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-ran
+	runtime.UnlockOSThread()
 }
 
 // notify writes one notification. EINVAL means that the kernel does not know

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -108,4 +109,32 @@ func uninterruptible(pid int) bool {
 		}
 	}
 	return false
+}
+
+// The threads that wait apart end, and the process keeps its descriptors.
+func TestThreadsApart(t *testing.T) {
+	m := newMount(t, memfs.New(), Options{})
+	count := func(what string) int {
+		t.Helper()
+		entries, err := os.ReadDir("/proc/self/" + what)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before, threads := count("fd"), count("task")
+	for range 500 {
+		if err := m.dev.invalPages(1<<40, true); err != unix.ENOENT {
+			t.Fatalf("pages of an inode that the kernel does not know: %v, want ENOENT", err)
+		}
+	}
+	for range 50 { // Go's runtime does anything there that it does elsewhere
+		if err := m.dev.apart(func(int) error { runtime.GC(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := count("fd"); after != before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+	eventually(t, "the threads have ended", func() bool { return count("task") <= threads+8 })
 }
