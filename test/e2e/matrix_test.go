@@ -21,7 +21,7 @@ import (
 // everybody has the larger side's file, without a command from anybody. What the
 // smaller side's brick had already taken down is taken back from it.
 func TestSplitBrainRecipe(t *testing.T) {
-	p := start(t, setup{options: []string{"io-timeout", "2"}})
+	p := start(t, setup{options: []string{"io-timeout", "4"}}) // longer than any fail-over
 	for _, led := range pick([]bool{true}, []bool{true, false}) {
 		small := p.primary(1)
 		if !led {
@@ -44,7 +44,9 @@ func TestSplitBrainRecipe(t *testing.T) {
 		if err := write(); err == nil {
 			t.Error("the small side's write was acknowledged")
 		}
-		if took := time.Since(begin); took > 6*time.Second {
+		took := time.Since(begin) // what can take io-timeout: to open, to write and to sync
+		t.Logf("the small side refused after %v", took)
+		if took > 13*time.Second {
 			t.Errorf("the small side refused after %v", took)
 		}
 		if r, err := p.Host(small).Run(p.ctx(20*time.Second), "cat", f); err == nil {
@@ -139,7 +141,7 @@ func TestFlappingLinks(t *testing.T) {
 		limit time.Duration // of a single operation
 		fault func(writer, at int)
 	}{
-		{"one pair", stall, func(writer, at int) {
+		{"one pair", 5 * time.Second, func(writer, at int) {
 			must(p.Host(writer).Part(p.Host(at)))
 			pause(2*time.Second, 2100*time.Millisecond)
 			must(p.MendNetwork())
@@ -164,7 +166,7 @@ func TestFlappingLinks(t *testing.T) {
 				}
 			}
 		}},
-		{"lost and reset", stall, func(_, at int) {
+		{"lost and reset", 10 * time.Second, func(_, at int) {
 			lossy := "flush chain inet t in; add rule inet t in iifname eth0 meta l4proto tcp numgen random mod 100 < 10 drop"
 			p.run(at, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; policy accept; }; "+lossy)
 			for range pick(2, 20) {
@@ -348,7 +350,7 @@ func TestBrickDirectoriesMoved(t *testing.T) {
 	at := p.primary(stays)
 	writer := p.other(at)
 	l := p.startLoadOn(writer, "removed", stall)
-	p.run(at, "rm", "-rf", brickDir)
+	p.run(at, "sh", "-c", "until rm -rf "+brickDir+"; do :; done") // until nothing is put back any more
 	p.within(15*time.Second, "the brick leaves the set and says why", func() error {
 		st, err := p.status(writer)
 		if b := st.Bricks; err == nil && (b[at-1].InSync || !strings.Contains(b[at-1].Problem, brickDir)) {
