@@ -31,10 +31,16 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 func (f *fileSystem) opened(flags uint32, out *fuse.OpenOut) {
 	out.Fh = f.lastFh.Add(1)
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
-	switch {
-	case flags&syscall.O_ACCMODE == syscall.O_RDONLY:
+	switch access := flags & syscall.O_ACCMODE; {
+	case access == syscall.O_RDONLY:
 		// Locks taken through it go with RELEASE, see locks.go.
 		out.OpenFlags |= fuse.FOPEN_NOFLUSH
+	case access == syscall.O_WRONLY:
+		// Nothing is read through it, so nothing need be kept: the next reader would
+		// find the pages older than the file's new time and drop them. Writes come
+		// as they are, without a question for security.capability before each, which
+		// the file system takes away with every write.
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	case flags&syscall.O_APPEND != 0:
 		// Through the page cache, an append would put the data where the kernel
 		// believes the file's end to be, which another mount may have moved; and
