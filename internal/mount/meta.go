@@ -118,12 +118,19 @@ func (m *Mount) found(r *request, a *fsop.Attr, seq uint64, parent fsop.Ino, nam
 // foundAgain answers a request for a name from what this mount knows, and says
 // whether it could.
 //
+// Directories are looked for all the same. The kernel may have one at another
+// name still (see finish); while it cannot move it the system call fails with
+// ESTALE, and whoever tries again should not do so at this speed.
+//
 // The name is noted before it is looked for: an invalidation that finds the name
 // still known here finds it among those given, too. A change in flight, of the
 // directory or of what the name leads to, may have been carried out already, and
 // only the replica knows whether anybody has seen it.
 func (m *Mount) foundAgain(r *request, dir fsop.Ino, name string, out *fuse.EntryOut) bool {
 	to := m.nodes.entries.look(dir, name)
+	if to != nothing && m.nodes.isDir(to) {
+		return false
+	}
 	if to == unsure || !m.leased() || m.inflight.isChanging(dir) || to != nothing && m.inflight.isChanging(to) {
 		return false
 	}
