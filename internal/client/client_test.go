@@ -373,6 +373,8 @@ func TestInvals(t *testing.T) {
 	if _, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1}); err != nil { // in order behind it
 		t.Fatal(err)
 	}
+	// The worker that carries it out need not have got that far.
+	eventually(t, "7 is held", func() bool { k.mu.Lock(); defer k.mu.Unlock(); return k.begun == 1 })
 	if acks() != 0 {
 		t.Fatal("acknowledged before it was done")
 	}

@@ -355,6 +355,7 @@ func (s *fakeSet) do(do *proto.Do) proto.DoReply {
 type fakeKernel struct {
 	mu        sync.Mutex
 	drops     int
+	begun     int // calls of Invalidate
 	invals    []uint64
 	holds     []proto.Hold
 	forgot    []proto.Hold
@@ -367,6 +368,7 @@ type fakeKernel struct {
 func (k *fakeKernel) Invalidate(ctx context.Context, seq uint64, _ []proto.Effect) error {
 	k.mu.Lock()
 	hold := k.hold
+	k.begun++
 	if hold != nil {
 		k.held++
 	}
