@@ -142,3 +142,27 @@ func TestLeaseEndsWithTheHomes(t *testing.T) {
 		w.isolate(w.order[1], false)
 	})
 }
+
+// A session that falls silent while the set takes no changes is sent away when it
+// takes them again: its locks do not stay for ever.
+func TestSilentWhileTheSetTakesNoChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 3)
+		primary := w.nodes[w.order[0]].live()
+		s, r := primary.Attach(t.Context(), "me", &proto.Attach{Session: 1, Client: "c"}, &sink{make(chan string, 1)})
+		if r.Status != proto.OK {
+			t.Fatalf("%+v", r)
+		}
+		w.kill(w.order[2])
+		s.Detach()
+		time.Sleep(2 * cluster.SessionTimeout)
+		w.startNode(w.order[2])
+		w.settled(10 * time.Second)
+		time.Sleep(cluster.SessionTimeout + time.Second)
+		for _, info := range w.nodes[w.order[0]].store.Sessions() {
+			if info.ID == 1 && !info.Away {
+				t.Errorf("after %v of silence: %+v", 3*cluster.SessionTimeout, info)
+			}
+		}
+	})
+}

@@ -294,6 +294,9 @@ func (l *loop) tickSessions() {
 		}
 		return
 	}
+	if cfg := l.m.Config(); !cfg.Writable() {
+		return // it could not be ordered; they are still there when it can
+	}
 	for id, at := range l.seen {
 		if l.now < at+cluster.SessionTimeout {
 			continue
