@@ -109,6 +109,7 @@ var libraries = []struct {
 	{"github.com/prometheus/client_golang", []string{"internal/metrics"}, "metrics"},
 	{"github.com/prometheus/client_model", []string{"internal/metrics"}, "metrics"},
 	{"github.com/prometheus/common", []string{"internal/metrics"}, "metrics"},
+	{"github.com/anishathalye/porcupine", []string{"test/workload"}, "the judge of histories"},
 	{"github.com/BurntSushi/toml", []string{"internal/daemon"}, "the configuration file"},
 	{"golang.org/x/sys", []string{"*"}, "system calls"},
 	{"golang.org/x/sync", []string{"*"}, "errgroup"},

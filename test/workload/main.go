@@ -13,6 +13,7 @@
 //	workload files     make many small files
 //	workload fill      write until the disk is full
 //	workload stress    do everything to names in shared directories
+//	workload history   judge what clients on several mounts are told
 //	workload fsx       compare a file with a model, operation by operation
 //
 // Each prints one JSON object on standard output (manifest: lines) and exits
@@ -50,13 +51,14 @@ var commands = map[string]func(fs *flag.FlagSet, args []string) (verdict, error)
 	"files":     files,
 	"fill":      fill,
 	"fsx":       exercise,
+	"history":   history,
 	"stress":    stress,
 }
 
 func main() {
 	runtime.GOMAXPROCS(8) // threads block in the kernel, and must not keep each other waiting
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill|fsx|stress [flags]")
+		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill|fsx|stress|history [flags]")
 		os.Exit(2)
 	}
 	v, err := commands[os.Args[1]](flag.NewFlagSet("workload "+os.Args[1], flag.ExitOnError), os.Args[2:])

@@ -241,3 +241,15 @@ func TestStress(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, words)
 	}
 }
+
+// A local file system's answers are explained by an order; false ones are not.
+func TestHistory(t *testing.T) {
+	dir := t.TempDir()
+	var h History
+	if code, words := workload(t, &h, "history", "-duration", "1s", dir, dir); code != 0 || h.Parts == 0 || h.Ops["look"] == 0 {
+		t.Errorf("exit code %d: %s\n%+v", code, words, h)
+	}
+	if code, words := workload(t, nil, "history", "-duration", "1s", "-spoil", "50", t.TempDir()); code != 1 || !strings.Contains(words, "no order explains") {
+		t.Errorf("exit code %d: %s", code, words)
+	}
+}

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"golang.org/x/sys/unix"
+)
+
+// History is the outcome of history.
+type History struct {
+	Ops    map[string]int `json:"ops"`
+	Parts  int            `json:"parts"` // objects, each judged on its own
+	Worst  float64        `json:"worst_ms"`
+	Faults []string       `json:"faults"`
+}
+
+func (h *History) wrong() []string { return h.Faults }
+
+// deed is one operation as it was asked for, and answer what came back. Both are
+// about one object: a register, a journal, a lock or a directory of a few names.
+type deed struct {
+	object, op string
+	a, b       int // names, or the value
+	client     int
+}
+
+type answer struct {
+	err   unix.Errno
+	value string
+}
+
+// history has clients on several mounts read and change a few objects at once,
+// and judges what they were told: there must be an order of all operations, each
+// between its call and its return, in which every answer is that of a plain
+// object in memory. Its arguments are the same directory as the mounts show it.
+func history(fs *flag.FlagSet, args []string) (verdict, error) {
+	duration := fs.Duration("duration", 5*time.Second, "how long")
+	seed := fs.Uint64("seed", 1, "of the choices")
+	each := fs.Int("clients", 2, "clients on each mount")
+	pace := fs.Duration("pace", time.Millisecond, "pause after each operation, to bound the judge's work")
+	spoil := fs.Int("spoil", 0, "falsify every so many answers, to see that it is noticed")
+	fs.Parse(args)
+	h := &History{Ops: map[string]int{}}
+	var mu sync.Mutex
+	var all []porcupine.Operation
+	var wg sync.WaitGroup
+	begin := time.Now()
+	for i := range *each * fs.NArg() {
+		c := &historian{id: i, dir: fs.Arg(i % fs.NArg()), rng: rand.New(rand.NewPCG(*seed, uint64(i))), files: map[string]int{}}
+		wg.Go(func() {
+			defer c.close()
+			var ops []porcupine.Operation
+			var worst time.Duration
+			var faults []string
+			for n := 1; time.Since(begin) < *duration; n++ {
+				// New objects every second: the judge's work grows with a history's length.
+				d := c.choose(int(time.Since(begin) / time.Second))
+				call := time.Since(begin)
+				ans, err := c.do(d)
+				ret := time.Since(begin)
+				if err != nil {
+					faults = append(faults, fmt.Sprintf("%s of %s: %v", d.op, d.object, err))
+					break
+				}
+				if *spoil > 0 && n%*spoil == 0 && d.op == "read" {
+					ans.value += "!"
+				}
+				ops = append(ops, porcupine.Operation{ClientId: i, Input: d, Output: ans, Call: int64(call), Return: int64(ret)})
+				worst = max(worst, ret-call)
+				time.Sleep(*pace)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, ops...)
+			h.Faults = append(h.Faults, faults...)
+			h.Worst = max(h.Worst, float64(worst.Microseconds())/1000)
+		})
+	}
+	wg.Wait()
+	parts := map[string][]porcupine.Operation{}
+	for _, op := range all {
+		d := op.Input.(deed)
+		h.Ops[d.op]++
+		parts[d.object] = append(parts[d.object], op)
+	}
+	h.Parts = len(parts)
+	for object, ops := range parts {
+		switch porcupine.CheckOperationsTimeout(plain, ops, 20*time.Second) {
+		case porcupine.Illegal:
+			h.Faults = append(h.Faults, fmt.Sprintf("no order explains the %d operations on %s", len(ops), object))
+		case porcupine.Unknown:
+			h.Faults = append(h.Faults, fmt.Sprintf("the %d operations on %s were not judged within 20 s", len(ops), object))
+		}
+	}
+	return h, nil
+}
+
+// historyNames are how many names a directory has.
+const historyNames = 3
+
+// state is a plain object in memory, whichever it is.
+type state struct {
+	value string            // of a register or journal
+	names [historyNames]int // of a directory: what each leads to, 0: nothing
+	owner int               // of a lock, 0: nobody
+}
+
+var plain = porcupine.Model{
+	Init: func() any { return state{} },
+	Step: func(s, input, output any) (bool, any) {
+		now, d, ans := s.(state), input.(deed), output.(answer)
+		want := now.answer(&d)
+		return ans == want, now
+	},
+}
+
+// answer carries d out.
+func (s *state) answer(d *deed) answer {
+	switch d.op {
+	case "write":
+		s.value = strconv.Itoa(d.a)
+	case "append":
+		s.value += strconv.Itoa(d.a) + " "
+	case "read":
+		return answer{value: s.value}
+	case "lock":
+		if s.owner != 0 && s.owner != d.client+1 {
+			return answer{err: unix.EAGAIN}
+		}
+		s.owner = d.client + 1
+	case "unlock":
+		if s.owner == d.client+1 {
+			s.owner = 0
+		}
+	case "make":
+		if s.names[d.a] != 0 {
+			return answer{err: unix.EEXIST}
+		}
+		s.names[d.a] = d.b
+	case "look":
+		if s.names[d.a] == 0 {
+			return answer{err: unix.ENOENT}
+		}
+		return answer{value: strconv.Itoa(s.names[d.a])}
+	case "remove":
+		if s.names[d.a] == 0 {
+			return answer{err: unix.ENOENT}
+		}
+		s.names[d.a] = 0
+	case "rename", "noreplace":
+		switch {
+		case s.names[d.a] == 0:
+			return answer{err: unix.ENOENT}
+		case d.op == "noreplace" && s.names[d.b] != 0:
+			return answer{err: unix.EEXIST}
+		}
+		s.names[d.b], s.names[d.a] = s.names[d.a], 0
+	}
+	return answer{}
+}
+
+// historian is one client on one mount.
+type historian struct {
+	id    int
+	dir   string
+	rng   *rand.Rand
+	n     int
+	files map[string]int // descriptors
+}
+
+func (c *historian) close() {
+	for _, fd := range c.files {
+		unix.Close(fd)
+	}
+}
+
+// choose thinks of an operation on one of the objects of second t.
+func (c *historian) choose(t int) deed {
+	c.n++
+	unique := c.id + 1 + 100*c.n
+	pick := func(ops ...string) string { return ops[c.rng.IntN(len(ops))] }
+	switch c.rng.IntN(4) {
+	case 0:
+		return deed{object: fmt.Sprintf("register-%d-%d", t, c.rng.IntN(3)), op: pick("read", "write"), a: unique}
+	case 1:
+		return deed{object: fmt.Sprintf("journal-%d-%d", t, c.rng.IntN(2)), op: pick("read", "append"), a: unique}
+	case 2:
+		return deed{object: fmt.Sprintf("lock-%d-%d", t, c.rng.IntN(2)), op: pick("lock", "lock", "unlock"), client: c.id}
+	}
+	d := deed{object: fmt.Sprintf("names-%d-%d", t, c.rng.IntN(2)), op: pick("make", "make", "look", "look", "remove", "rename", "noreplace"), a: c.rng.IntN(historyNames)}
+	switch d.op {
+	case "make":
+		d.b = unique
+	case "rename", "noreplace":
+		d.b = (d.a + 1 + c.rng.IntN(historyNames-1)) % historyNames
+	}
+	return d
+}
+
+// file opens a file, and keeps it open.
+func (c *historian) file(object string, flags int) (int, error) {
+	key := fmt.Sprint(object, flags)
+	if fd, ok := c.files[key]; ok {
+		return fd, nil
+	}
+	fd, err := unix.Open(filepath.Join(c.dir, object), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|flags, 0o644)
+	if err == nil {
+		c.files[key] = fd
+	}
+	return fd, err
+}
+
+// do carries out d. An error that is no answer ends the client: no fault that a
+// test makes may be seen by an application.
+func (c *historian) do(d deed) (answer, error) {
+	switch d.op {
+	case "write", "append", "read":
+		flags := 0
+		if d.op == "append" {
+			flags = unix.O_APPEND
+		}
+		fd, err := c.file(d.object, flags)
+		if err != nil {
+			return answer{}, err
+		}
+		switch d.op {
+		case "write":
+			_, err = unix.Pwrite(fd, binary.BigEndian.AppendUint64(nil, uint64(d.a)), 0)
+			return answer{}, err
+		case "append":
+			_, err = unix.Write(fd, []byte(strconv.Itoa(d.a)+" "))
+			return answer{}, err
+		}
+		buf := make([]byte, 64<<10)
+		n, err := unix.Pread(fd, buf, 0)
+		if err != nil || n == 0 {
+			return answer{}, err
+		}
+		if d.object[0] == 'r' {
+			if n != 8 {
+				return answer{}, fmt.Errorf("a register of %d bytes", n)
+			}
+			return answer{value: strconv.FormatUint(binary.BigEndian.Uint64(buf), 10)}, nil
+		}
+		return answer{value: string(buf[:n])}, nil
+	case "lock", "unlock":
+		fd, err := c.file(d.object, 0)
+		if err != nil {
+			return answer{}, err
+		}
+		l := unix.Flock_t{Type: unix.F_WRLCK}
+		if d.op == "unlock" {
+			l.Type = unix.F_UNLCK
+		}
+		return answered(unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l), unix.EAGAIN)
+	}
+	dir := filepath.Join(c.dir, d.object)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return answer{}, err
+	}
+	a, b := filepath.Join(dir, strconv.Itoa(d.a)), filepath.Join(dir, strconv.Itoa(d.b))
+	switch d.op {
+	case "make": // a symbolic link: it is there with what it leads to, or not at all
+		return answered(unix.Symlink(strconv.Itoa(d.b), a), unix.EEXIST)
+	case "look":
+		buf := make([]byte, 100)
+		n, err := unix.Readlink(a, buf)
+		ans, err := answered(err, unix.ENOENT)
+		if err == nil && ans.err == 0 {
+			ans.value = string(buf[:n])
+		}
+		return ans, err
+	case "remove":
+		return answered(unix.Unlink(a), unix.ENOENT)
+	case "rename":
+		return answered(unix.Rename(a, b), unix.ENOENT)
+	}
+	return answered(unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_NOREPLACE), unix.ENOENT, unix.EEXIST)
+}
+
+// answered makes an answer of an error that is one.
+func answered(err error, answers ...unix.Errno) (answer, error) {
+	for _, e := range answers {
+		if errors.Is(err, e) {
+			return answer{err: e}, nil
+		}
+	}
+	return answer{}, err
+}
