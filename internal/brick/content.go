@@ -91,8 +91,12 @@ func (x *exec) write(op *fsop.Write) error {
 	if op.Append {
 		off = n.Size
 	}
-	if op.Then.Valid&fsop.SetSize != 0 || op.Then.Valid != 0 && size == 0 {
+	if op.Then.Valid&(fsop.SetSize|fsop.SetFlags) != 0 || op.Then.Valid != 0 && size == 0 {
 		return fsop.EINVAL
+	}
+	switch {
+	case n.Attr.Flags&fsop.FlagImmutable != 0, n.Attr.Flags&fsop.FlagAppend != 0 && off < n.Size:
+		return fsop.EPERM
 	}
 	if size > 0 && (off >= fsop.MaxSize || size > fsop.MaxSize-off) {
 		return fsop.EFBIG
@@ -117,7 +121,9 @@ func (x *exec) write(op *fsop.Write) error {
 	}
 	x.contentChanged(n)
 	if op.Then.Valid != 0 {
-		x.setOwner(n, &op.Then)
+		if err := x.setOwner(n, &op.Then); err != nil {
+			return err
+		}
 		x.setTimes(n, &op.Then)
 	}
 	x.reply.Attr = n.Attr
@@ -165,6 +171,8 @@ func (x *exec) fallocate(op *fsop.Fallocate) error {
 		return fsop.Errno(19) // ENODEV, as fallocate(2) has it
 	case op.Off >= fsop.MaxSize || op.Len > fsop.MaxSize-op.Off:
 		return fsop.EFBIG
+	case n.Attr.Flags&fsop.FlagImmutable != 0, n.Attr.Flags&fsop.FlagAppend != 0 && op.Mode&^fsop.FallocKeepSize != 0:
+		return fsop.EPERM
 	}
 	end := op.Off + op.Len
 	switch op.Mode {

@@ -29,6 +29,9 @@ func (x *exec) makeNodeAs(p *fsop.Node, mode uint32, ino fsop.Ino) (n *work, err
 	} else if ok {
 		return nil, fsop.EEXIST
 	}
+	if dir.Attr.Flags&fsop.FlagImmutable != 0 {
+		return nil, fsop.EPERM
+	}
 	if ino == 0 {
 		ino = x.nextIno()
 	}
@@ -38,6 +41,9 @@ func (x *exec) makeNodeAs(p *fsop.Node, mode uint32, ino fsop.Ino) (n *work, err
 		if n.IsDir() {
 			n.Mode |= syscall.S_ISGID
 		}
+	}
+	if err := x.inherit(dir, n, p.Umask); err != nil {
+		return nil, err
 	}
 	if n.IsDir() {
 		n.Nlink = 2
@@ -169,6 +175,8 @@ func (x *exec) link(op *fsop.Link) error {
 		return fsop.EPERM
 	case n.Nlink == 0:
 		return fsop.ENOENT
+	case frozen(n), dir.Attr.Flags&fsop.FlagImmutable != 0:
+		return fsop.EPERM
 	case n.Nlink >= fsop.MaxLinks:
 		return fsop.EMLINK
 	}
@@ -205,8 +213,11 @@ func (x *exec) unlink(op *fsop.Unlink) error {
 	if err != nil {
 		return err
 	}
-	if n.IsDir() {
+	switch {
+	case n.IsDir():
 		return fsop.EISDIR
+	case frozen(dir), frozen(n):
+		return fsop.EPERM
 	}
 	x.dropEntry(dir, op.Name)
 	x.dropLink(n)
@@ -221,6 +232,8 @@ func (x *exec) rmdir(op *fsop.Rmdir) error {
 		return err
 	case !n.IsDir():
 		return fsop.ENOTDIR
+	case frozen(dir), frozen(n):
+		return fsop.EPERM
 	case n.Size > 0:
 		return fsop.ENOTEMPTY
 	}
@@ -321,6 +334,12 @@ func (x *exec) rename(op *fsop.Rename) error {
 			}
 		}
 	}
+	switch {
+	case frozen(from), frozen(src), to.Attr.Flags&fsop.FlagImmutable != 0:
+		return fsop.EPERM
+	case dst != nil && (frozen(to) || frozen(dst)):
+		return fsop.EPERM
+	}
 	if dst != nil && dst.Ino == src.Ino {
 		x.reply.Attr = src.Attr // two names of one inode: both stay
 		return nil
@@ -403,6 +422,12 @@ func (x *exec) setattr(op *fsop.Setattr) error {
 	if valid&fsop.SetMode != 0 && n.Type() == syscall.S_IFLNK {
 		return fsop.EOPNOTSUPP
 	}
+	if valid&fsop.SetFlags != 0 && op.Flags&^fsop.UserFlags != 0 {
+		return fsop.EOPNOTSUPP
+	}
+	if err := mayChange(n, valid); err != nil {
+		return err
+	}
 	if err := x.window(n, op.Window); err != nil {
 		return err
 	}
@@ -410,13 +435,18 @@ func (x *exec) setattr(op *fsop.Setattr) error {
 		x.reply.Attr = n.Attr
 		return nil
 	}
-	x.setOwner(n, op)
+	if err := x.setOwner(n, op); err != nil {
+		return err
+	}
 	if valid&fsop.SetSize != 0 {
 		x.dropCaps(n)
 		if err := x.truncate(n, op.Size); err != nil {
 			return err
 		}
 		n.Mtime = x.e.Time
+	}
+	if valid&fsop.SetFlags != 0 {
+		n.Attr.Flags = n.Attr.Flags&^fsop.UserFlags | op.Flags
 	}
 	x.setTimes(n, op)
 	x.touch(n)
@@ -425,7 +455,7 @@ func (x *exec) setattr(op *fsop.Setattr) error {
 }
 
 // setOwner sets whose n is and who may do what with it.
-func (x *exec) setOwner(n *work, op *fsop.Setattr) {
+func (x *exec) setOwner(n *work, op *fsop.Setattr) error {
 	valid := op.Valid
 	kill := valid&fsop.SetKillPriv != 0
 	if valid&(fsop.SetUID|fsop.SetGID) != 0 && !n.IsDir() {
@@ -445,6 +475,10 @@ func (x *exec) setOwner(n *work, op *fsop.Setattr) {
 		n.Mode = n.Mode&^permMask | op.Mode&permMask
 	}
 	n.rights = n.UID != was.UID || n.GID != was.GID || n.IsDir() && (n.Mode^was.Mode)&syscall.S_ISVTX != 0
+	if valid&fsop.SetMode != 0 && n.Attr.Flags&fsop.FlagACL != 0 {
+		return x.chmodACL(n)
+	}
+	return nil
 }
 
 func (x *exec) setTimes(n *work, op *fsop.Setattr) {
@@ -504,9 +538,10 @@ func checkXattr(name string) error {
 		return fsop.ERANGE
 	case strings.IndexByte(name, 0) >= 0:
 		return fsop.EINVAL
+	case name == fsop.XattrACL, name == fsop.XattrDefaultACL:
+		return nil
 	case !ok, prefix != "user" && prefix != "trusted" && prefix != "security":
-		// Access control lists are in "system": what would be kept but not obeyed
-		// is better refused.
+		// What would be kept but not obeyed is better refused.
 		return fsop.EOPNOTSUPP
 	case rest == "":
 		return fsop.EINVAL
@@ -519,11 +554,17 @@ func (x *exec) setxattr(op *fsop.Setxattr) error {
 	if err != nil {
 		return err
 	}
-	if op.Flags&^(fsop.XattrCreate|fsop.XattrReplace) != 0 {
+	if op.Flags&^(fsop.XattrCreate|fsop.XattrReplace|fsop.XattrKillSGID) != 0 {
 		return fsop.EINVAL
 	}
 	if err := checkXattr(op.Name); err != nil {
 		return err
+	}
+	if frozen(n) {
+		return fsop.EPERM
+	}
+	if isACL(op.Name) {
+		return x.setACL(n, op)
 	}
 	if len(op.Value) > fsop.MaxXattr {
 		return fsop.E2BIG
@@ -563,6 +604,12 @@ func (x *exec) removexattr(op *fsop.Removexattr) error {
 	}
 	if err := checkXattr(op.Name); err != nil {
 		return err
+	}
+	if frozen(n) {
+		return fsop.EPERM
+	}
+	if isACL(op.Name) {
+		return x.setACL(n, &fsop.Setxattr{Ino: op.Ino, Name: op.Name})
 	}
 	exists := false
 	if n.Xattrs > 0 {

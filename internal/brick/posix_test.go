@@ -106,7 +106,7 @@ func TestErrno(t *testing.T) {
 		{fsop.E2BIG, &fsop.Setxattr{Ino: f, Name: "user.y", Value: make([]byte, fsop.MaxXattr+1)}},
 		{fsop.ERANGE, &fsop.Setxattr{Ino: f, Name: "user." + long}},
 		{fsop.ERANGE, &fsop.Setxattr{Ino: f}},
-		{fsop.EOPNOTSUPP, &fsop.Setxattr{Ino: f, Name: "system.posix_acl_access"}},
+		{fsop.EOPNOTSUPP, &fsop.Setxattr{Ino: f, Name: "system.posix_acl_other"}},
 		{fsop.EOPNOTSUPP, &fsop.Setxattr{Ino: f, Name: "x"}},
 		{fsop.ENODATA, &fsop.Removexattr{Ino: f, Name: "user.y"}},
 		{fsop.ESTALE, &fsop.Removexattr{Ino: none, Name: "user.y"}},

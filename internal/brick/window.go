@@ -120,7 +120,7 @@ func (x *exec) make(op *fsop.Make) error {
 		return err
 	}
 	w := op.First
-	if w.Append || w.Then.Valid&fsop.SetSize != 0 {
+	if w.Append || w.Then.Valid&(fsop.SetSize|fsop.SetFlags) != 0 {
 		return fsop.EINVAL
 	}
 	if x.e.Session == 0 || x.b.holder(&dir.node) != x.e.Session || !x.takeIno(w.Ino) {
@@ -135,7 +135,9 @@ func (x *exec) make(op *fsop.Make) error {
 		return x.write(&w)
 	}
 	if w.Then.Valid != 0 {
-		x.setOwner(n, &w.Then)
+		if err := x.setOwner(n, &w.Then); err != nil {
+			return err
+		}
 		x.setTimes(n, &w.Then)
 		x.reply.Attr = n.Attr
 	}

@@ -195,13 +195,16 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 		w.bytes >= totalBytes || w.life.Err() != nil || time.Since(w.failed) < shyness {
 		return nil
 	}
+	if d.attr.Flags&(fsop.FlagDefaultACL|fsop.FlagImmutable) != 0 {
+		return nil // only the brick knows what the file will be
+	}
 	from := w.stockLocked()
 	if from == nil {
 		return nil
 	}
 	now := time.Now()
 	a := fsop.Attr{
-		Ino: from.next, Mode: syscall.S_IFREG | op.Mode&0o7777, Nlink: 1, UID: op.UID, GID: op.GID,
+		Ino: from.next, Mode: syscall.S_IFREG | op.Mode&0o7777&^op.Umask, Nlink: 1, UID: op.UID, GID: op.GID,
 		Atime: now.UnixNano(), Mtime: now.UnixNano(), Ctime: now.UnixNano(),
 	}
 	if d.attr.Mode&syscall.S_ISGID != 0 {

@@ -423,7 +423,7 @@ func (w *windows) setattr(op *fsop.Setattr) (*fsop.Reply, bool) {
 	defer w.mu.Unlock()
 	f := w.files[op.Ino]
 	const owner = fsop.SetUID | fsop.SetGID | fsop.SetKillPriv
-	if f == nil || !f.held || f.closing || f.err != nil || op.Valid == 0 || op.Valid&fsop.SetSize != 0 ||
+	if f == nil || !f.held || f.closing || f.err != nil || op.Valid == 0 || op.Valid&(fsop.SetSize|fsop.SetFlags) != 0 ||
 		op.Valid&owner != 0 && f.then.Valid&fsop.SetMode != 0 { // a new owner would take bits of the mode away
 		return nil, false
 	}

@@ -75,10 +75,27 @@ type Attr struct {
 	// contents or, for a directory, its entries. Two attributes of one inode
 	// with equal Change are equal.
 	Change uint64
+	Flags  Flag
 	// Window is the session that holds the window of the file or directory, 0 for none. It is
 	// for the replica that answers, and does not cross the wire.
 	Window uint64
 }
+
+// Flag is a property of an inode that is not in its mode.
+type Flag uint32
+
+// Flags. Those that programs set have the numbers of FS_IOC_SETFLAGS.
+const (
+	FlagImmutable  Flag = 0x10    // nothing of it changes
+	FlagAppend     Flag = 0x20    // it only grows
+	FlagNoDump     Flag = 0x40    // kept for programs, and means nothing here
+	FlagNoAtime    Flag = 0x80    // likewise: reading never changes access times
+	FlagACL        Flag = 1 << 24 // it has an access ACL that says more than its mode
+	FlagDefaultACL Flag = 1 << 25 // what is made in the directory inherits an ACL
+
+	// UserFlags are those that programs set.
+	UserFlags = FlagImmutable | FlagAppend | FlagNoDump | FlagNoAtime
+)
 
 // Type is the S_IFMT part of the mode.
 func (a *Attr) Type() uint32 { return a.Mode & syscall.S_IFMT }

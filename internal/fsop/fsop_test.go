@@ -143,7 +143,7 @@ func TestLimits(t *testing.T) {
 		{new(Mkdir), MaxName, ino, func(op Op, n int) { op.(*Mkdir).Name = name(n) }},
 		{new(Mknod), MaxName, ino, func(op Op, n int) { op.(*Mknod).Name = name(n) }},
 		{new(Symlink), MaxName, ino, func(op Op, n int) { op.(*Symlink).Name = name(n) }},
-		{new(Symlink), MaxTarget, ino + 4 + 12, func(op Op, n int) { op.(*Symlink).Target = name(n) }},
+		{new(Symlink), MaxTarget, ino + 4 + 16, func(op Op, n int) { op.(*Symlink).Target = name(n) }},
 		{new(Link), MaxName, ino + 8, func(op Op, n int) { op.(*Link).Name = name(n) }},
 		{new(Unlink), MaxName, ino, func(op Op, n int) { op.(*Unlink).Name = name(n) }},
 		{new(Rmdir), MaxName, ino, func(op Op, n int) { op.(*Rmdir).Name = name(n) }},

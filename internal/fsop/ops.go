@@ -208,6 +208,7 @@ const (
 	SetAtimeNow // the primary's time instead of Atime
 	SetMtimeNow
 	SetKillPriv // clear set-user-id, and set-group-id if group-executable
+	SetFlags    // those of UserFlags; EOPNOTSUPP for others
 )
 
 // Setattr changes attributes. Reply: Attr.
@@ -220,6 +221,7 @@ type Setattr struct {
 	Size  uint64
 	Atime int64
 	Mtime int64
+	Flags Flag
 	// Window: see Write.
 	Window Window
 }
@@ -228,7 +230,8 @@ type Setattr struct {
 type Node struct {
 	Parent Ino
 	Name   string
-	Mode   uint32 // permission bits, umask already applied
+	Mode   uint32 // permission bits
+	Umask  uint32 // is taken from Mode, unless the parent has a default ACL
 	UID    uint32
 	GID    uint32 // replaced by the parent's if that is set-group-id
 }
@@ -388,6 +391,9 @@ type Fallocate struct {
 const (
 	XattrCreate  uint32 = 1
 	XattrReplace uint32 = 2
+	// XattrKillSGID, beside those: an access ACL takes the set-group-id bit away,
+	// because whoever sets it is not in the file's group.
+	XattrKillSGID uint32 = 1 << 31
 )
 
 // Setxattr sets an extended attribute. Reply: Attr.
@@ -506,12 +512,14 @@ func (o *Setattr) Code(c *codec.Coder) {
 	c.U64(&o.Size)
 	c.I64(&o.Atime)
 	c.I64(&o.Mtime)
+	c.U32((*uint32)(&o.Flags))
 	o.Window.code(c)
 }
 func (n *Node) code(c *codec.Coder) {
 	n.Parent.Code(c)
 	c.String(&n.Name, MaxName)
 	c.U32(&n.Mode)
+	c.U32(&n.Umask)
 	c.U32(&n.UID)
 	c.U32(&n.GID)
 }
@@ -598,6 +606,7 @@ func (a *Attr) Code(c *codec.Coder) {
 	c.I64(&a.Mtime)
 	c.I64(&a.Ctime)
 	c.U64(&a.Change)
+	c.U32((*uint32)(&a.Flags))
 }
 
 // Which parts of a Reply are present on the wire.

@@ -16,6 +16,9 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	if f.o.LocksNode {
 		return fuse.ENOSYS
 	}
+	if !f.mayOpenFlagged(fsop.Ino(in.NodeId), in.Flags) {
+		return fuse.EPERM
+	}
 	if in.Flags&syscall.O_TRUNC != 0 {
 		r := f.begin(cancel, &in.InHeader)
 		defer f.inflight.remove(r)
@@ -80,7 +83,7 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 	dir := fsop.Ino(in.NodeId)
 	f.inflight.changing(dir)
 	defer f.inflight.doneChanging(dir)
-	op := &fsop.Create{Node: newNode(&in.InHeader, name, in.Mode), Excl: true}
+	op := &fsop.Create{Node: newNode(&in.InHeader, name, in.Mode, in.Umask), Excl: true}
 	was := f.nodes.entries.doubt(dir, name)
 	// Only the close of a file that can be written to is heard of (FOPEN_NOFLUSH).
 	if was == nothing && in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY && f.leased() {

@@ -350,13 +350,13 @@ func (m *Mount) change(r *request, dir fsop.Ino, op fsop.Op) (*fsop.Reply, error
 	return m.handler.Do(r, op)
 }
 
-func newNode(h *fuse.InHeader, name string, mode uint32) fsop.Node {
-	return fsop.Node{Parent: fsop.Ino(h.NodeId), Name: name, Mode: mode & 0o7777, UID: h.Uid, GID: h.Gid}
+func newNode(h *fuse.InHeader, name string, mode, umask uint32) fsop.Node {
+	return fsop.Node{Parent: fsop.Ino(h.NodeId), Name: name, Mode: mode & 0o7777, Umask: umask & 0o777, UID: h.Uid, GID: h.Gid}
 }
 
 // Mkdir implements fuse.RawFileSystem.
 func (f *fileSystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	return f.make(cancel, &in.InHeader, name, &fsop.Mkdir{Node: newNode(&in.InHeader, name, in.Mode)}, out)
+	return f.make(cancel, &in.InHeader, name, &fsop.Mkdir{Node: newNode(&in.InHeader, name, in.Mode, in.Umask)}, out)
 }
 
 // Symlink implements fuse.RawFileSystem.
@@ -364,7 +364,7 @@ func (f *fileSystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, n
 	if len(target) > fsop.MaxTarget {
 		return fuse.Status(syscall.ENAMETOOLONG)
 	}
-	return f.make(cancel, h, name, &fsop.Symlink{Node: newNode(h, name, 0o777), Target: target}, out)
+	return f.make(cancel, h, name, &fsop.Symlink{Node: newNode(h, name, 0o777, 0), Target: target}, out)
 }
 
 // Mknod implements fuse.RawFileSystem.
@@ -374,7 +374,7 @@ func (f *fileSystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, n
 // EEXIST would be wrong without O_EXCL, so it gets ESTALE: the kernel looks the
 // name up again and does what open asked for.
 func (f *fileSystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
-	op := &fsop.Mknod{Node: newNode(&in.InHeader, name, in.Mode), Rdev: in.Rdev}
+	op := &fsop.Mknod{Node: newNode(&in.InHeader, name, in.Mode, in.Umask), Rdev: in.Rdev}
 	op.Mode = in.Mode & (syscall.S_IFMT | 0o7777)
 	st := f.make(cancel, &in.InHeader, name, op, out)
 	if st == fuse.Status(syscall.EEXIST) && f.o.LocksNode && in.Mode&syscall.S_IFMT == syscall.S_IFREG {
@@ -511,9 +511,4 @@ func (f *fileSystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.
 	out.Bsize, out.Frsize = unit, unit
 	out.NameLen = fsop.MaxName
 	return fuse.OK
-}
-
-// Ioctl implements fuse.RawFileSystem.
-func (f *fileSystem) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
-	return fuse.Status(syscall.ENOTTY)
 }

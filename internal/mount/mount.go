@@ -201,6 +201,11 @@ func (m *Mount) start(f func()) {
 func (m *Mount) serverOptions() *fuse.MountOptions {
 	extra := uint64(fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT |
 		fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP)
+	if !m.o.NoXattr {
+		// What a default ACL decides, the umask does not; who sets an ACL loses the
+		// set-group-id bit if the kernel says so.
+		extra |= fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT
+	}
 	if !m.o.LocksNode {
 		extra |= fuse.CAP_ATOMIC_O_TRUNC // needs OPEN
 	}
@@ -212,6 +217,7 @@ func (m *Mount) serverOptions() *fuse.MountOptions {
 		MaxBackground:        maxBackground,
 		EnableLocks:          !m.o.LocksNode,
 		EnableSymlinkCaching: true,
+		EnableAcl:            !m.o.NoXattr,
 		DisableXAttrs:        m.o.NoXattr,
 		ExtraCapabilities:    extra,
 		// Replies are byte slices; a pipe in between would only cost.

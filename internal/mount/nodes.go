@@ -72,9 +72,26 @@ type node struct {
 type marks uint8
 
 const (
-	watched marks = 1 << iota // the replica tells of the next change by others
-	noCap                     // it has no security.capability
+	watched    marks = 1 << iota // the replica tells of the next change by others
+	noCap                        // it has no security.capability
+	noACL                        // it has no access control lists
+	immutable                    // as it was told last
+	appendOnly                   // likewise
 )
+
+// flagged brings the marks that come from attributes up to date.
+func (m *marks) flagged(a *fsop.Attr) {
+	*m &^= noACL | immutable | appendOnly
+	if a.Flags&(fsop.FlagACL|fsop.FlagDefaultACL) == 0 {
+		*m |= noACL
+	}
+	if a.Flags&fsop.FlagImmutable != 0 {
+		*m |= immutable
+	}
+	if a.Flags&fsop.FlagAppend != 0 {
+		*m |= appendOnly
+	}
+}
 
 type recentInval struct {
 	ino fsop.Ino
@@ -176,6 +193,7 @@ func (t *nodes) named(a *fsop.Attr, seq uint64, b began) (fresh bool) {
 	n.lookups++
 	if fresh {
 		n.marks |= watched
+		n.marks.flagged(a)
 	}
 	s.known[a.Ino] = n
 	if fresh {
@@ -293,6 +311,7 @@ func (t *nodes) read(a *fsop.Attr, seq uint64, b began) bool {
 	}
 	if n, ok := s.known[a.Ino]; ok {
 		n.marks |= watched
+		n.marks.flagged(a)
 		s.known[a.Ino] = n
 		t.tellLocked(s, a, seq, b)
 	}
@@ -343,13 +362,21 @@ func (t *nodes) noCap(ino fsop.Ino) bool {
 	return s.known[ino].marks&noCap != 0
 }
 
+// marksOf returns what else is known of ino.
+func (t *nodes) marksOf(ino fsop.Ino) marks {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known[ino].marks
+}
+
 // setXattr says that this mount changes extended attributes of ino.
 func (t *nodes) setXattr(ino fsop.Ino) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n, ok := s.known[ino]; ok {
-		n.marks &^= noCap
+		n.marks &^= noCap | noACL
 		s.known[ino] = n
 	}
 }
@@ -374,7 +401,7 @@ func (t *nodes) invalidated(ino fsop.Ino, name string, seq uint64) (known bool, 
 		return false, 0
 	}
 	n.inval = max(n.inval, seq)
-	n.marks = 0
+	n.marks &= immutable | appendOnly
 	s.known[ino] = n
 	if n.kind == s_IFDIR {
 		t.entries.spoil(ino, name)
@@ -408,6 +435,7 @@ func (t *nodes) changed(ino fsop.Ino, a *fsop.Attr, seq uint64, b began) {
 	n.inval = seq
 	if b.drop == t.dropGen.Load() {
 		n.marks |= watched
+		n.marks.flagged(a)
 	}
 	s.known[ino] = n
 	t.tellLocked(s, a, seq, b)
@@ -469,7 +497,7 @@ func (t *nodes) drop() []fsop.Ino {
 		clear(s.told)
 		s.unknown = t.clock.Load()
 		for ino, n := range s.known {
-			n.marks = 0
+			n.marks &= immutable | appendOnly
 			s.known[ino] = n
 			all = append(all, ino)
 		}

@@ -17,7 +17,8 @@ func (f *fileSystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name str
 		return 0, fuse.Status(syscall.EOPNOTSUPP)
 	}
 	ino := fsop.Ino(h.NodeId)
-	if name == capability && f.nodes.noCap(ino) {
+	if name == capability && f.nodes.noCap(ino) ||
+		(name == fsop.XattrACL || name == fsop.XattrDefaultACL) && f.nodes.marksOf(ino)&noACL != 0 {
 		return 0, fuse.ENODATA
 	}
 	return f.xattr(cancel, h, dest, &fsop.Getxattr{Ino: ino, Name: name})
@@ -28,7 +29,7 @@ var spaces = []string{"user.", "trusted.", "security."}
 
 // hasSpace says whether an attribute of that name can be.
 func hasSpace(name string) bool {
-	return slices.ContainsFunc(spaces, func(s string) bool { return strings.HasPrefix(name, s) })
+	return name == fsop.XattrACL || name == fsop.XattrDefaultACL || slices.ContainsFunc(spaces, func(s string) bool { return strings.HasPrefix(name, s) })
 }
 
 // capability is asked for by the kernel before it writes to a file whose
@@ -81,8 +82,11 @@ func (f *fileSystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name 
 	if len(value) > fsop.MaxXattr {
 		return fuse.Status(syscall.E2BIG)
 	}
-	return f.setXattr(cancel, &in.InHeader,
-		&fsop.Setxattr{Ino: fsop.Ino(in.NodeId), Name: name, Value: value, Flags: in.Flags})
+	op := &fsop.Setxattr{Ino: fsop.Ino(in.NodeId), Name: name, Value: value, Flags: in.Flags}
+	if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
+		op.Flags |= fsop.XattrKillSGID
+	}
+	return f.setXattr(cancel, &in.InHeader, op)
 }
 
 // RemoveXAttr implements fuse.RawFileSystem.

@@ -535,6 +535,8 @@ func (s *Session) readStore(ctx context.Context, op fsop.Op, shut *[]fsop.Ino) (
 		ino = op.Ino
 	case *fsop.Readlink:
 		ino = op.Ino
+	case *fsop.Getxattr:
+		ino = op.Ino // kernels keep access control lists as long as attributes
 	case *fsop.Read:
 		// Contents are known by the attributes: noted before, they need no gate.
 		s.note(op.Ino, cachesAttr, 0)

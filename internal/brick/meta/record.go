@@ -47,7 +47,7 @@ const (
 	allFlags = Sparse | Caps
 )
 
-const inodeLen = 1 + 1 + 5*4 + 2*8 + 3*8 + 8 + 8 + 2*8 + 2*4 + 2*8
+const inodeLen = 1 + 1 + 5*4 + 2*8 + 3*8 + 8 + 8 + 2*8 + 2*4 + 2*8 + 4
 
 func putInode(v []byte, n *Inode) {
 	le := binary.LittleEndian
@@ -71,6 +71,7 @@ func putInode(v []byte, n *Inode) {
 	le.PutUint32(v[98:], n.XattrNames)
 	le.PutUint64(v[102:], n.Window)
 	le.PutUint64(v[110:], uint64(n.WindowSince))
+	le.PutUint32(v[118:], uint32(n.Attr.Flags))
 }
 
 func check(v []byte, what string, length int) error {
@@ -107,6 +108,7 @@ func getInode(v []byte, ino fsop.Ino, n *Inode) error {
 	n.XattrNames = le.Uint32(v[98:])
 	n.Window = le.Uint64(v[102:])
 	n.WindowSince = int64(le.Uint64(v[110:]))
+	n.Attr.Flags = fsop.Flag(le.Uint32(v[118:]))
 	if n.Flags&^allFlags != 0 || n.Size > fsop.MaxSize {
 		return fmt.Errorf("%w: inode %d with flags %x and size %d", ErrFormat, ino, n.Flags, n.Size)
 	}

@@ -367,7 +367,7 @@ func (c *call) make(a *fsop.Node, typ uint32, set func(*node)) (*fsop.Reply, err
 	c.last++
 	t := c.tick()
 	n := &node{attr: fsop.Attr{
-		Ino: c.last, Mode: typ | a.Mode&0o7777, Nlink: 1, UID: a.UID, GID: a.GID,
+		Ino: c.last, Mode: typ | a.Mode&0o7777&^a.Umask, Nlink: 1, UID: a.UID, GID: a.GID,
 		Atime: t, Mtime: t, Ctime: t, Change: c.seq,
 	}}
 	if d.attr.Mode&syscall.S_ISGID != 0 {
