@@ -90,7 +90,7 @@ func (m *machine) close() { m.b.Close(false) }
 
 var (
 	someNames  = []string{"a", "b", "c", "d"}
-	someXattrs = []string{"user.x", "user.y", "security.capability", "system.posix_acl_access", "trusted.t"}
+	someXattrs = []string{"user.x", "user.y", "security.capability", "system.other", "trusted.t"}
 )
 
 // op draws an operation.
