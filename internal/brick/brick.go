@@ -148,7 +148,8 @@ type Brick struct {
 
 	reading readBuffers
 
-	clean     bool        // see Clean
+	clean     bool // see Clean
+	promised  cluster.Epoch
 	logLost   bool        // the log is not the one that the KV refers to; guarded by wmu
 	marked    atomic.Bool // the clean mark is still on disk
 	applied   atomic.Uint64
@@ -275,6 +276,9 @@ func (b *Brick) open() (err error) {
 		return err
 	}
 	if err := b.openStore(); err != nil {
+		return err
+	}
+	if err := b.readPromise(); err != nil {
 		return err
 	}
 	mark, marked, err := b.readMark()

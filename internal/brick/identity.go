@@ -42,6 +42,7 @@ const (
 	dataName    = "data"
 	cleanName   = "clean"   // see Brick.Clean
 	healingName = "healing" // see Brick.Whole
+	epochName   = "epoch"   // see Brick.Promise
 	lockName    = "lock"
 )
 

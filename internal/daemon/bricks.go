@@ -290,7 +290,7 @@ func (r *brickRun) serve() (opened bool, err error) {
 	r.replica = nil
 	r.mu.Unlock()
 	r.b.farewell(r)
-	return true, errors.Join(err, store.Close(err == nil))
+	return true, errors.Join(err, store.Close(err == nil && rep.Kept()))
 }
 
 // introduce tells a replica that has begun whom it can reach, and its siblings

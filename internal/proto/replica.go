@@ -84,6 +84,9 @@ type SealReply struct {
 	// Trusted is true if the brick has kept every change it acknowledged: it has
 	// not restarted uncleanly since it was last in sync.
 	Trusted bool
+	// Unfit is true if the brick is not sealed because it does not know its own
+	// contents: it cannot lead, and nothing can be committed with it either.
+	Unfit bool
 }
 
 func (m *SealReply) Code(c *codec.Coder) {
@@ -91,6 +94,7 @@ func (m *SealReply) Code(c *codec.Coder) {
 	c.String(&m.Text, 4096)
 	Pos(c, &m.Tail)
 	c.Bool(&m.Trusted)
+	c.Bool(&m.Unfit)
 }
 
 // HealOpen asks the primary for a snapshot to compare with.

@@ -41,8 +41,9 @@ type memStore struct {
 	giveUp    bool // the next Execute ends its goroutine, as a store does that must not go on
 	err       error
 	heals     int
-	failHeals int  // so many comparisons fail first
-	full      bool // there is no room
+	epoch     cluster.Epoch // promised
+	failHeals int           // so many comparisons fail first
+	full      bool          // there is no room
 	disk      slowDisk
 }
 
@@ -113,7 +114,12 @@ func (s *memStore) Durable() uint64 {
 	}
 	return s.disk.durable
 }
-func (s *memStore) Commit(uint64) {}
+func (s *memStore) Commit(uint64)           {}
+func (s *memStore) Promised() cluster.Epoch { return s.epoch }
+func (s *memStore) Promise(e cluster.Epoch) error {
+	s.epoch = e
+	return nil
+}
 func (s *memStore) Admit(op fsop.Op) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

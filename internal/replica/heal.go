@@ -104,6 +104,7 @@ func (l *loop) heal() {
 			if err == nil {
 				l.log.Info("this brick equals its primary's", "at", pos, "took", time.Since(began))
 				l.m.Healed(pos, l.store.History())
+				l.outwaitSessions()
 			} else {
 				l.m.SayWhere() // the primary orders the next attempt
 			}

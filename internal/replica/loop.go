@@ -72,6 +72,7 @@ func newLoop(r *Replica) *loop {
 		Replica: r,
 		m: core.New(r.now(), r.self, core.Brick{
 			Tail: r.store.Tail(), History: r.store.History(), Whole: r.store.Whole(), Trusted: r.store.Clean(),
+			Promised: r.store.Promised(),
 		}),
 		outbox:  map[cluster.BrickID]*outbox{},
 		parked:  map[fsop.Ino][]*request{},
@@ -157,6 +158,11 @@ func (l *loop) applyReady() error {
 	r := l.m.Ready()
 	l.kept.Messages = append(l.kept.Messages, r.Messages...)
 	l.kept.Streams = append(l.kept.Streams, r.Streams...)
+	if r.Promise != 0 {
+		if err := l.store.Promise(r.Promise); err != nil {
+			return err
+		}
+	}
 	if r.Propose != nil {
 		l.propose(*r.Propose)
 	}
@@ -382,10 +388,17 @@ func (l *loop) load(pos cluster.Pos) error {
 	if err := l.store.Rewind(pos); err != nil {
 		return err
 	}
-	l.clearing = fifo[*clearing]{}
+	// What stays in the log is in caches as before.
+	var kept fifo[*clearing]
+	for l.clearing.len() > 0 {
+		if c := l.clearing.pop(); c.seq <= pos.Seq {
+			kept.push(c)
+		}
+	}
+	l.clearing = kept
 	l.m.Rewound(pos, l.store.History())
 	l.dropCaches()
-	l.m.Cleared(l.now, pos.Seq)
+	l.clearUp()
 	return nil
 }
 

@@ -84,15 +84,18 @@ type Source interface {
 	Close()
 }
 
-// Store is the brick that the replica speaks for. Execute, Rewind and Flush
+// Store is the brick that the replica speaks for. Execute, Rewind, Promise and Flush
 // have a single caller; the rest may be called from anywhere.
 type Store interface {
 	Tail() cluster.Pos
 	History() []cluster.Pos
 	Whole() bool
 	Clean() bool
+	Promised() cluster.Epoch
 	LastTime() int64
 
+	// Promise remembers an epoch, durably; Promised returns the last one.
+	Promise(e cluster.Epoch) error
 	// Rewind makes the log end at pos and the applied state agree with it.
 	Rewind(pos cluster.Pos) error
 	// Execute checks, logs and applies an entry. An fsop.Errno leaves everything
@@ -275,6 +278,10 @@ func (r *Replica) Run(ctx context.Context) error {
 	}
 	return err
 }
+
+// Kept reports, after Run has returned, whether the brick certainly has
+// everything that it ever acknowledged.
+func (r *Replica) Kept() bool { return r.loop.m.Trusted() }
 
 // mailbox is an unbounded queue of events for the loop. What it holds is
 // bounded by its writers: requests in flight, the window of a stream, ticks.

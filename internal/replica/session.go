@@ -179,6 +179,29 @@ func (r *Replica) dropCaches() {
 	}
 }
 
+// outwaitSessions is called when a comparison has changed the store: nobody has
+// told the clients, so whatever they have cached must be gone, or their leases over,
+// before this brick acknowledges what it has now.
+func (l *loop) outwaitSessions() {
+	l.dropCaches()
+	c := &clearing{seq: l.m.Tail().Seq}
+	c.waits.Store(1)
+	l.sessionsMu.Lock()
+	for _, s := range l.sessions {
+		s.mu.Lock()
+		if !s.lapsed {
+			c.waits.Add(1)
+			s.waits[c.seq] = c
+		}
+		s.mu.Unlock()
+	}
+	l.sessionsMu.Unlock()
+	l.clearing = fifo[*clearing]{}
+	l.clearing.push(c)
+	c.waits.Add(-1)
+	l.clearUp()
+}
+
 // attached lists the sessions whose home this is and that are alive.
 func (r *Replica) attached() []cluster.SessionID {
 	r.sessionsMu.Lock()

@@ -135,7 +135,7 @@ func (l *loop) askSyncs() {
 	}
 	cfg := l.m.Config()
 	var messages []core.Message
-	for _, b := range cfg.InSync {
+	for _, b := range l.m.Counting() {
 		if b != l.self && l.fsync.durable[b] < seq {
 			messages = append(messages, core.Message{
 				To: b, Kind: proto.KindSync, Body: &proto.Sync{Epoch: cfg.Epoch, Seq: seq, Alone: l.replies.len() == 0},
@@ -219,9 +219,8 @@ func (l *loop) answerFsync() {
 	if len(l.fsync.waiting) == 0 {
 		return
 	}
-	cfg := l.m.Config()
 	low := l.m.Acked()
-	for _, b := range cfg.InSync {
+	for _, b := range l.m.Counting() {
 		low = min(low, l.fsync.durable[b])
 	}
 	keep := l.fsync.waiting[:0]

@@ -59,6 +59,9 @@ type Verdict struct {
 // Decide chooses the next configuration of a set whose in-sync bricks were
 // sealed, that is, accept nothing more of the present epoch.
 //
+// A brick that does not know its own contents counts for nothing, neither as a
+// candidate nor as one that keeps its primary.
+//
 // Every acknowledged change is on every in-sync brick, so any sealed one that
 // has certainly kept what it had (Trusted) may lead; the one with the highest
 // position undoes the least. Whoever did not answer leaves the in-sync set: it
@@ -77,7 +80,7 @@ func (f *Failover) Decide() Verdict {
 	}
 	var trusted, sealed []SealResult
 	answered := 0
-	var refusal *SealResult
+	var refusal, unfit *SealResult
 	primary := f.result(cfg.Primary)
 	for _, id := range f.order() {
 		r := f.result(id)
@@ -86,6 +89,8 @@ func (f *Failover) Decide() Verdict {
 		}
 		answered++
 		switch {
+		case r.Reply.Unfit:
+			unfit = &r
 		case !r.Reply.Sealed:
 			if refusal == nil {
 				refusal = &r
@@ -103,7 +108,7 @@ func (f *Failover) Decide() Verdict {
 	if refusal != nil && !f.Insisted {
 		reason := fmt.Sprintf("brick %v keeps its primary: %s", refusal.Brick, refusal.Reply.Text)
 		switch {
-		case primary.Answered && !primary.Reply.Sealed:
+		case primary.Answered && !primary.Reply.Sealed && !primary.Reply.Unfit:
 			return Verdict{Reason: reason}
 		case primary.Answered || cfg.Primary.IsZero():
 			return Verdict{Again: true, Insist: true, Reason: reason}
@@ -129,6 +134,9 @@ func (f *Failover) Decide() Verdict {
 	}
 	if len(sealed) == 0 {
 		reason := fmt.Sprintf("none of the %d in-sync brick(s) can be reached", candidates)
+		if refusal == nil {
+			refusal = unfit
+		}
 		if refusal != nil {
 			reason = fmt.Sprintf("none of the %d in-sync brick(s) can lead; brick %v: %s", candidates, refusal.Brick, refusal.Reply.Text)
 		}

@@ -71,7 +71,7 @@ func (m *Machine) Append(now Instant, from BrickID, a *proto.Append) {
 		m.SayWhere() // something was lost on the way; the primary looks again
 		return
 	}
-	m.seeCommit(a.Commit)
+	m.seeCommit(min(a.Commit, a.Prev.Seq)) // what is behind it is yet to be cut
 }
 
 // Applied tells that everything the last Ready asked to apply has been.
@@ -115,7 +115,7 @@ func (m *Machine) Beat(now Instant, from BrickID, b *proto.Beat, sessions []clus
 	if b.Round != m.round {
 		return
 	}
-	if m.loaded {
+	if m.fits {
 		m.seeCommit(b.Commit)
 	}
 	if b.Grant > 0 && Instant(b.Echo) <= now {
@@ -144,9 +144,10 @@ func (m *Machine) Release(now Instant, from BrickID, r *proto.Release) {
 		p.grantedUntil = now // a backup that leaves
 		return
 	}
-	// The former primary of an epoch that this brick is to lead, or already does.
-	m.released = max(m.released, r.Epoch)
-	if m.role == Primary && r.Epoch+1 == m.cfg.Epoch {
+	switch {
+	case r.Epoch == m.cfg.Epoch && from == m.cfg.Primary:
+		m.released = r.Epoch // this brick may be to lead the next
+	case m.role == Primary && r.Epoch+1 == m.cfg.Epoch && from == m.heirTo:
 		m.holdUntil = min(m.holdUntil, now)
 		m.advance(now)
 	}

@@ -68,7 +68,10 @@ type Brick struct {
 	Tail    cluster.Pos   // end of the log
 	History []cluster.Pos // first position of each epoch in the log
 	Whole   bool          // the contents are known
-	Trusted bool          // nothing acknowledged can be missing: fresh, or cleanly stopped
+	Trusted bool          // nothing acknowledged can be missing: cleanly stopped
+	// Promised is the newest epoch that the brick has ever been configured with
+	// (Ready.Promise).
+	Promised cluster.Epoch
 }
 
 // Message is something to send to another replica.
@@ -98,6 +101,9 @@ type Apply struct {
 // Ready is what the machine wants done. The shell does it in the order of the
 // fields before it tells the machine of anything else.
 type Ready struct {
+	// Promise, if not 0, is an epoch that the brick must remember, whatever
+	// happens to the process or the machine: it takes part in none before it any more.
+	Promise  cluster.Epoch
 	Apply    []Apply
 	Lead     bool // replay the log if need be, then append a Noop
 	Heal     bool // compare this brick with the primary's
@@ -115,6 +121,7 @@ type Machine struct {
 	cfg    cluster.SetConfig // Epoch 0: none yet
 	role   Role
 	sealed cluster.Epoch // nothing of this epoch or an older one is accepted
+	past   cluster.Epoch // the newest that a former life of the brick took part in
 
 	// The brick.
 	tail    cluster.Pos
@@ -126,6 +133,8 @@ type Machine struct {
 	commit uint64 // every in-sync brick has everything up to here
 	acked  uint64 // commit, as far as it may be told to clients: frozen while the set is too small to take writes
 	clear  uint64 // no cache of this brick's sessions contradicts anything up to here
+	own    uint64 // the same without the sessions of a former life, which have their caches until former
+	former Instant
 	floor  cluster.Pos
 
 	// Leases that this brick gave, and took as a backup.
@@ -133,6 +142,7 @@ type Machine struct {
 	memberSince Instant // when it came into the in-sync set
 	lease       Instant // as backup: may serve reads before this
 	holdUntil   Instant // as primary: nothing commits before this
+	heirTo      BrickID // as primary: the former one, if there is no lease to outwait but its own
 
 	// As backup.
 	primarySeen Instant
@@ -161,13 +171,17 @@ type BrickID = cluster.BrickID
 
 // New returns the machine of brick self. Until Configure is called it waits.
 func New(now Instant, self BrickID, b Brick) *Machine {
-	return &Machine{
+	m := &Machine{
 		self: self, tail: b.Tail, history: slices.Clone(b.History), whole: b.Whole, trusted: b.Trusted,
-		clear: b.Tail.Seq,
+		past: b.Promised,
 		// A former life of this brick may have given leases up to this moment.
 		lastGrant: now, memberSince: now, primarySeen: now,
 		links: map[BrickID]bool{}, progress: map[BrickID]*Progress{},
 	}
+	if b.Promised != 0 || !b.Whole {
+		m.former = now + cluster.LeaseGuard
+	}
+	return m
 }
 
 // Ready returns what is to be done and forgets it.
@@ -198,6 +212,10 @@ func (m *Machine) Acked() uint64 { return m.acked }
 
 // Whole reports whether the brick's contents are known.
 func (m *Machine) Whole() bool { return m.whole }
+
+// Trusted reports whether the brick certainly has everything that it ever
+// acknowledged. One that stops without that has not stopped cleanly.
+func (m *Machine) Trusted() bool { return m.trusted }
 
 // Serving reports whether the brick may answer reads at this moment, and until when.
 func (m *Machine) Serving(now Instant) (until Instant, ok bool) {
@@ -239,6 +257,10 @@ func (m *Machine) required() []BrickID {
 	return r
 }
 
+// Counting lists the bricks without which nothing is acknowledged: this one, the
+// others in sync, and one that was proposed to be.
+func (m *Machine) Counting() []BrickID { return append(m.required(), m.self) }
+
 // Next returns the position for the next change, if this brick may order one.
 func (m *Machine) Next() (cluster.Pos, bool) {
 	if m.role != Primary || !m.loaded || m.sealed >= m.cfg.Epoch {
@@ -249,11 +271,12 @@ func (m *Machine) Next() (cluster.Pos, bool) {
 
 // Configure gives the machine a configuration. Older ones than it has are ignored.
 func (m *Machine) Configure(now Instant, cfg cluster.SetConfig) {
-	if cfg.Epoch <= m.cfg.Epoch {
+	if cfg.Epoch <= m.cfg.Epoch || cfg.Epoch < m.past {
 		return
 	}
 	old := m.cfg
 	m.cfg = cfg.Clone()
+	m.out.Promise = cfg.Epoch
 	m.epochSeen = now
 	if cfg.IsInSync(m.self) && !old.IsInSync(m.self) {
 		m.memberSince = now
@@ -287,6 +310,11 @@ func (m *Machine) retire() {
 // lead makes the machine the primary of m.cfg.
 func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 	fresh := m.tail == (cluster.Pos{}) && m.cfg.Epoch == 1
+	m.heirTo = BrickID{}
+	var granted Instant // no lease that another primary gave lasts longer
+	// The control plane lets a brick lead that may lack something only alone, and
+	// knowing what it has: having sealed this very life.
+	chosen := fresh || m.trusted || m.sealed+1 == m.cfg.Epoch && len(m.cfg.InSync) == 1 && m.tail.Compare(m.cfg.Floor) >= 0
 	switch {
 	case m.role == Primary:
 		// The same primary goes on under a new epoch. It outwaits the leases of those that left.
@@ -295,14 +323,25 @@ func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 				m.holdUntil = max(m.holdUntil, p.grantedUntil)
 			}
 		}
-	case !m.whole || m.tail.Epoch >= m.cfg.Epoch:
-		// It led this epoch in a former life, or does not know its contents. What it
-		// promised then it cannot know, so the control plane must choose anew.
+	case !m.whole || m.past >= m.cfg.Epoch || !chosen:
+		// It does not know its contents; or a former life may have led this epoch, and
+		// what that promised it cannot know; or it was a former life that was chosen,
+		// which may have had more than this one. The control plane must choose anew.
 		m.role = Waiting
 		return
 	default:
-		if !fresh && m.released+1 != m.cfg.Epoch {
-			m.holdUntil = max(m.lastGrant, m.memberSince) + cluster.LeaseGuard
+		// No lease of an older epoch outlasts the one that this brick gave last. Those of
+		// bricks that stay in sync need not be outwaited: nothing commits without them.
+		if !fresh {
+			granted = max(m.lastGrant, m.memberSince) + cluster.LeaseGuard
+			if old.Epoch+1 == m.cfg.Epoch && !slices.ContainsFunc(old.InSync, func(b BrickID) bool {
+				return b != old.Primary && !m.cfg.IsInSync(b)
+			}) {
+				m.heirTo = old.Primary
+			}
+			if m.heirTo.IsZero() || m.released+1 != m.cfg.Epoch {
+				m.holdUntil = granted
+			}
 		}
 		m.role = Primary
 		m.trusted = true
@@ -315,6 +354,9 @@ func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 			continue
 		}
 		p := &Progress{state: Lost, connected: m.links[b], heard: now, moved: now}
+		if m.cfg.IsInSync(b) {
+			p.grantedUntil = granted
+		}
 		if k := keep[b]; k != nil {
 			p.grantedUntil, p.known = k.grantedUntil, max(k.known, k.acked)
 		} else if old.IsInSync(b) {
@@ -376,7 +418,7 @@ func (m *Machine) Loaded() { m.loaded = true }
 // Rewound tells that the log now ends at pos, is replayed to there, and has this history.
 func (m *Machine) Rewound(pos cluster.Pos, history []cluster.Pos) {
 	m.tail, m.history, m.loaded = pos, slices.Clone(history), true
-	m.clear = min(m.clear, pos.Seq)
+	m.clear, m.own = min(m.clear, pos.Seq), min(m.own, pos.Seq)
 }
 
 // RewindFailed tells that the brick cannot go back as far as asked; it is no
@@ -389,8 +431,9 @@ func (m *Machine) RewindFailed() {
 func (m *Machine) Healed(pos cluster.Pos, history []cluster.Pos) {
 	m.whole = true
 	m.Rewound(pos, history)
-	m.clear = pos.Seq
-	m.commit = max(m.commit, pos.Seq)
+	// The primary may not have committed all of it yet; and what this brick took for
+	// committed may be what it had to give up.
+	m.commit, m.acked = 0, 0
 	if m.role == Backup && m.round != 0 {
 		m.fresh, m.fits, m.deaf = true, false, false
 		m.sendProbeAck()
@@ -415,10 +458,17 @@ func (m *Machine) Appended(now Instant, pos cluster.Pos) {
 
 // Cleared tells that no cache of the brick's own sessions contradicts anything up to seq.
 func (m *Machine) Cleared(now Instant, seq uint64) {
-	if seq <= m.clear {
+	m.own = max(m.own, min(seq, m.tail.Seq))
+	m.clearUp(now)
+}
+
+// clearUp counts what is cleared, once the sessions of a former life of the brick,
+// of which this one knows nothing, have certainly dropped what they had cached.
+func (m *Machine) clearUp(now Instant) {
+	if m.clear >= m.own || now < m.former {
 		return
 	}
-	m.clear = min(seq, m.tail.Seq)
+	m.clear = m.own
 	switch {
 	case m.role == Primary:
 		m.advance(now)
@@ -468,7 +518,9 @@ func (m *Machine) Seal(now Instant, s proto.Seal) proto.SealReply {
 	case s.Epoch < m.cfg.Epoch:
 		return no("epoch %d is past; this brick is in epoch %d", s.Epoch, m.cfg.Epoch)
 	case !m.whole:
-		return no("this brick is being compared and its contents are not complete")
+		r := no("this brick is being compared and its contents are not complete")
+		r.Unfit = true
+		return r
 	case s.Planned || m.sealed >= s.Epoch || m.cfg.Epoch < s.Epoch:
 	case m.role == Primary && now < m.primaryLease() && m.primaryLease() != forever:
 		return no("this brick is the primary and in touch with its backups")
@@ -487,6 +539,7 @@ func (m *Machine) Tick(now Instant) {
 	if m.cfg.Epoch == 0 {
 		return
 	}
+	m.clearUp(now)
 	if m.role == Primary {
 		m.tickPrimary(now)
 		return

@@ -1,0 +1,146 @@
+package sim
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+var simMutants = flag.String("sim.mutants", "", "a regular expression: build the program without the guards of that name, and see the simulator find out")
+
+// mutant is the program without one of its guards.
+type mutant struct {
+	name     string // what it does wrong
+	file     string // below internal
+	old, new string
+}
+
+// The guards that the invariants rest on, each with what is left when it is
+// taken out. Those in sim itself stand for lines of the shell that is modelled.
+var mutants = []mutant{
+	// One primary per epoch; nothing of an older epoch.
+	{"1 a former life's epoch is led again", "replica/core/core.go", "m.past >= m.cfg.Epoch || !chosen", "!chosen"},
+	{"1 an epoch older than a former life's is followed", "replica/core/core.go", "|| cfg.Epoch < m.past {", "{"},
+	{"1 a sealed brick goes on accepting", "replica/core/core.go", "	m.sealed = max(m.sealed, s.Epoch)\n	m.retire()\n", ""},
+	{"1 a backup accepts what is not of its epoch", "replica/core/backup.go", "epoch != m.cfg.Epoch || ", ""},
+	{"1 a primary counts answers of other epochs", "replica/core/primary.go", "m.role != Primary || epoch != m.cfg.Epoch", "m.role != Primary"},
+	{"1 the control plane decides an epoch twice", "control/state/apply.go", "if next.Epoch != old.Epoch+1 {", "if next.Epoch < old.Epoch {"},
+	// What is acknowledged is on every in-sync brick.
+	{"2 a primary waits for one backup less", "replica/core/primary.go", "for _, b := range m.required() {\n		p := m.progress[b]\n		if", "for _, b := range m.required()[min(1, len(m.required())):] {\n		p := m.progress[b]\n		if"},
+	{"2 a brick that is being added does not count yet", "replica/core/core.go", "!m.adding.IsZero() && !slices", "false && !slices"},
+	{"2 a backup acknowledges what another epoch left in its log", "replica/core/backup.go", " || !m.fits {", " {"},
+	{"2 answers of an older round count", "replica/core/primary.go", " || round != p.round {", " {"},
+	{"2 entries of an older round are taken", "replica/core/backup.go", " || a.Round != m.round || !m.whole", " || !m.whole"},
+	{"2 a brick in the in-sync set before it has what it missed", "replica/core/primary.go", "!m.silent(now, p) && p.acked >= p.joined &&\n			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0", "!m.silent(now, p)"},
+	// Who becomes primary.
+	{"3 a brick leads that was not chosen in this life", "replica/core/core.go", " || !chosen:", ":"},
+	{"3 one that lacks something leads others", "replica/core/core.go", "len(m.cfg.InSync) == 1 && ", ""},
+	{"3 who restarted is believed to have everything", "control/state/failover.go", "case r.Reply.Trusted && r.Reply.Tail.Compare(cfg.Floor) >= 0:", "default:\n		}\n		switch {\n		case !r.Reply.Sealed || id == f.Leaving || r.Reply.Unfit:\n		case true:"},
+	{"3 not the highest position leads", "control/state/failover.go", "r.Reply.Tail.Compare(best.Reply.Tail) > 0", "r.Reply.Tail.Compare(best.Reply.Tail) < 0"},
+	{"3 the floor is not asked for", "control/state/failover.go", "if best.Reply.Tail.Compare(cfg.Floor) < 0 {", "if false {"},
+	{"3 a brick that is not sealed may lead", "control/state/failover.go", "case !r.Reply.Sealed:\n			if", "case false:\n			if"},
+	{"3 a brick that was not in sync may lead", "control/state/apply.go", "if !old.IsInSync(next.Primary) {", "if false {"},
+	{"3 an unclean stop counts as clean", "sim/brick.go", "d.st.pos == d.tail() && b.m.Trusted()", "d.st.pos == d.tail()"},
+	// Leases.
+	{"4 a new primary does not outwait leases", "replica/core/core.go", "				m.holdUntil = granted\n", ""},
+	{"4 a primary does not outwait whom it drops", "replica/core/core.go", "m.holdUntil = max(m.holdUntil, p.grantedUntil)", "_ = p"},
+	{"4 leases of the former primary's are forgotten", "replica/core/core.go", "			p.grantedUntil = granted\n", ""},
+	{"4 a release counts for everybody's lease", "replica/core/core.go", "return b != old.Primary && !m.cfg.IsInSync(b)", "return false"},
+	{"4 anybody's release counts for the primary's", "replica/core/backup.go", " && from == m.heirTo:", ":"},
+	{"4 leases are as long for those who gave them", "cluster/set.go", "LeaseGuard = Lease + Lease/100", "LeaseGuard = Lease - Lease/100"},
+	{"5 reads without a lease", "replica/core/core.go", "return until, now < until", "return until, true"},
+	{"5 a backup's lease outlives the primary's", "replica/core/primary.go", "end := min(p.ackAt+cluster.Lease, m.primaryLease())", "end := p.ackAt + cluster.Lease"},
+	{"5 a lease for a brick that is not in sync", "replica/core/primary.go", "return m.cfg.IsInSync(b) && p.state == Streaming && p.acked >= p.joined", "return m.cfg.IsInSync(b)"},
+	{"5 a lease on a former life's stamp", "replica/core/primary.go", "p.ackStamp, p.ackAt = 0, 0", "_ = p"},
+	{"5 changes are acknowledged before caches are clear", "replica/core/primary.go", "	seq := m.clear\n", "	seq := m.tail.Seq\n"},
+	{"5 a former life's clients are forgotten", "replica/core/core.go", "if m.clear >= m.own || now < m.former {", "if m.clear >= m.own {"},
+	{"5 a hand-over forgets the clients' caches", "sim/brick.go", "	if !cached {\n", "	{\n"},
+	{"5 reads do not wait for commit", "sim/brick.go", "if r.dep > commit {", "if false {"},
+	// Coming back.
+	{"6 logs are compared by sequence alone", "replica/core/backup.go", "case a.Prev == m.tail && m.loaded:", "case a.Prev.Seq == m.tail.Seq && m.loaded:"},
+	{"6 a brick that is not whole leads", "replica/core/core.go", "case !m.whole || m.past", "case m.past"},
+	{"6 a compared brick takes all for committed", "replica/core/core.go", "	m.commit, m.acked = 0, 0\n", "	m.commit = max(m.commit, pos.Seq)\n"},
+	{"6 a backup takes for committed what it is to undo", "replica/core/backup.go", "m.seeCommit(min(a.Commit, a.Prev.Seq))", "m.seeCommit(a.Commit)"},
+	{"6 a brick without contents keeps its set waiting", "replica/core/core.go", "		r.Unfit = true\n", ""},
+	// The rest.
+	{"7 acknowledgements go on below min-in-sync", "replica/core/primary.go", "	if m.cfg.Writable() {\n", "	{\n"},
+	{"8 a change that is sent again is carried out again", "sim/brick.go", "if !b.disk.st.executed(&e) {", "{"},
+	{"I6 fsync does not wait for the backups", "sim/brick.go", "low = min(low, b.durable[b.w.brick(id).i])", "_ = id"},
+	{"live: a lost acknowledgement is not repeated", "replica/core/primary.go", "	m.hasUpTo(now, from, p, a.Acked)\n", ""},
+}
+
+// TestMutants shows that the simulator would find the guards missing. It takes
+// a minute for each that it does not find, so it runs only when asked for.
+func TestMutants(t *testing.T) {
+	if *simMutants == "" {
+		t.Skip("no -sim.mutants")
+	}
+	which, err := regexp.Compile(*simMutants)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mutants {
+		if which.MatchString(m.name) {
+			t.Run(m.name, m.run)
+		}
+	}
+}
+
+func source(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("..", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func (m *mutant) run(t *testing.T) {
+	if n := strings.Count(source(t, m.file), m.old); n != 1 {
+		t.Fatalf("what is to be taken out is in %s %d times", m.file, n)
+	}
+	dir := t.TempDir()
+	path, err := filepath.Abs(filepath.Join("..", m.file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := filepath.Join(dir, "changed.go")
+	if err := os.WriteFile(changed, []byte(strings.Replace(source(t, m.file), m.old, m.new, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{path: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(dir, "sim.test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-overlay", filepath.Join(dir, "overlay.json"), "-o", bin, ".")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("it does not build: %v\n%s", err, out)
+	}
+	long := 60 * time.Second
+	if *simFor != 0 {
+		long = *simFor
+	}
+	began := time.Now()
+	out, err := exec.CommandContext(t.Context(), bin, "-test.run=^TestSeeds$", "-test.v", "-sim.for="+long.String(), "-sim.first=1").CombinedOutput()
+	took := time.Since(began)
+	if err == nil {
+		t.Errorf("not found in %v:\n%s", took.Round(time.Second), out)
+		return
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, ": seed ") {
+			t.Logf("%s", strings.TrimSpace(line))
+			break
+		}
+	}
+}

@@ -1,0 +1,378 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"mortar/internal/cluster"
+)
+
+// world is one run. Everything that happens is an event at a time of the true
+// clock, which nobody in the world can see.
+type world struct {
+	plan  *Plan
+	now   time.Duration
+	queue queue
+	steps uint64
+	bad   error // the first violation
+	trace func(format string, args ...any)
+
+	net     network
+	plane   *plane
+	bricks  []*brick
+	clients []*client
+	oracle  *oracle
+	quiet   bool // no more faults
+	wiped   bool // a disk was replaced
+}
+
+// Result is what came of a run.
+type Result struct {
+	Steps   uint64
+	Virtual time.Duration // how long it took for those in it
+	Acked   int           // changes that were acknowledged
+	Reads   int
+	Lost    int   // acknowledged, not synced, and lost with the power of all who had them
+	Epochs  int   // configurations
+	Err     error // the violation; nil if there is none
+}
+
+// calm is how long a set may take, once the faults have stopped, until it is
+// whole again.
+const calm = 60 * time.Second
+
+// Run runs a plan. trace, if not nil, is told of everything that happens.
+func Run(p *Plan, trace func(format string, args ...any)) (res Result) {
+	w := &world{plan: p, trace: trace}
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ours := r.(stop); !ours {
+				w.bad = fmt.Errorf("panic at %v: %v\n%s", w.now, r, stack())
+			}
+		}
+		res = Result{Steps: w.steps, Virtual: w.now, Err: w.bad}
+		if w.oracle != nil {
+			res.Acked, res.Reads, res.Lost = w.oracle.acks, w.oracle.reads, w.oracle.lost
+		}
+		if w.plane != nil {
+			res.Epochs = len(w.plane.decided)
+		}
+	}()
+	w.build()
+	for _, a := range p.Actions {
+		w.at(a.At, func() { w.act(a) })
+	}
+	for w.now < p.For && w.step() {
+	}
+	w.settle()
+	return
+}
+
+// stop is panicked with to leave the run after a violation.
+type stop struct{}
+
+// fail notes a violation and ends the run.
+func (w *world) fail(format string, args ...any) {
+	if w.bad == nil {
+		w.bad = fmt.Errorf("at %v: %s", w.now, fmt.Sprintf(format, args...))
+		w.say("VIOLATION: %v", w.bad)
+	}
+	panic(stop{})
+}
+
+func (w *world) say(format string, args ...any) {
+	if w.trace != nil {
+		w.trace("%10.6f "+format+"\n", append([]any{w.now.Seconds()}, args...)...)
+	}
+}
+
+// stream is a source of chance of its own, so that what is left out of a plan
+// changes as little as possible of the rest.
+func (w *world) stream(n int) *rand.Rand { return rand.New(rand.NewPCG(w.plan.Seed, uint64(1000+n))) }
+
+func (w *world) build() {
+	w.net.init(w)
+	w.oracle = newOracle(w)
+	w.plane = newPlane(w)
+	for i := range w.plan.Bricks {
+		w.bricks = append(w.bricks, newBrick(w, i))
+	}
+	for i := range w.plan.Clients {
+		w.clients = append(w.clients, newClient(w, i))
+	}
+	w.plane.begin()
+	for _, b := range w.bricks {
+		b.start()
+	}
+	for _, c := range w.clients {
+		c.begin()
+	}
+}
+
+func brickID(i int) cluster.BrickID { return cluster.ID{0: 0xb, 15: byte(i + 1)} }
+
+// at has f happen at a time.
+func (w *world) at(t time.Duration, f func()) { w.queue.push(max(t, w.now), f) }
+
+// after has f happen after a while.
+func (w *world) after(d time.Duration, f func()) { w.queue.push(w.now+d, f) }
+
+// step has the next event happen.
+func (w *world) step() bool {
+	t, f, ok := w.queue.pop()
+	if !ok {
+		return false
+	}
+	w.now = t
+	w.steps++
+	f()
+	return true
+}
+
+// act carries out an action of the plan.
+func (w *world) act(a Action) {
+	if w.quiet {
+		return
+	}
+	w.say("-- %s", a)
+	arg := func(i int) int { return a.Args[i] }
+	switch a.Verb {
+	case "write", "read", "fsync":
+		w.clients[arg(0)].ask(a.Verb, arg(1))
+	case "move":
+		w.clients[arg(0)].move(arg(1))
+	case "kill":
+		w.bricks[arg(0)].die(false)
+	case "power":
+		w.bricks[arg(0)].die(true)
+	case "blackout":
+		for _, b := range w.bricks {
+			b.die(true)
+		}
+	case "start":
+		w.bricks[arg(0)].start()
+	case "stop":
+		w.bricks[arg(0)].leave()
+	case "wipe":
+		w.wipe(w.bricks[arg(0)])
+	case "pause":
+		w.bricks[arg(0)].pause(a.D)
+	case "cut":
+		w.net.cut(arg(0), arg(1))
+	case "mend":
+		w.net.mend(arg(0), arg(1))
+	case "reset":
+		w.net.reset(arg(0), arg(1))
+	case "slow":
+		w.bricks[arg(0)].disk.slow = a.D
+	case "flushkv":
+		w.bricks[arg(0)].flushKV()
+	case "trim":
+		w.bricks[arg(0)].trim()
+	case "sync":
+		w.bricks[arg(0)].syncDisk()
+	case "leader":
+		w.plane.newLeader(a.D)
+	case "min":
+		w.plane.setMin(arg(0))
+	case "halt":
+		w.plane.halt(a.D)
+	}
+}
+
+// wipe replaces the disk of a brick, if there is another that certainly has
+// what this one has: whoever replaces the last disk has lost his data.
+func (w *world) wipe(b *brick) {
+	cfg := w.plane.config()
+	for _, o := range w.bricks {
+		if o != b && o.up && !o.paused && cfg.IsInSync(o.id) && o.hasAll() {
+			b.die(true)
+			b.disk.wipe()
+			w.wiped = true
+			return
+		}
+	}
+}
+
+// settle ends the faults and expects the set to be as if nothing had happened.
+func (w *world) settle() {
+	w.quiet = true
+	w.say("-- the faults stop")
+	w.net.mendAll()
+	w.plane.quiet()
+	for _, b := range w.bricks {
+		b.disk.slow = 0
+		b.resume()
+		b.start()
+	}
+	deadline := w.now + calm
+	for next := w.now; ; next += 100 * time.Millisecond {
+		for w.now < next && w.step() {
+		}
+		w.now = max(w.now, next)
+		for _, b := range w.bricks {
+			b.start() // the last to stop do so only now
+		}
+		if w.ruined() {
+			return
+		}
+		why := w.unsettled()
+		if why == nil {
+			break
+		}
+		if w.now >= deadline {
+			w.fail("%v after the faults stopped the set is not whole: %v", calm, why)
+		}
+	}
+	for _, c := range w.clients {
+		c.last()
+	}
+	deadline = w.now + calm
+	for next := w.now; ; next += 100 * time.Millisecond {
+		for w.now < next && w.step() {
+		}
+		w.now = max(w.now, next)
+		for _, b := range w.bricks {
+			b.start()
+		}
+		why := w.unanswered()
+		if why == nil {
+			break
+		}
+		if w.now >= deadline {
+			w.fail("%v after the faults stopped somebody waits: %v", calm, why)
+		}
+	}
+	w.oracle.end()
+}
+
+// ruined reports whether only a person can help. Either the disks of all in-sync
+// bricks were replaced: when one was, another was there that had everything, and
+// left at the same moment. Or those that are in sync have lost what is known to
+// have been durable: they had joined and not yet flushed what they were sent.
+func (w *world) ruined() bool {
+	cfg := w.plane.config()
+	return !slices.ContainsFunc(cfg.InSync, func(id cluster.BrickID) bool {
+		d := &w.brick(id).disk
+		return d.whole && d.tail().Compare(cfg.Floor) >= 0
+	})
+}
+
+// unsettled says what is missing for the set to be whole.
+func (w *world) unsettled() error {
+	cfg := w.plane.config()
+	if len(cfg.InSync) != w.plan.Bricks || cfg.Primary.IsZero() {
+		return fmt.Errorf("epoch %d has primary %v and %d of %d bricks in sync", cfg.Epoch, w.name(cfg.Primary), len(cfg.InSync), w.plan.Bricks)
+	}
+	for _, b := range w.bricks {
+		switch {
+		case !b.up:
+			return fmt.Errorf("%v is down", b)
+		case b.m.Config().Epoch != cfg.Epoch:
+			return fmt.Errorf("%v is in epoch %d of %d", b, b.m.Config().Epoch, cfg.Epoch)
+		case !b.m.Whole():
+			return fmt.Errorf("%v is not whole", b)
+		}
+		if _, ok := b.m.Serving(b.now()); !ok {
+			return fmt.Errorf("%v does not serve", b)
+		}
+	}
+	return nil
+}
+
+// unanswered says who waits.
+func (w *world) unanswered() error {
+	for _, c := range w.clients {
+		if n := len(c.ops); n > 0 {
+			return fmt.Errorf("%v waits for %d answers, first of %s; home %v, attached %v", c, n, c.ops[0], c.home, c.s != nil)
+		}
+	}
+	var first *brick
+	for _, b := range w.bricks {
+		if first == nil {
+			first = b
+		}
+		if b.m.Tail() != first.m.Tail() || b.disk.st.pos != first.disk.st.pos {
+			return fmt.Errorf("%v ends at %v and %v at %v", b, b.m.Tail(), first, first.m.Tail())
+		}
+	}
+	return nil
+}
+
+func (w *world) name(id cluster.BrickID) string {
+	if id.IsZero() {
+		return "nobody"
+	}
+	return fmt.Sprintf("b%d", id[15]-1)
+}
+
+func (w *world) names(ids []cluster.BrickID) (s string) {
+	for _, id := range ids {
+		s += w.name(id)
+	}
+	return s
+}
+
+func (w *world) brick(id cluster.BrickID) *brick { return w.bricks[id[15]-1] }
+
+var errGone = errors.New("not connected")
+
+// queue holds events in order of time; equals in the order in which they were pushed.
+type queue struct {
+	heap []event
+	n    uint64
+}
+
+type event struct {
+	at time.Duration
+	n  uint64
+	f  func()
+}
+
+func (a *event) before(b *event) bool { return a.at < b.at || a.at == b.at && a.n < b.n }
+
+func (q *queue) push(at time.Duration, f func()) {
+	q.n++
+	q.heap = append(q.heap, event{at, q.n, f})
+	h := q.heap
+	i := len(h) - 1
+	for i > 0 {
+		up := (i - 1) / 4
+		if !h[i].before(&h[up]) {
+			break
+		}
+		h[i], h[up] = h[up], h[i]
+		i = up
+	}
+}
+
+func (q *queue) pop() (time.Duration, func(), bool) {
+	h := q.heap
+	if len(h) == 0 {
+		return 0, nil, false
+	}
+	top := h[0]
+	last := len(h) - 1
+	h[0] = h[last]
+	h[last] = event{}
+	h = h[:last]
+	q.heap = h
+	i := 0
+	for {
+		least := i
+		for c := 4*i + 1; c <= 4*i+4 && c < last; c++ {
+			if h[c].before(&h[least]) {
+				least = c
+			}
+		}
+		if least == i {
+			break
+		}
+		h[i], h[least] = h[least], h[i]
+		i = least
+	}
+	return top.at, top.f, true
+}
