@@ -152,8 +152,7 @@ func (c *client) answered(o *op, a answer) {
 	case a.status == notServing:
 		c.leave()
 		return
-	case a.status == readOnly:
-		c.w.oracle.refused(c, o)
+	case a.status == readOnly: // it may have been carried out when it was sent before
 	case o.verb == "write":
 		c.cache[o.reg].ok = false
 		c.inval[o.reg] = max(c.inval[o.reg], a.seq)

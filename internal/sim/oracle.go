@@ -69,8 +69,6 @@ func (o *oracle) make(e entry) int32 {
 	return n
 }
 
-func (o *oracle) decided(*cluster.SetConfig) {}
-
 // leads is called when a brick has replayed its log to begin an epoch.
 func (o *oracle) leads(b *brick) {
 	cfg := b.m.Config()
@@ -231,9 +229,6 @@ func (o *oracle) acked(c *client, p *op) {
 	o.lastAck = max(o.lastAck, seq)
 	o.history[p.reg].wrote(p.val, o.w.now)
 }
-
-// refused: as if the client had been told that nothing was changed.
-func (o *oracle) refused(*client, *op) {}
 
 // synced is called when an fsync is answered: what anybody knew of the register
 // when it was asked for survives whatever comes.

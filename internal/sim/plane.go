@@ -90,7 +90,6 @@ func (p *plane) apply(c state.Command) error {
 	}
 	p.w.say("plane decides epoch %d: primary %s, in sync %s, min %d, floor %v", cfg.Epoch, p.w.name(cfg.Primary), p.w.names(cfg.InSync), cfg.MinInSync, cfg.Floor)
 	p.decided = append(p.decided, cfg.Clone())
-	p.w.oracle.decided(cfg)
 	for _, b := range p.w.bricks {
 		p.tell(b)
 	}
