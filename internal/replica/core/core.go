@@ -162,6 +162,7 @@ type Machine struct {
 	rounds    uint64
 	nextBeat  Instant
 	adding    BrickID // proposed for the in-sync set: counts as if it were in it
+	asked     bool    // adding was proposed, and may take effect
 	proposing bool
 	nextTry   Instant
 }
@@ -284,7 +285,7 @@ func (m *Machine) Configure(now Instant, cfg cluster.SetConfig) {
 	if cfg.Floor.Compare(m.floor) > 0 {
 		m.floor = cfg.Floor
 	}
-	m.adding, m.proposing, m.nextTry = BrickID{}, false, 0
+	m.adding, m.asked, m.proposing, m.nextTry = BrickID{}, false, false, 0
 	m.lease, m.primarySeen, m.nextSuspect = 0, now, 0
 	if m.sealed >= cfg.Epoch || !cfg.IsMember(m.self) {
 		m.retire()
@@ -504,7 +505,7 @@ func (m *Machine) ProposeDone(now Instant, epoch cluster.Epoch, refused bool) {
 	m.proposing = false
 	m.nextTry = now + proposeRetry
 	if refused {
-		m.adding = BrickID{}
+		m.adding, m.asked = BrickID{}, false
 		m.advance(now)
 	}
 }

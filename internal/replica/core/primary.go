@@ -343,12 +343,19 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 		p := m.progress[b]
 		ready := p.state == Streaming && !m.silent(now, p) && p.acked >= p.joined &&
 			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0
+		if b == m.adding && !ready && !m.asked {
+			m.adding = BrickID{} // nobody has heard of it
+			m.advance(now)
+		}
 		if m.cfg.IsInSync(b) || !ready || !m.adding.IsZero() && m.adding != b {
 			continue
 		}
 		// From now on nothing commits without b: the proposal may take effect, and b
 		// be chosen as primary, before this brick hears of it.
-		m.adding = b
+		if m.adding = b; p.acked < m.commit {
+			continue // what was committed without it comes first
+		}
+		m.asked = true
 		next.InSync = append(next.InSync, b)
 		return next, true
 	}
