@@ -37,9 +37,10 @@
 //     another change came or a write of the same file ended meanwhile, the kernel
 //     reads the pages it has. They are gone: Invalidate drops the pages that nobody
 //     has locked before it returns, the others are dropped in the background, and
-//     that question is not answered before (GetAttr). Only the file's size can then
-//     be from before a change that was acknowledged while read was asking: the
-//     read ends early, as if it had begun a moment sooner.
+//     that question is not answered before (GetAttr). Only the file's size is
+//     then what the kernel knew before it asked, which may be from before changes
+//     that were acknowledged earlier: that one read ends early. This is a gap
+//     (doc/known-gaps.md): the reply that would mend it is the one that is ignored.
 //
 // Pages. AUTO_INVAL_DATA has the kernel ask for attributes, once they were
 // invalidated, before it uses a page, and drop all pages if size or modification
