@@ -222,6 +222,19 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 	return &fsop.Reply{Attr: a}
 }
 
+// foreseen returns the attributes of a foretold file to which nothing was done
+// yet; nil if it is none. The kernel asks for them before it has opened the file.
+// Their times will be the primary's, so they are not to be cached.
+func (w *windows) foreseen(ino fsop.Ino) *fsop.Reply {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.files[ino]
+	if f == nil || f.made == nil || f.made.sent || len(f.data) > 0 || f.then.Valid != 0 {
+		return nil
+	}
+	return &fsop.Reply{Attr: f.attr}
+}
+
 // stockLocked returns the range from which the next number is taken, nil if there
 // is none, and sees to it that there will be.
 func (w *windows) stockLocked() *numberRange {

@@ -369,9 +369,14 @@ func TestForetoldFileIsOneOperation(t *testing.T) {
 			if err != nil || !foretold || time.Since(began) != 0 {
 				t.Fatalf("file %d: foretold %v after %v, %v", i, foretold, time.Since(began), err)
 			}
+			// The kernel asks before it has opened the file.
+			if r, err := m[0].do(&fsop.Getattr{Ino: ino}); err != nil || r.Attr.Mode&0o7777 != 0o644 || r.Seq != 0 {
+				t.Fatalf("attributes of a foretold file: %+v, %v; want some that are not to be cached", r, err)
+			}
 			m[0].do(&fsop.Setattr{Ino: ino, Valid: fsop.SetMode, Mode: 0o600})
-			if err := m[0].fill(ino, 0); err != nil {
-				t.Fatal(err)
+			r, err := m[0].do(&fsop.Flush{Ino: ino})
+			if err != nil || r.Seq == 0 || r.Attr.Mode&0o7777 != 0o600 || r.Dir.Ino != d || r.Dir.Size != uint64(i+1) {
+				t.Fatalf("close tells %+v, %v; want what it left of file and directory", r, err)
 			}
 		}
 		if n := c.count(); n[fsop.KindMake] != 600 || n[fsop.KindSetattr]+n[fsop.KindWrite]+n[fsop.KindCreate]+n[fsop.KindCloseWindow] != 0 {

@@ -60,7 +60,8 @@ type written struct {
 	recalled time.Time // when somebody else wanted to see it
 
 	// held back: not yet sent
-	made *made // to be done before data; nil: the set knows the file
+	made *made      // to be done before data; nil: the set knows the file
+	left fsop.Reply // what the Make that closed it left of it, for flush
 	data []byte
 	off  uint64
 	kill bool
@@ -188,9 +189,13 @@ func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	case *fsop.Write:
 		return w.write(ctx, op)
 	case *fsop.Flush:
-		return &fsop.Reply{}, w.flush(ctx, op.Ino)
+		return w.flush(ctx, op.Ino)
 	case *fsop.Make:
 		return w.make(ctx, op)
+	case *fsop.Getattr:
+		if reply := w.foreseen(op.Ino); reply != nil {
+			return reply, nil
+		}
 	}
 	told, err := w.settle(ctx, op)
 	if err != nil {
@@ -701,24 +706,33 @@ func (w *windows) drain(ctx context.Context, ino fsop.Ino) error {
 
 // flush has everything sent and the window given up, if possible with the last
 // write, and waits until everything has arrived.
-func (w *windows) flush(ctx context.Context, ino fsop.Ino) error {
+func (w *windows) flush(ctx context.Context, ino fsop.Ino) (*fsop.Reply, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f := w.files[ino]
 	if f == nil {
-		return nil
+		return &fsop.Reply{}, nil
 	}
 	if err := w.closeLocked(ctx, f); err != nil {
-		return err
+		return nil, err
 	}
 	if err := w.drainLocked(ctx, f); err != nil {
-		return err
+		return nil, err
 	}
-	err := f.takeError()
+	if err := f.takeError(); err != nil {
+		return nil, err
+	}
+	left := f.left
+	f.left = fsop.Reply{}
 	if f.bytes == 0 && !f.held && !f.closing && !f.dirty() && w.files[ino] == f {
 		w.forgetLocked(f)
+	} else {
+		left = fsop.Reply{} // somebody writes to it meanwhile
 	}
-	return err
+	if len(w.pending) > 0 {
+		left.Dir = fsop.Attr{} // perhaps of files in the same directory
+	}
+	return &left, nil
 }
 
 // Recall sends everything written to a file and gives its window up, because
@@ -790,6 +804,9 @@ func (w *windows) sendLast(f *written, op fsop.Op, n int) {
 	made := op.Kind() == fsop.KindMake
 	if made {
 		w.madeLocked(f, reply, err)
+	}
+	if made && err == nil {
+		f.left = fsop.Reply{Attr: reply.Attr, Dir: reply.Dir, Seq: reply.Seq}
 	}
 	f.held, f.closing, f.last = false, false, false
 	w.landLocked(f, n, err)

@@ -191,7 +191,8 @@ type Fsync struct{ Ino Ino }
 
 // Flush comes with every close of a file that was written. It returns when
 // everything that was written to the file through this handler is acknowledged
-// by the set, with the first error that any of it met. It is answered where
+// by the set, with the first error that any of it met. Reply: Attr and Dir, with
+// Seq, where they are at hand. It is answered where
 // writes wait (the client's window) and never sent.
 type Flush struct{ Ino Ino }
 

@@ -238,7 +238,14 @@ func (f *fileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status
 	defer f.inflight.remove(r)
 	// Errors of writes that were answered before they were carried out surface
 	// here, and before the lock that guarded them is given up.
-	_, err := f.handler.Do(r, &fsop.Flush{Ino: fsop.Ino(in.NodeId)})
+	ino := fsop.Ino(in.NodeId)
+	reply, err := f.handler.Do(r, &fsop.Flush{Ino: ino})
+	if err == nil && reply.Attr.Ino == ino {
+		f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
+	}
+	if err == nil && reply.Dir.Ino != 0 {
+		f.nodes.changed(reply.Dir.Ino, &reply.Dir, reply.Seq, r.began)
+	}
 	written := f.status(r, err)
 	k := lockKey{ino: fsop.Ino(in.NodeId), owner: in.LockOwner}
 	if !f.locks.take(k) {
