@@ -539,6 +539,15 @@ func (m *member) statuses(v *cluster.Volume, all map[cluster.PeerID]*api.LocalBr
 		}
 		list = append(list, row)
 	}
+	for i := range list {
+		set := list[i/v.Replica*v.Replica:][:v.Replica]
+		newest := slices.MaxFunc(set, func(a, b api.BrickStatus) int { return cmp.Compare(a.Epoch, b.Epoch) }).Epoch
+		// A peer that has just started may not have heard yet who is in sync now.
+		if row := &list[i]; uint64(v.Sets[i/v.Replica].Epoch) < newest && row.Epoch < newest && row.InSync {
+			row.InSync = false
+			row.Problem = cmp.Or(row.Problem, "whether it is in sync is not known yet on this machine")
+		}
+	}
 	return list
 }
 
