@@ -73,6 +73,7 @@ func newMount(a *app) *cobra.Command {
 		}
 		cfg.Hosts = append(cfg.Hosts, o.hosts...)
 		cfg.Mount = o.mount
+		cfg.Mount.OwnProcess = true
 		cfg.Mount.FsName = args[0]
 		cfg.Wait = wait
 		if o.stateDir != "" {

@@ -34,7 +34,9 @@ type device struct {
 	dir   string // where it is mounted
 	fd    int    // -1 when closed
 	serve int    // the server's descriptor of the same open file
-	// second is another open file of the same device, for apart. -1 if there is none.
+	// second is another open file of the same device, for apart. -1 if there is none,
+	// and where this process uses the mount itself: the thread has copies of all
+	// that is open, and what is open in the mount could not be closed meanwhile.
 	second int
 
 	shrinkMu sync.Mutex // held by shrink
@@ -79,7 +81,11 @@ func openDevice(dir string, o *Options) (d *device, serve int, err error) {
 		unix.Close(fd)
 		return nil, -1, fmt.Errorf("duplicate /dev/fuse: %w", err)
 	}
-	return &device{dir: dir, fd: fd, serve: serve, second: openSecond(fd)}, serve, nil
+	d = &device{dir: dir, fd: fd, serve: serve, second: -1}
+	if o.OwnProcess {
+		d.second = openSecond(fd)
+	}
+	return d, serve, nil
 }
 
 // openSecond opens the device that fd is of once more, -1 if that cannot be.

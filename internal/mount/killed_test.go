@@ -19,7 +19,7 @@ import (
 // serveAndHang mounts on dir a file system whose writes get no answer, and drops
 // all caches once there is one: that waits for the write's page.
 func serveAndHang(dir string) error {
-	m := New(Options{AllowOther: true})
+	m := New(Options{AllowOther: true, OwnProcess: true})
 	fs := memfs.New().Session(m)
 	begun := make(chan struct{}, 1)
 	h := fsop.HandlerFunc(func(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
@@ -113,7 +113,7 @@ func uninterruptible(pid int) bool {
 
 // The threads that wait apart end, and the process keeps its descriptors.
 func TestThreadsApart(t *testing.T) {
-	m := newMount(t, memfs.New(), Options{})
+	m := newMount(t, memfs.New(), Options{OwnProcess: true})
 	count := func(what string) int {
 		t.Helper()
 		entries, err := os.ReadDir("/proc/self/" + what)

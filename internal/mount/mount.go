@@ -29,6 +29,10 @@ type Options struct {
 	// NoXattr has the kernel know of no extended attributes. In return it does
 	// not ask for one before the first write to a file.
 	NoXattr bool
+	// OwnProcess says that this process serves the mount and opens nothing in it. It
+	// then ends when it is killed, whatever it waits for (device.apart). A process
+	// that also uses the mount would keep its own files open for longer than it knows.
+	OwnProcess bool
 	// ReadOnly mounts read-only.
 	ReadOnly bool
 	// AllowOther lets users other than the mounting one in.
