@@ -85,6 +85,9 @@ type Config struct {
 	// Windows lets writes be answered before they are sent (fsop.Window). Whoever
 	// sets it sends a Flush with every close of a file that was written.
 	Windows bool
+	// Foretell, with Windows, lets files be answered before they are made
+	// (fsop.Make). No mount sets it yet (doc/known-gaps.md).
+	Foretell bool
 	// Log gets what happens to the connection; nil: nothing does.
 	Log *slog.Logger
 }
@@ -153,6 +156,7 @@ func New(cfg Config) *Client {
 	c.chain = &numbering{c, &sending{c}}
 	if cfg.Windows {
 		c.windows = newWindows(c.chain, func() uint64 { return uint64(c.Session()) })
+		c.windows.off = !cfg.Foretell
 		c.windows.hooks = hooks{
 			unused: func(ino fsop.Ino) {
 				c.mu.Lock()
@@ -192,7 +196,7 @@ func (c *Client) Ready() <-chan struct{} { return c.ready }
 // ends or the volume's io-timeout is over. A change whose caller gave up after
 // it was sent is carried out or not.
 func (c *Client) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
-	if m, ok := op.(*fsop.Make); ok && c.windows == nil {
+	if m, ok := op.(*fsop.Make); ok && (c.windows == nil || !c.cfg.Foretell) {
 		op = &fsop.Create{Node: m.Node, Excl: true} // nobody foretells it
 	}
 	return c.chain.Do(ctx, op)
