@@ -276,14 +276,24 @@ func TestFullDisk(t *testing.T) {
 				t.Errorf("n%d reads %q, want %q", i, got, sum)
 			}
 		}
-		// What the full bricks can still tidy up, they may give once more.
-		for k := 0; f.Bytes > 1<<20 && k < 10; k++ {
-			fill(fmt.Sprintf("filler-%d", k))
-		}
-		if r, err := p.Host(2).Run(p.ctx(patience), "sh", "-c", "head -c 5 /dev/zero > /mnt/wp/more && head -c 1000000 /dev/zero > /mnt/wp/more"); err == nil {
-			t.Error("a full volume took more")
-		} else if !strings.Contains(r.Stderr, "No space left on device") {
-			t.Errorf("the other machine's writer is told %q", r.Stderr)
+		// What the full bricks can still tidy up, they may give once more: to this
+		// machine's writer, and to the other's.
+		for k := 0; ; k++ {
+			if k == 10 {
+				t.Error("a full volume took more and more")
+				break
+			}
+			if fill(fmt.Sprintf("filler-%d", k)); f.Bytes > 1<<20 {
+				continue
+			}
+			r, err := p.Host(2).Run(p.ctx(patience), "sh", "-c", "head -c 5 /dev/zero > /mnt/wp/more && head -c 1000000 /dev/zero > /mnt/wp/more")
+			if err == nil {
+				continue
+			}
+			if !strings.Contains(r.Stderr, "No space left on device") {
+				t.Errorf("the other machine's writer is told %q", r.Stderr)
+			}
+			break
 		}
 		p.identical(1)
 		p.run(3, "sh", "-c", "rm -f /mnt/wp/filler* /mnt/wp/more")
