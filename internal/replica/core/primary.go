@@ -226,17 +226,22 @@ func (m *Machine) BeatAck(now Instant, from BrickID, a *proto.BeatAck) {
 	if p == nil {
 		return
 	}
+	had := now < m.primaryLease()
 	if echo := Instant(a.Echo); echo <= now {
 		p.leaseEnd = max(p.leaseEnd, echo+cluster.Lease)
 	}
+	begins := !had && now < m.primaryLease()
 	first := p.ackAt == 0
 	p.ackStamp, p.ackAt = a.Stamp, now
 	if a.Applied > p.applied || p.applied >= p.sent.Seq {
 		p.moved = now
 	}
 	p.applied = max(p.applied, min(a.Applied, p.sent.Seq))
-	if first && m.inSync(from, p) {
-		m.beat(now, from)
+	for _, b := range m.others() {
+		// Those that were in step before this lease began had none to be given.
+		if o := m.progress[b]; m.inSync(b, o) && (begins || b == from && first) {
+			m.beat(now, b)
+		}
 	}
 	// It says again what an AppendAck said before: that may have been lost.
 	m.hasUpTo(now, from, p, a.Acked)
