@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/user"
@@ -10,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,21 +28,52 @@ func lockState(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		defer f.Close()
+	for deadline := time.Now().Add(dying); ; time.Sleep(5 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			break
+		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
+			f.Close()
 			return nil, fmt.Errorf("locking %s: %w", path, err)
 		}
+		pid := holder(f)
+		if pid != "" && ended(pid) && time.Now().Before(deadline) {
+			continue
+		}
+		f.Close()
 		who := "another mortar daemon"
-		var pid [16]byte
-		if n, _ := f.Read(pid[:]); n > 0 {
-			who += " (pid " + strings.TrimSpace(string(pid[:n])) + ")"
+		if pid != "" {
+			who += " (pid " + pid + ")"
 		}
 		return nil, fmt.Errorf("%s already runs on %s: stop it first, or give this one its own --state-dir", who, dir)
 	}
 	f.Truncate(0)
 	f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	return f, nil
+}
+
+// dying is how long a daemon waits for one that was killed to let go: a process
+// is gone for whoever waits for it, or a zombie, while a thread of it that waits
+// for the disk still has its files open.
+const dying = 10 * time.Second
+
+// holder is the pid that the lock file names, empty if none.
+func holder(f *os.File) string {
+	var pid [16]byte
+	n, _ := f.ReadAt(pid[:], 0)
+	return strings.TrimSpace(string(pid[:n]))
+}
+
+// ended reports whether a process runs no more, though threads of it may.
+func ended(pid string) bool {
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	// The state follows the name, which is in parentheses and may contain any.
+	_, rest, _ := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
+	return strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
 }
 
 // listenUnix makes a socket at path, only for this user and, with share, for

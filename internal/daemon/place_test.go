@@ -5,9 +5,12 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -215,6 +218,41 @@ func TestLock(t *testing.T) {
 	f.Close()
 	if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o700 {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
+	}
+}
+
+// A daemon that was killed may hold the lock a moment longer than it lives.
+func TestLockOfTheDead(t *testing.T) {
+	for _, reaped := range []bool{true, false} {
+		dir := t.TempDir()
+		f, err := lockState(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		child := exec.Command("true")
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		pid := strconv.Itoa(child.Process.Pid)
+		if reaped {
+			child.Wait()
+		}
+		for !ended(pid) {
+			time.Sleep(time.Millisecond)
+		}
+		f.Truncate(0)
+		if _, err := f.WriteAt([]byte(pid+"\n"), 0); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(50*time.Millisecond, func() { f.Close() })
+		if f, err := lockState(dir); err != nil {
+			t.Errorf("the lock of a process that has ended (reaped: %v) was not waited for: %v", reaped, err)
+		} else {
+			f.Close()
+		}
+		if !reaped {
+			child.Wait()
+		}
 	}
 }
 
