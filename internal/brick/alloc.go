@@ -54,6 +54,7 @@ func (x *exec) setRuns(n *work, old, rs []meta.Run) {
 }
 
 func (x *exec) setBlocks(n *work, blocks uint64) {
+	x.charge(&n.node, (int64(blocks)-int64(n.Blocks))*sectorSize, 0)
 	x.state.Blocks += blocks - n.Blocks
 	n.Blocks = blocks
 }

@@ -188,6 +188,7 @@ type Brick struct {
 	extents  map[fsop.Ino]*extents
 	sessions map[cluster.SessionID]*session
 	locks    map[fsop.Ino][]meta.Lock
+	subvols  map[fsop.Ino]*meta.Subvolume // replaced, never changed
 	garbage  []garbage
 	jobs     map[fsop.Ino]*job // what is being settled
 	held     map[*held]struct{}
@@ -372,6 +373,7 @@ func (b *Brick) loadMemory() error {
 	b.extents = map[fsop.Ino]*extents{}
 	b.sessions = map[cluster.SessionID]*session{}
 	b.locks = map[fsop.Ino][]meta.Lock{}
+	b.subvols = map[fsop.Ino]*meta.Subvolume{}
 	b.garbage = nil
 	b.backlog.reset()
 	err = b.store.Extents(func(ino fsop.Ino, e meta.Extent) error {
@@ -404,6 +406,13 @@ func (b *Brick) loadMemory() error {
 		if len(s.replies) >= maxReplies {
 			s.floor = s.replies[0]
 		}
+	}
+	err = b.store.Subvolumes(func(s *meta.Subvolume) error {
+		b.subvols[s.Ino] = s
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	err = b.store.Locks(func(l meta.Lock) error {
 		b.locks[l.Ino] = append(b.locks[l.Ino], l)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"syscall"
@@ -36,8 +37,8 @@ type Checked struct {
 // That a brick's replica has the same contents is not to be found out here; the
 // digests of volume heal V full --verify do that.
 func (off *Offline) Check(ctx context.Context, contents bool, problem func(Problem)) (Checked, error) {
-	c := &checker{off: off, v: off.b.store.View, problem: problem, nodes: map[fsop.Ino]*checkNode{}, files: map[data.Name]bool{}}
-	steps := []func(context.Context) error{c.log, c.inodes, c.records, c.names, c.sums, c.dataFiles}
+	c := &checker{off: off, v: off.b.store.View, problem: problem, nodes: map[fsop.Ino]*checkNode{}, files: map[data.Name]bool{}, subvols: map[fsop.Ino]meta.Subvolume{}}
+	steps := []func(context.Context) error{c.log, c.inodes, c.records, c.names, c.sums, c.accounts, c.dataFiles}
 	if contents {
 		steps = append(steps, c.contents)
 	}
@@ -53,7 +54,9 @@ func (off *Offline) Check(ctx context.Context, contents bool, problem func(Probl
 type checkNode struct {
 	mode, nlink, xattrs  uint32
 	parent               fsop.Ino
+	subvol               fsop.Ino
 	size, blocks         uint64
+	xattrBytes           uint64 // found
 	links, subdirs, attr uint32 // found
 	entries, runs        uint64 // found
 	orphan, target       bool   // found
@@ -71,6 +74,7 @@ type checker struct {
 	nodes   map[fsop.Ino]*checkNode
 	files   map[data.Name]bool // that should exist
 	order   []fsop.Ino
+	subvols map[fsop.Ino]meta.Subvolume
 	blocks  uint64
 }
 
@@ -128,7 +132,7 @@ func (c *checker) inodes(ctx context.Context) error {
 		c.blocks += n.Blocks
 		c.nodes[n.Ino] = &checkNode{
 			mode: n.Mode, nlink: n.Nlink, xattrs: n.Xattrs, parent: n.Parent,
-			size: n.Size, blocks: n.Blocks, sparse: n.Flags&meta.Sparse != 0,
+			size: n.Size, blocks: n.Blocks, subvol: n.Subvolume, sparse: n.Flags&meta.Sparse != 0,
 		}
 		c.order = append(c.order, n.Ino)
 		return true, nil
@@ -150,7 +154,7 @@ func (c *checker) records(ctx context.Context) error {
 		}
 		r := meta.Parse(k, val)
 		n := c.nodes[r.Ino]
-		if n == nil && r.Table != meta.TableReply && r.Table != meta.TableSession {
+		if n == nil && r.Table != meta.TableReply && r.Table != meta.TableSession && r.Table != meta.TableSubvol {
 			c.bad(inodeName(r.Ino), "does not exist, but a record of table %c is about it", r.Table)
 			return true, nil
 		}
@@ -159,6 +163,9 @@ func (c *checker) records(ctx context.Context) error {
 			c.name(r.Ino, n, &r.Dentry)
 		case meta.TableXattr:
 			n.attr++
+			n.xattrBytes += r.Xattr
+		case meta.TableSubvol:
+			c.subvols[r.Ino] = r.Subvol
 		case meta.TableTarget:
 			n.target = true
 			if n.typ() != syscall.S_IFLNK {
@@ -193,6 +200,9 @@ func (c *checker) name(dir fsop.Ino, d *checkNode, e *meta.Dentry) {
 	case n.typ() != e.Type:
 		c.bad(at, "is of type %o, inode %d of %o", e.Type, e.Ino, n.typ())
 	}
+	if top := n.subvol == e.Ino && d.subvol == 0; n.subvol != d.subvol && !top {
+		c.bad(at, "is inode %d of subvolume %d, its directory is of %d", e.Ino, n.subvol, d.subvol)
+	}
 	n.links++
 	if n.isDir() {
 		d.subdirs++
@@ -215,7 +225,7 @@ func (c *checker) names(ctx context.Context) error {
 			if n.orphan {
 				want, links = 0, 0
 			}
-			if ino == fsop.RootIno {
+			if s, ok := c.subvols[ino]; ino == fsop.RootIno || ok && s.Removed {
 				links = 0
 			}
 			if n.nlink != want {
@@ -261,7 +271,7 @@ func (c *checker) names(ctx context.Context) error {
 // reaches reports whether the way up from directory ino ends at the root.
 func (c *checker) reaches(ino fsop.Ino) bool {
 	for range maxDepth {
-		if ino == fsop.RootIno {
+		if s, ok := c.subvols[ino]; ino == fsop.RootIno || ok && s.Removed {
 			return true
 		}
 		n := c.nodes[ino]
@@ -285,6 +295,40 @@ func (c *checker) sums(context.Context) error {
 	}
 	if st.Inodes != c.Inodes || st.Blocks != c.blocks {
 		c.bad("metadata", "counts %d inodes and %d blocks, found %d and %d", st.Inodes, st.Blocks, c.Inodes, c.blocks)
+	}
+	return nil
+}
+
+// accounts compares what subvolumes say they use with what is in them.
+func (c *checker) accounts(context.Context) error {
+	found := map[fsop.Ino]*meta.Subvolume{}
+	for _, ino := range c.order {
+		n := c.nodes[ino]
+		if n.subvol == 0 {
+			continue
+		}
+		f := found[n.subvol]
+		if f == nil {
+			if _, ok := c.subvols[n.subvol]; !ok {
+				c.bad(inodeName(ino), "is of subvolume %d, which does not exist", n.subvol)
+			}
+			f = new(meta.Subvolume)
+			found[n.subvol] = f
+		}
+		f.UsedInodes++
+		f.UsedSize += n.blocks*sectorSize + n.xattrBytes
+	}
+	for _, ino := range slices.Sorted(maps.Keys(c.subvols)) {
+		s, f, at := c.subvols[ino], found[ino], fmt.Sprintf("subvolume %d", ino)
+		switch {
+		case f == nil:
+			c.bad(at, "has no inodes")
+		case f.UsedSize != s.UsedSize || f.UsedInodes != s.UsedInodes:
+			c.bad(at, "counts %d bytes and %d inodes, found %d and %d", s.UsedSize, s.UsedInodes, f.UsedSize, f.UsedInodes)
+		}
+		if n := c.nodes[ino]; n != nil && (!n.isDir() || n.subvol != ino) {
+			c.bad(at, "is not its own top directory")
+		}
 	}
 	return nil
 }

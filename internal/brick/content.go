@@ -11,7 +11,9 @@ const (
 	// cloneMin is the smallest payload that settling shares instead of copying.
 	// The log pads a record so that the payload lies on whole blocks.
 	cloneMin = 64 << 10
-	sectors  = blockSize / 512 // of Attr.Blocks in a block
+	sectors  = blockSize / sectorSize // of Attr.Blocks in a block
+	// sectorSize is the unit of Attr.Blocks.
+	sectorSize = 512
 )
 
 func blocksDown(n uint64) uint64 { return n / blockSize }

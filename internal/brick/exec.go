@@ -50,6 +50,9 @@ type exec struct {
 	garbage []incarnation  // data files that nothing refers to afterwards
 	edit    *sessionEdit   // of the session's window
 	names   []naming       // in the order in which they happen
+	usage   []usage        // of subvolumes
+	subvols []*subvolWork  // that the entry reads or changes
+	fault   error          // found while planning where none can be returned
 	commits []func(*Brick) // what else changes in memory
 }
 
@@ -147,7 +150,7 @@ func (x *exec) reset(b *Brick, e *proto.Entry) {
 	*x = exec{
 		b: b, e: e, batch: x.batch, state: b.state,
 		nodes: x.nodes[:0], cut: carving{x.cut.removed[:0], x.cut.added[:0]}, gaps: x.gaps[:0],
-		garbage: x.garbage[:0], commits: x.commits[:0], names: x.names[:0],
+		garbage: x.garbage[:0], commits: x.commits[:0], names: x.names[:0], usage: x.usage[:0], subvols: x.subvols[:0],
 	}
 }
 
@@ -232,6 +235,16 @@ func (x *exec) do() error {
 	case *fsop.Noop:
 		x.changed = true
 		return nil
+	case *fsop.Use:
+		return x.use(op)
+	case *fsop.MakeSubvolume:
+		return x.makeSubvolume(op)
+	case *fsop.LimitSubvolume:
+		return x.limitSubvolume(op)
+	case *fsop.RemoveSubvolume:
+		return x.removeSubvolume(op)
+	case *fsop.Sweep:
+		return x.sweep(op)
 	}
 	return fsop.EINVAL // a read, which nobody orders
 }
@@ -239,6 +252,9 @@ func (x *exec) do() error {
 // commit logs the entry and makes what was planned visible.
 func (x *exec) commit(raw []byte, loc *oplog.Loc) (*Result, error) {
 	b, e := x.b, x.e
+	if err := x.account(); err != nil {
+		return nil, err
+	}
 	x.state.Pos, x.state.Time = e.Pos, e.Time
 	if e.Pos.Seq == 1 {
 		if err := x.birth(); err != nil {
@@ -407,6 +423,10 @@ func (x *exec) dir(ino fsop.Ino) (*work, error) {
 		return nil, fsop.ENOTDIR
 	case n.Nlink == 0:
 		return nil, fsop.ENOENT
+	case n.Subvolume != 0:
+		if s := x.b.subvols[n.Subvolume]; s != nil && s.Removed {
+			return nil, fsop.ENOENT
+		}
 	}
 	return n, nil
 }
@@ -548,6 +568,9 @@ func (x *exec) forgetAway() {
 
 // endSession forgets a session, and what it was answered.
 func (x *exec) endSession(s *session) {
+	if !s.Away {
+		x.noteUses(s)
+	}
 	for _, n := range s.replies {
 		x.batch.DeleteReply(s.ID, n)
 	}
@@ -571,6 +594,7 @@ func (x *exec) closeSession(op *fsop.CloseSession) error {
 	}
 	x.dropLocks(id)
 	if op.Away {
+		x.noteUses(s)
 		now := s.Session
 		now.Since, now.Away = x.e.Time, true
 		x.setSession(s, now)

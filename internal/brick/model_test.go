@@ -22,9 +22,202 @@ type model struct {
 	next     uint64
 	inodes   map[fsop.Ino]*mInode
 	sessions map[cluster.SessionID]*mSession
+	subvols  map[fsop.Ino]mSubvol
+}
+
+// mSubvol is a subvolume. What it uses is counted anew each time.
+type mSubvol struct {
+	size, inodes uint64
+	made, used   int64
+	token        uint64
+	removed      bool
+}
+
+// account counts what the subvolumes use.
+func (m *model) account() map[fsop.Ino]mUsage {
+	all := map[fsop.Ino]mUsage{}
+	for _, n := range m.inodes {
+		if n.subvol == 0 {
+			continue
+		}
+		u := all[n.subvol]
+		u.inodes++
+		u.bytes += 512 * n.attrs().Blocks
+		for name, v := range n.xattrs {
+			u.bytes += uint64(len(name) + len(v))
+		}
+		all[n.subvol] = u
+	}
+	return all
+}
+
+type mUsage struct{ bytes, inodes uint64 }
+
+// settleAccounts is what happens to subvolumes after every entry.
+func (x *mExec) settleAccounts(before map[fsop.Ino]mUsage) error {
+	after := x.account()
+	for ino, s := range x.subvols {
+		was, is := before[ino], after[ino]
+		if is.bytes > was.bytes && s.size > 0 && is.bytes > s.size || is.inodes > was.inodes && s.inodes > 0 && is.inodes > s.inodes {
+			return fsop.EDQUOT
+		}
+		if is != was {
+			s.used = x.e.Time
+			x.subvols[ino] = s
+		}
+		if is.inodes == 0 {
+			delete(x.subvols, ino)
+		}
+	}
+	return nil
+}
+
+// inUse reports whether a session uses the subvolume.
+func (x *mExec) inUse(ino fsop.Ino) bool {
+	for _, s := range x.sessions {
+		if s.uses[ino] && !s.away {
+			return true
+		}
+	}
+	return false
+}
+
+func (x *mExec) useNow(ino fsop.Ino) {
+	s := x.subvols[ino]
+	s.used = x.e.Time
+	x.subvols[ino] = s
+}
+
+func (x *mExec) subvolume() error {
+	switch op := x.e.Op.(type) {
+	case *fsop.Use:
+		n, err := x.get(op.Ino)
+		if err != nil {
+			return err
+		}
+		x.r.reply.Attr = n.attrs()
+		s := x.sessions[x.e.Session]
+		if s == nil {
+			return fsop.EINVAL
+		}
+		v, ok := x.subvols[n.subvol]
+		if !ok || s.uses[n.subvol] != op.Done {
+			return nil
+		}
+		if v.removed && !op.Done {
+			return fsop.ENOENT
+		}
+		s.uses = maps.Clone(s.uses)
+		if s.uses == nil {
+			s.uses = map[fsop.Ino]bool{}
+		}
+		if s.uses[n.subvol] = true; op.Done {
+			delete(s.uses, n.subvol)
+		}
+		x.useNow(n.subvol)
+		x.changed = true
+	case *fsop.MakeSubvolume:
+		d, err := x.dir(op.Parent)
+		if err != nil {
+			return err
+		}
+		if d.subvol != 0 {
+			return fsop.EINVAL
+		}
+		if ino, ok := d.entries[op.Name]; ok && op.Token != 0 && x.subvols[ino].token == op.Token {
+			x.r.reply.Attr = x.inodes[ino].attrs()
+			return nil
+		}
+		if err := x.make(&op.Node, syscall.S_IFDIR|op.Mode, 0, ""); err != nil {
+			return err
+		}
+		n := x.inodes[x.r.reply.Attr.Ino]
+		n.subvol = n.attr.Ino
+		x.subvols[n.subvol] = mSubvol{size: op.Size, inodes: op.Inodes, made: x.e.Time, used: x.e.Time, token: op.Token}
+	case *fsop.LimitSubvolume:
+		n, err := x.get(op.Ino)
+		if err != nil {
+			return err
+		}
+		s, ok := x.subvols[op.Ino]
+		if !ok {
+			switch {
+			case op.Valid&fsop.LimitAdopt == 0 || n.subvol != 0 || op.Ino == fsop.RootIno:
+				return fsop.EINVAL
+			case !n.attr.IsDir():
+				return fsop.ENOTDIR
+			case n.attr.Nlink == 0:
+				return fsop.ENOENT
+			case len(n.entries) > 0:
+				return fsop.ENOTEMPTY
+			}
+			s = mSubvol{made: x.e.Time, used: x.e.Time}
+			n.subvol = op.Ino
+			n.attr.Change = x.e.Pos.Seq
+			x.changed = true
+		}
+		if op.Valid&fsop.LimitSize != 0 && s.size != op.Size {
+			s.size, x.changed = op.Size, true
+		}
+		if op.Valid&fsop.LimitInodes != 0 && s.inodes != op.Inodes {
+			s.inodes, x.changed = op.Inodes, true
+		}
+		x.subvols[op.Ino] = s
+		x.r.reply.Attr = n.attrs()
+	case *fsop.RemoveSubvolume:
+		s, ok := x.subvols[op.Ino]
+		if !ok || s.removed {
+			return nil
+		}
+		d, err := x.dir(op.Parent)
+		if err != nil {
+			return err
+		}
+		if err := fsop.CheckName(op.Name); err != nil {
+			return err
+		}
+		if d.entries[op.Name] != op.Ino {
+			return fsop.ENOENT
+		}
+		if !op.Force && x.inUse(op.Ino) {
+			return fsop.EBUSY
+		}
+		n := x.inodes[op.Ino]
+		delete(d.entries, op.Name)
+		d.attr.Nlink--
+		x.touch(d, true)
+		n.parent = 0
+		x.touch(n, false)
+		if s.removed, s.used = true, x.e.Time; len(n.entries) == 0 {
+			n.attr.Nlink = 0
+		}
+		x.subvols[op.Ino] = s
+		x.r.reply.Attr = n.attrs()
+	case *fsop.Sweep:
+		if n := x.inodes[op.Ino]; !x.subvols[op.Ino].removed || n == nil || n.attr.Nlink == 0 {
+			return nil
+		}
+		x.empty(x.inodes[op.Ino])
+		x.inodes[op.Ino].attr.Nlink = 0
+	}
+	return nil
+}
+
+// empty removes everything below d.
+func (x *mExec) empty(d *mInode) {
+	for name, ino := range d.entries {
+		n := x.inodes[ino]
+		if n.attr.IsDir() {
+			x.empty(n)
+		}
+		x.unname(d, n)
+		delete(d.entries, name)
+		x.touch(d, true)
+	}
 }
 
 type mInode struct {
+	subvol  fsop.Ino
 	attr    fsop.Attr // but for Blocks, Size of directories and files
 	data    []byte
 	blocks  map[uint64]bool
@@ -51,6 +244,7 @@ type mSession struct {
 	owner   string
 	opened  int64
 	away    bool
+	uses    map[fsop.Ino]bool
 	free    [][]fsop.Ino // of each Reserve that counts, what was not used
 	acked   uint64
 	replies map[uint64]fsop.Reply
@@ -61,7 +255,7 @@ type mSession struct {
 const lockBytes = 12
 
 func newModel() *model {
-	m := &model{next: 2, inodes: map[fsop.Ino]*mInode{}, sessions: map[cluster.SessionID]*mSession{}}
+	m := &model{next: 2, inodes: map[fsop.Ino]*mInode{}, sessions: map[cluster.SessionID]*mSession{}, subvols: map[fsop.Ino]mSubvol{}}
 	m.inodes[fsop.RootIno] = &mInode{attr: fsop.Attr{Ino: 1, Mode: 0o40755, Nlink: 2}, entries: map[string]fsop.Ino{}}
 	return m
 }
@@ -79,6 +273,7 @@ func (m *model) clone() *model {
 		}
 		c.inodes[i] = &k
 	}
+	c.subvols = maps.Clone(m.subvols)
 	c.sessions = map[cluster.SessionID]*mSession{}
 	for id, s := range m.sessions {
 		k := *s
@@ -130,6 +325,9 @@ func (m *model) do(e *proto.Entry) (mResult, error) {
 	if err := x.op(); err != nil {
 		return mResult{}, err
 	}
+	if err := x.settleAccounts(m.account()); err != nil {
+		return mResult{}, err
+	}
 	if !x.changed {
 		x.r.reply.Seq = m.pos.Seq
 		return x.r, nil
@@ -176,7 +374,7 @@ func (x *mExec) dir(ino fsop.Ino) (*mInode, error) {
 	if !n.attr.IsDir() {
 		return nil, fsop.ENOTDIR
 	}
-	if n.attr.Nlink == 0 {
+	if n.attr.Nlink == 0 || x.subvols[n.subvol].removed {
 		return nil, fsop.ENOENT
 	}
 	return n, nil
@@ -303,6 +501,13 @@ func (x *mExec) op() error {
 		if s == nil || op.Away && s.away {
 			return nil
 		}
+		if !s.away {
+			for ino := range s.uses {
+				if _, ok := x.subvols[ino]; ok {
+					x.useNow(ino)
+				}
+			}
+		}
 		if s.away = true; !op.Away {
 			delete(x.sessions, id)
 		}
@@ -343,6 +548,8 @@ func (x *mExec) op() error {
 	case *fsop.Noop:
 		x.changed = true
 		return nil
+	case *fsop.Use, *fsop.MakeSubvolume, *fsop.LimitSubvolume, *fsop.RemoveSubvolume, *fsop.Sweep:
+		return x.subvolume()
 	}
 	return fsop.EINVAL
 }
@@ -413,7 +620,7 @@ func (x *mExec) make(p *fsop.Node, mode, rdev uint32, target string) error {
 	if _, ok := d.entries[p.Name]; ok {
 		return fsop.EEXIST
 	}
-	n := &mInode{target: target, attr: fsop.Attr{
+	n := &mInode{subvol: d.subvol, target: target, attr: fsop.Attr{
 		Ino: fsop.MakeIno(x.set, x.next), Mode: mode, Nlink: 1, UID: p.UID, GID: p.GID, Rdev: rdev, Atime: x.e.Time,
 	}}
 	x.next++
@@ -456,6 +663,9 @@ func (x *mExec) link(op *fsop.Link) error {
 	if n.attr.Nlink == 0 {
 		return fsop.ENOENT
 	}
+	if n.subvol != d.subvol {
+		return fsop.EXDEV
+	}
 	n.attr.Nlink++
 	d.entries[op.Name] = op.Ino
 	x.touch(d, true)
@@ -484,6 +694,8 @@ func (x *mExec) remove(parent fsop.Ino, name string, dir bool) error {
 		return fsop.ENOTDIR
 	case dir && len(n.entries) > 0:
 		return fsop.ENOTEMPTY
+	case n.subvol == ino && x.inUse(ino):
+		return fsop.EBUSY
 	}
 	delete(d.entries, name)
 	x.unname(d, n)
@@ -504,7 +716,7 @@ func (x *mExec) unname(d, n *mInode) {
 }
 
 func (x *mExec) above(top, ino fsop.Ino) bool {
-	for ; ino != 0; ino = x.inodes[ino].parent {
+	for ; ino != 0; ino = x.inodes[ino].parent { // a removed subvolume lies in 0
 		if ino == top {
 			return true
 		}
@@ -542,6 +754,9 @@ func (x *mExec) rename(op *fsop.Rename) error {
 	if !exists && exchange {
 		return fsop.ENOENT
 	}
+	if from.subvol != to.subvol {
+		return fsop.EXDEV
+	}
 	s, t := x.inodes[si], x.inodes[ti]
 	if x.above(si, op.NewParent) {
 		return fsop.EINVAL
@@ -564,6 +779,8 @@ func (x *mExec) rename(op *fsop.Rename) error {
 			return fsop.EISDIR
 		case t.attr.IsDir() && len(t.entries) > 0:
 			return fsop.ENOTEMPTY
+		case t.subvol == ti && x.inUse(ti):
+			return fsop.EBUSY
 		}
 		x.unname(to, t)
 	}
@@ -585,7 +802,7 @@ func (x *mExec) rename(op *fsop.Rename) error {
 	x.touch(from, true)
 	x.touch(to, true)
 	if whiteout {
-		w := &mInode{attr: fsop.Attr{Ino: fsop.MakeIno(x.set, x.next), Mode: syscall.S_IFCHR, Nlink: 1, Atime: x.e.Time}}
+		w := &mInode{subvol: from.subvol, attr: fsop.Attr{Ino: fsop.MakeIno(x.set, x.next), Mode: syscall.S_IFCHR, Nlink: 1, Atime: x.e.Time}}
 		x.next++
 		x.inodes[w.attr.Ino] = w
 		from.entries[op.Name] = w.attr.Ino

@@ -17,6 +17,11 @@ func (x *exec) makeNode(p *fsop.Node, mode uint32) (n *work, err error) {
 
 // makeNodeAs is makeNode for an inode of the number ino; 0: the next one.
 func (x *exec) makeNodeAs(p *fsop.Node, mode uint32, ino fsop.Ino) (n *work, err error) {
+	return x.makeNodeIn(p, mode, ino, 0)
+}
+
+// makeNodeIn is makeNodeAs for an inode of a subvolume; 0: its directory's.
+func (x *exec) makeNodeIn(p *fsop.Node, mode uint32, ino, subvol fsop.Ino) (n *work, err error) {
 	dir, err := x.dir(p.Parent)
 	if err != nil {
 		return nil, err
@@ -35,7 +40,10 @@ func (x *exec) makeNodeAs(p *fsop.Node, mode uint32, ino fsop.Ino) (n *work, err
 	if ino == 0 {
 		ino = x.nextIno()
 	}
-	n = x.newNode(ino, mode, p.UID, p.GID)
+	if subvol == 0 {
+		subvol = dir.Subvolume
+	}
+	n = x.newNode(ino, subvol, mode, p.UID, p.GID)
 	if dir.Mode&syscall.S_ISGID != 0 {
 		n.GID = dir.GID
 		if n.IsDir() {
@@ -61,14 +69,16 @@ func (x *exec) nextIno() fsop.Ino {
 	return ino
 }
 
-func (x *exec) newNode(ino fsop.Ino, mode, uid, gid uint32) *work {
+func (x *exec) newNode(ino, subvol fsop.Ino, mode, uid, gid uint32) *work {
 	n := &work{}
+	n.Subvolume = subvol
 	n.Attr = fsop.Attr{
 		Ino: ino, Mode: mode, Nlink: 1, UID: uid, GID: gid,
 		Atime: x.e.Time, Mtime: x.e.Time, Ctime: x.e.Time,
 	}
 	n.baseKnown = true
 	x.state.Inodes++
+	x.charge(&n.node, 0, 1)
 	x.nodes = append(x.nodes, n)
 	x.touch(n)
 	return n
@@ -179,6 +189,8 @@ func (x *exec) link(op *fsop.Link) error {
 		return fsop.EPERM
 	case n.Nlink >= fsop.MaxLinks:
 		return fsop.EMLINK
+	case n.Subvolume != dir.Subvolume:
+		return fsop.EXDEV
 	}
 	n.Nlink++
 	n.Ctime = x.e.Time
@@ -236,6 +248,9 @@ func (x *exec) rmdir(op *fsop.Rmdir) error {
 		return fsop.EPERM
 	case n.Size > 0:
 		return fsop.ENOTEMPTY
+	}
+	if err := x.mayGo(n); err != nil {
+		return err
 	}
 	x.dropEntry(dir, op.Name)
 	dir.Nlink--
@@ -305,6 +320,8 @@ func (x *exec) rename(op *fsop.Rename) error {
 		return fsop.EEXIST
 	case !exists && exchange:
 		return fsop.ENOENT
+	case from.Subvolume != to.Subvolume:
+		return fsop.EXDEV // and a subvolume does not get into another one
 	}
 	src, err := x.node(sd.Ino)
 	if err != nil {
@@ -357,6 +374,9 @@ func (x *exec) rename(op *fsop.Rename) error {
 		case dst.IsDir() && dst.Size > 0:
 			return fsop.ENOTEMPTY
 		}
+		if err := x.mayGo(dst); err != nil {
+			return err
+		}
 		if dst.IsDir() {
 			to.Nlink--
 		}
@@ -373,7 +393,7 @@ func (x *exec) rename(op *fsop.Rename) error {
 	src.Ctime = x.e.Time
 	x.touch(src)
 	if op.Flags&fsop.RenameWhiteout != 0 {
-		x.addEntry(from, op.Name, x.newNode(x.nextIno(), syscall.S_IFCHR, 0, 0))
+		x.addEntry(from, op.Name, x.newNode(x.nextIno(), from.Subvolume, syscall.S_IFCHR, 0, 0))
 	}
 	x.reply.Attr = src.Attr
 	return nil
@@ -515,6 +535,9 @@ func (x *exec) dropCaps(n *work) {
 	if n.Flags&meta.Caps == 0 {
 		return
 	}
+	if err := x.chargeXattr(n, capsXattr, true, nil, true); err != nil {
+		x.fault = err
+	}
 	x.batch.DeleteXattr(n.Ino, capsXattr)
 	x.dropXattr(n, capsXattr)
 }
@@ -583,6 +606,9 @@ func (x *exec) setxattr(op *fsop.Setxattr) error {
 	case !exists && int(n.XattrNames)+len(op.Name)+1 > maxXattrNames:
 		return fsop.ENOSPC
 	}
+	if err := x.chargeXattr(n, op.Name, exists, op.Value, false); err != nil {
+		return err
+	}
 	if !exists {
 		n.Xattrs++
 		n.XattrNames += uint32(len(op.Name) + 1)
@@ -620,6 +646,9 @@ func (x *exec) removexattr(op *fsop.Removexattr) error {
 	if !exists {
 		return fsop.ENODATA
 	}
+	if err := x.chargeXattr(n, op.Name, true, nil, true); err != nil {
+		return err
+	}
 	x.batch.DeleteXattr(n.Ino, op.Name)
 	x.dropXattr(n, op.Name)
 	n.Ctime = x.e.Time
@@ -655,8 +684,10 @@ func (x *exec) reapOne(n *node) error {
 	b, ino := x.b, n.Ino
 	x.batch.DeleteOrphan(ino)
 	x.batch.DeleteInode(&n.Inode)
+	size := int64(n.Blocks) * sectorSize
 	if n.Xattrs > 0 {
-		if err := b.store.Xattrs(ino, func(name string, _ []byte) error {
+		if err := b.store.Xattrs(ino, func(name string, v []byte) error {
+			size += xattrSize(name, v)
 			x.batch.DeleteXattr(ino, name)
 			return nil
 		}); err != nil {
@@ -671,6 +702,7 @@ func (x *exec) reapOne(n *node) error {
 			return err
 		}
 	}
+	x.charge(n, -size, -1)
 	x.state.Inodes--
 	x.state.Blocks -= n.Blocks
 	if held := b.locks[ino]; len(held) > 0 {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
+	"mortar/internal/brick/meta"
 	"mortar/internal/cluster"
 	"mortar/internal/codec"
 	"mortar/internal/disk"
@@ -133,7 +134,9 @@ func (m *machine) op(r *rand.Rand) fsop.Op {
 		}
 		return uint64(r.IntN(2 * m.maxWrite))
 	}
-	switch p := r.IntN(108); {
+	switch p := r.IntN(122); {
+	case p >= 108:
+		return m.subvolOp(r, node(), ino)
 	case p >= 100 && p < 107:
 		return m.foretold(r, node(), size()/2)
 	case p >= 107:
@@ -209,6 +212,43 @@ func (m *machine) op(r *rand.Rand) fsop.Op {
 		return &fsop.Reap{Inos: []fsop.Ino{ino(), ino(), ino(), ino()}}
 	}
 	return &fsop.Noop{}
+}
+
+// subvolOp draws an operation on subvolumes.
+func (m *machine) subvolOp(r *rand.Rand, node fsop.Node, any func() fsop.Ino) fsop.Op {
+	limits := func() (size, inodes uint64) { return uint64(r.IntN(12)) * 4096, uint64(r.IntN(6)) }
+	top := func() fsop.Ino {
+		if all := slices.Sorted(maps.Keys(m.m.subvols)); len(all) > 0 && r.IntN(6) > 0 {
+			return all[r.IntN(len(all))]
+		}
+		return any()
+	}
+	switch r.IntN(14) {
+	case 0, 1, 2, 3:
+		if r.IntN(3) > 0 {
+			node.Parent = fsop.RootIno
+		}
+		op := &fsop.MakeSubvolume{Node: node, Token: uint64(r.IntN(3))}
+		op.Size, op.Inodes = limits()
+		return op
+	case 4, 5, 6:
+		op := &fsop.LimitSubvolume{Ino: top(), Valid: uint32(r.IntN(8))}
+		op.Size, op.Inodes = limits()
+		return op
+	case 7, 8:
+		return &fsop.Use{Ino: any(), Done: r.IntN(2) == 0}
+	case 9, 10:
+		op := &fsop.RemoveSubvolume{Parent: node.Parent, Name: node.Name, Ino: top(), Force: r.IntN(2) == 0}
+		for _, ino := range slices.Sorted(maps.Keys(m.m.inodes)) {
+			for _, name := range slices.Sorted(maps.Keys(m.m.inodes[ino].entries)) {
+				if m.m.inodes[ino].entries[name] == op.Ino && r.IntN(8) > 0 {
+					op.Parent, op.Name = ino, name
+				}
+			}
+		}
+		return op
+	}
+	return &fsop.Sweep{Ino: top()}
 }
 
 // foretold draws a Make, one that is mostly allowed to its directory's holder.
@@ -418,11 +458,74 @@ func compareUsage(tb tester, b *Brick, m *model) {
 	for _, n := range m.inodes {
 		blocks += n.attrs().Blocks
 	}
+	compareSubvolumes(tb, b, m)
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	if b.state.Inodes != uint64(len(m.inodes)) || b.state.Blocks != blocks || b.state.NextIno != m.next {
 		tb.Fatalf("usage: %+v; want %d inodes, %d blocks, next %d", b.state, len(m.inodes), blocks, m.next)
 	}
+}
+
+func compareSubvolumes(tb tester, b *Brick, m *model) {
+	tb.Helper()
+	used := m.account()
+	want := map[fsop.Ino]meta.Subvolume{}
+	paths := map[fsop.Ino]string{}
+	for ino, s := range m.subvols {
+		want[ino] = meta.Subvolume{
+			Ino: ino, Size: s.size, Inodes: s.inodes, UsedSize: used[ino].bytes, UsedInodes: used[ino].inodes,
+			Made: s.made, Used: s.used, Token: s.token, Removed: s.removed,
+		}
+		if n := m.inodes[ino]; n != nil && n.attr.Nlink > 0 && !s.removed {
+			paths[ino] = m.path(ino)
+		}
+	}
+	got := map[fsop.Ino]meta.Subvolume{}
+	b.mu.RLock()
+	for ino, s := range b.subvols {
+		got[ino] = *s
+	}
+	b.mu.RUnlock()
+	if diff := cmp.Diff(want, got); diff != "" {
+		tb.Fatalf("at %v, subvolumes (-want +got):\n%s", m.pos, diff)
+	}
+	all, err := b.Subvolumes(0)
+	if err != nil {
+		tb.Fatalf("listing subvolumes: %v", err)
+	}
+	listed := map[fsop.Ino]string{}
+	for _, s := range all {
+		listed[s.Ino] = s.Path
+		var users []cluster.SessionID
+		for id, x := range m.sessions {
+			if x.uses[s.Ino] && !x.away {
+				users = append(users, id)
+			}
+		}
+		slices.Sort(users)
+		var gotUsers []cluster.SessionID
+		for _, u := range s.Users {
+			gotUsers = append(gotUsers, u.ID)
+		}
+		if !slices.Equal(users, gotUsers) || s.Attr != m.inodes[s.Ino].attrs() {
+			tb.Fatalf("subvolume %s: %+v; want the users %v", s.Path, s, users)
+		}
+	}
+	if diff := cmp.Diff(paths, listed); diff != "" {
+		tb.Fatalf("at %v, names of subvolumes (-want +got):\n%s", m.pos, diff)
+	}
+}
+
+func (m *model) path(ino fsop.Ino) string {
+	p := ""
+	for ; ino != fsop.RootIno; ino = m.inodes[ino].parent {
+		for name, i := range m.inodes[m.inodes[ino].parent].entries {
+			if i == ino {
+				p = strings.TrimSuffix(name+"/"+p, "/")
+			}
+		}
+	}
+	return p
 }
 
 func compareFile(tb tester, b *Brick, ino fsop.Ino, n *mInode, r *rand.Rand) {

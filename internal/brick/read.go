@@ -66,7 +66,7 @@ func (b *Brick) read(op fsop.Op) (*fsop.Reply, uint64, error) {
 	case *fsop.Readdir:
 		dep, err = b.readdir(op, r)
 	case *fsop.StatfsOp:
-		err = b.statfs(r)
+		err = b.statfs(op, r)
 	case *fsop.Getxattr:
 		dep, err = b.getxattr(op, r)
 	case *fsop.Listxattr:

@@ -53,6 +53,11 @@ func (x *exec) acl(n *work, name string) (fsop.ACL, error) {
 // putACL keeps a list, or takes it away if there is nothing in it.
 func (x *exec) putACL(n *work, name string, a fsop.ACL) {
 	had := n.Attr.Flags&aclFlag(name) != 0
+	if had || len(a) > 0 {
+		if err := x.chargeXattr(n, name, had, a.Append(nil), len(a) == 0); err != nil {
+			x.fault = err
+		}
+	}
 	if len(a) == 0 {
 		if had {
 			x.batch.DeleteXattr(n.Ino, name)

@@ -76,13 +76,15 @@ type SessionInfo struct {
 	Away   bool
 }
 
+func (s *session) info() SessionInfo { return SessionInfo{s.ID, s.Client, s.Owner, s.Opened, s.Away} }
+
 // Sessions returns the sessions, those that are away too, in the order of their ids.
 func (b *Brick) Sessions() []SessionInfo {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	infos := make([]SessionInfo, 0, len(b.sessions))
 	for _, s := range b.sessions {
-		infos = append(infos, SessionInfo{s.ID, s.Client, s.Owner, s.Opened, s.Away})
+		infos = append(infos, s.info())
 	}
 	slices.SortFunc(infos, func(x, y SessionInfo) int {
 		if x.ID < y.ID {

@@ -107,10 +107,10 @@ func (b *Brick) Free() uint64 {
 const inodeSpace = 512
 
 // statfs answers Statfs. b.mu is held.
-func (b *Brick) statfs(r *fsop.Reply) error {
+func (b *Brick) statfs(op *fsop.StatfsOp, r *fsop.Reply) error {
 	b.space.mu.Lock()
-	defer b.space.mu.Unlock()
 	ordinary, all, d, err := b.free(0)
+	b.space.mu.Unlock()
 	if err != nil {
 		return err
 	}
@@ -122,5 +122,5 @@ func (b *Brick) statfs(r *fsop.Reply) error {
 		Total: d.Total, Free: all, Avail: ordinary,
 		Files: b.state.Inodes + files, FilesFree: files,
 	}
-	return nil
+	return b.narrow(op.Ino, &r.Statfs)
 }

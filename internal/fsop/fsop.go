@@ -184,6 +184,7 @@ const (
 	ENOTDIR      = Errno(syscall.ENOTDIR)
 	EISDIR       = Errno(syscall.EISDIR)
 	EINVAL       = Errno(syscall.EINVAL)
+	EMFILE       = Errno(syscall.EMFILE)
 	EFBIG        = Errno(syscall.EFBIG)
 	ENOSPC       = Errno(syscall.ENOSPC)
 	EROFS        = Errno(syscall.EROFS)

@@ -42,12 +42,18 @@ const (
 	KindCloseWindow Kind = 46
 	KindReserve     Kind = 47
 	KindMake        Kind = 48
+	KindUse         Kind = 49
 
 	// Operations of the system itself, never accepted from a mount.
 	KindOpenSession  Kind = 64
 	KindCloseSession Kind = 65
 	KindReap         Kind = 66
 	KindNoop         Kind = 67
+
+	KindMakeSubvolume   Kind = 68
+	KindLimitSubvolume  Kind = 69
+	KindRemoveSubvolume Kind = 70
+	KindSweep           Kind = 71
 )
 
 var kinds = [...]struct {
@@ -83,10 +89,16 @@ var kinds = [...]struct {
 	KindCloseWindow:  {"close-window", func() Op { return new(CloseWindow) }},
 	KindReserve:      {"reserve", func() Op { return new(Reserve) }},
 	KindMake:         {"make", func() Op { return new(Make) }},
+	KindUse:          {"use", func() Op { return new(Use) }},
 	KindOpenSession:  {"open-session", func() Op { return new(OpenSession) }},
 	KindCloseSession: {"close-session", func() Op { return new(CloseSession) }},
 	KindReap:         {"reap", func() Op { return new(Reap) }},
 	KindNoop:         {"noop", func() Op { return new(Noop) }},
+
+	KindMakeSubvolume:   {"make-subvolume", func() Op { return new(MakeSubvolume) }},
+	KindLimitSubvolume:  {"limit-subvolume", func() Op { return new(LimitSubvolume) }},
+	KindRemoveSubvolume: {"remove-subvolume", func() Op { return new(RemoveSubvolume) }},
+	KindSweep:           {"sweep", func() Op { return new(Sweep) }},
 }
 
 // Code codes an operation with its kind in front.
@@ -440,6 +452,62 @@ type CloseSession struct {
 // Reap removes unlinked inodes that no session holds any more.
 type Reap struct{ Inos []Ino }
 
+// MaxUses is how many subvolumes a session may use at once.
+const MaxUses = 1024
+
+// Use says that the session uses the subvolume that Ino belongs to, or, with
+// Done, that it does not any more. What somebody uses is not removed by mistake.
+// An inode of no subvolume is no error. Reply: Attr.
+type Use struct {
+	Ino  Ino
+	Done bool
+}
+
+// MakeSubvolume makes a directory that is a subvolume: it, and everything that
+// is made below it, counts against limits of its own. The parent must be in no
+// subvolume (EINVAL). Token, if it is not 0, is drawn by whoever asks: a name
+// that is there already is no error if it was made with it. Reply: Attr.
+type MakeSubvolume struct {
+	Node
+	Size   uint64 // bytes; 0: no limit
+	Inodes uint64 // 0: no limit
+	Token  uint64
+}
+
+// What of LimitSubvolume counts.
+const (
+	LimitSize uint32 = 1 << iota
+	LimitInodes
+	// LimitAdopt makes the directory a subvolume if it is none yet; then it must
+	// be empty (ENOTEMPTY).
+	LimitAdopt
+)
+
+// LimitSubvolume sets limits of the subvolume whose top directory is Ino; EINVAL
+// if there is none. A limit may be below what is used: then it only shrinks. Reply: Attr.
+type LimitSubvolume struct {
+	Ino    Ino
+	Valid  uint32 // Limit… bits
+	Size   uint64
+	Inodes uint64
+}
+
+// RemoveSubvolume takes the name of a subvolume away; from then on nothing can be
+// made in it, and Sweep removes what it has. ENOENT if the name is not Ino's, EBUSY if a
+// session uses it, unless Force. That it was removed before is no error.
+type RemoveSubvolume struct {
+	Parent Ino
+	Name   string
+	Ino    Ino
+	Force  bool
+}
+
+// SweepMost is how many names one Sweep removes.
+const SweepMost = 512
+
+// Sweep removes some of what a removed subvolume still has: at most SweepMost names.
+type Sweep struct{ Ino Ino }
+
 // Noop changes nothing. A new primary begins its epoch with one.
 type Noop struct{}
 
@@ -478,6 +546,12 @@ func (*OpenSession) Kind() Kind  { return KindOpenSession }
 func (*CloseSession) Kind() Kind { return KindCloseSession }
 func (*Reap) Kind() Kind         { return KindReap }
 func (*Noop) Kind() Kind         { return KindNoop }
+func (*Use) Kind() Kind          { return KindUse }
+
+func (*MakeSubvolume) Kind() Kind   { return KindMakeSubvolume }
+func (*LimitSubvolume) Kind() Kind  { return KindLimitSubvolume }
+func (*RemoveSubvolume) Kind() Kind { return KindRemoveSubvolume }
+func (*Sweep) Kind() Kind           { return KindSweep }
 
 func (o *Lookup) Code(c *codec.Coder)   { o.Parent.Code(c); c.String(&o.Name, MaxName) }
 func (o *Getattr) Code(c *codec.Coder)  { o.Ino.Code(c) }
@@ -576,6 +650,27 @@ func (o *Reap) Code(c *codec.Coder) {
 	codec.Slice(c, &o.Inos, 1<<16, func(c *codec.Coder, i *Ino) { i.Code(c) })
 }
 func (o *Noop) Code(*codec.Coder) {}
+
+func (o *Use) Code(c *codec.Coder) { o.Ino.Code(c); c.Bool(&o.Done) }
+func (o *MakeSubvolume) Code(c *codec.Coder) {
+	o.code(c)
+	c.U64(&o.Size)
+	c.U64(&o.Inodes)
+	c.U64(&o.Token)
+}
+func (o *LimitSubvolume) Code(c *codec.Coder) {
+	o.Ino.Code(c)
+	c.U32(&o.Valid)
+	c.U64(&o.Size)
+	c.U64(&o.Inodes)
+}
+func (o *RemoveSubvolume) Code(c *codec.Coder) {
+	o.Parent.Code(c)
+	c.String(&o.Name, MaxName)
+	o.Ino.Code(c)
+	c.Bool(&o.Force)
+}
+func (o *Sweep) Code(c *codec.Coder) { o.Ino.Code(c) }
 
 // Code implements codec.Coded.
 func (i *Ino) Code(c *codec.Coder) { c.U64((*uint64)(i)) }
@@ -719,7 +814,7 @@ func Space(op Op) (need uint64, frees bool) {
 		return 4*uint64(len(op.Value)) + opSpace, false
 	case *Symlink:
 		return 4*uint64(len(op.Target)) + opSpace, false
-	case *Create, *Mkdir, *Mknod, *Link:
+	case *Create, *Mkdir, *Mknod, *Link, *MakeSubvolume:
 		return opSpace, false
 	}
 	return opSpace, true

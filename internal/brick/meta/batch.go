@@ -57,7 +57,7 @@ func (b *Batch) SetState(s *State) {
 
 // SetInode writes an inode.
 func (b *Batch) SetInode(n *Inode) {
-	k, v := b.set(9, inodeLen)
+	k, v := b.set(9, inodeSize(n))
 	putKey1(k, tableInode, uint64(n.Ino))
 	putInode(v, n)
 }
@@ -160,6 +160,16 @@ func (b *Batch) SetSession(s *Session) {
 	putKey1(k, tableSession, uint64(s.ID))
 	copy(v, b.buf)
 }
+
+// SetSubvolume writes a subvolume.
+func (b *Batch) SetSubvolume(s *Subvolume) {
+	k, v := b.set(9, subvolLen)
+	putKey1(k, tableSubvol, uint64(s.Ino))
+	putSubvolume(v, s)
+}
+
+// DeleteSubvolume removes a subvolume's record.
+func (b *Batch) DeleteSubvolume(ino fsop.Ino) { b.del1(tableSubvol, uint64(ino)) }
 
 // DeleteSession removes a session, but not its replies.
 func (b *Batch) DeleteSession(id cluster.SessionID) { b.del1(tableSession, uint64(id)) }

@@ -32,7 +32,7 @@ func RecordIno(k []byte) fsop.Ino { return keyIno(k) }
 
 // InodeRecord returns the key and the value of an inode.
 func InodeRecord(n *Inode) (k, v []byte) {
-	v = make([]byte, inodeLen)
+	v = make([]byte, inodeSize(n))
 	putInode(v, n)
 	return key1(tableInode, uint64(n.Ino)), v
 }
@@ -68,6 +68,8 @@ func CheckRecord(k, val []byte) error {
 			return fmt.Errorf("%w: session %x: %w", ErrFormat, k, err)
 		}
 		return nil
+	case tableSubvol:
+		return getSubvolume(k, val, new(Subvolume))
 	case tableOrphan:
 		return check(val, "orphan", 1)
 	case tableXattr:

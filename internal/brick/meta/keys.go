@@ -23,6 +23,7 @@ import (
 //	O ino(8)                     inode without a name
 //	R session(8) number(8)       reply to a request   Reply
 //	S session(8)                 session              Session
+//	U ino(8)                     subvolume            Subvolume
 //	X ino(8) name                extended attribute
 //	Y ino(8)                     target of a symbolic link
 //
@@ -39,6 +40,7 @@ const (
 	tableOrphan  = 'O'
 	tableReply   = 'R'
 	tableSession = 'S'
+	tableSubvol  = 'U'
 	tableXattr   = 'X'
 	tableTarget  = 'Y'
 
@@ -143,7 +145,7 @@ func checkKey(k []byte) error {
 	switch k[0] {
 	case tableDentry:
 		ok = len(k) > 17 && len(k) <= 17+fsop.MaxName && fsop.CheckName(string(k[17:])) == nil
-	case tableInode, tableOrphan, tableSession, tableTarget:
+	case tableInode, tableOrphan, tableSession, tableSubvol, tableTarget:
 		ok = len(k) == 9
 	case tableLock:
 		ok = len(k) == lockKeyLen && k[9] <= 1

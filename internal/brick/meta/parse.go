@@ -14,6 +14,7 @@ const (
 	TableRun     = tableRun
 	TableReply   = tableReply
 	TableSession = tableSession
+	TableSubvol  = tableSubvol
 )
 
 // Parsed is what a record says about an inode.
@@ -22,6 +23,8 @@ type Parsed struct {
 	Ino    fsop.Ino // whom the record is about; nonsense in replies and sessions
 	Dentry Dentry   // of a TableDentry
 	Run    Run      // of a TableRun
+	Xattr  uint64   // of a TableXattr: bytes of its name and value
+	Subvol Subvolume
 }
 
 // Parse takes apart a record that CheckRecord has let pass.
@@ -33,6 +36,10 @@ func Parse(k, val []byte) (p Parsed) {
 		_ = getDentry(val, &p.Dentry) // was checked
 	case tableRun:
 		_ = getRun(k, val, &p.Run) // was checked
+	case tableXattr:
+		p.Xattr = uint64(len(k) - 9 + len(val) - 1)
+	case tableSubvol:
+		_ = getSubvolume(k, val, &p.Subvol) // was checked
 	}
 	return p
 }

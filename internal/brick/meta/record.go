@@ -14,8 +14,12 @@ import (
 // did not write: damage, or a newer program's format.
 var ErrFormat = errors.New("not in a format that this version of mortar knows")
 
-// version is the first byte of every value.
-const version = 1
+// version is the first byte of every value. What came later has its own, which is
+// used only where it is needed, so that there is one way to write a value down.
+const (
+	version       = 1
+	versionSubvol = 2 // of an inode that is in a subvolume, and of a session that uses one
+)
 
 // An Inode is what is known of one file, directory or other object.
 type Inode struct {
@@ -31,6 +35,9 @@ type Inode struct {
 	Flags              Flag
 	// WindowSince is when Attr.Window was given its window: the time of that entry.
 	WindowSince int64
+	// Subvolume is the one that the inode is in for all its life, 0 for none. Its
+	// name is the inode of its top directory, which is in it.
+	Subvolume fsop.Ino
 }
 
 // Flag is a property of an inode.
@@ -47,12 +54,28 @@ const (
 	allFlags = Sparse | Caps
 )
 
-const inodeLen = 1 + 1 + 5*4 + 2*8 + 3*8 + 8 + 8 + 2*8 + 2*4 + 2*8 + 4
+const (
+	inodeLen       = 1 + 1 + 5*4 + 2*8 + 3*8 + 8 + 8 + 2*8 + 2*4 + 2*8 + 4
+	inodeSubvolLen = inodeLen + 8
+)
 
+// inodeSize is the length of n's value.
+func inodeSize(n *Inode) int {
+	if n.Subvolume != 0 {
+		return inodeSubvolLen
+	}
+	return inodeLen
+}
+
+// putInode writes n into v, which has inodeSize bytes.
 func putInode(v []byte, n *Inode) {
 	le := binary.LittleEndian
 	_ = v[inodeLen-1]
 	v[0], v[1] = version, byte(n.Flags)
+	if n.Subvolume != 0 {
+		v[0] = versionSubvol
+		le.PutUint64(v[inodeLen:], uint64(n.Subvolume))
+	}
 	le.PutUint32(v[2:], n.Mode)
 	le.PutUint32(v[6:], n.Nlink)
 	le.PutUint32(v[10:], n.UID)
@@ -85,10 +108,15 @@ func check(v []byte, what string, length int) error {
 }
 
 func getInode(v []byte, ino fsop.Ino, n *Inode) error {
-	if err := check(v, "inode", inodeLen); err != nil {
+	le := binary.LittleEndian
+	n.Subvolume = 0
+	if len(v) == inodeSubvolLen && v[0] == versionSubvol {
+		if n.Subvolume = fsop.Ino(le.Uint64(v[inodeLen:])); n.Subvolume == 0 {
+			return fmt.Errorf("%w: inode %d of subvolume 0", ErrFormat, ino)
+		}
+	} else if err := check(v, "inode", inodeLen); err != nil {
 		return err
 	}
-	le := binary.LittleEndian
 	n.Flags = Flag(v[1])
 	n.Ino = ino
 	n.Mode = le.Uint32(v[2:])
@@ -236,6 +264,8 @@ type Session struct {
 	Away   bool   // nobody has heard of it for long; it is kept for its replies
 	// Reserved are the inode numbers that are set aside for it (fsop.Reserve), oldest first.
 	Reserved []Reserved
+	// Uses are the subvolumes that it uses (fsop.Use), in ascending order.
+	Uses []fsop.Ino
 }
 
 // Reserved are fsop.ReserveCount inode numbers from First on, without the set.
@@ -256,7 +286,13 @@ func (r *Reserved) Take(n uint64) bool {
 
 // Code implements codec.Coded.
 func (s *Session) Code(c *codec.Coder) {
-	codeVersion(c, "session")
+	v := uint8(version)
+	if len(s.Uses) > 0 {
+		v = versionSubvol
+	}
+	if c.U8(&v); v != version && v != versionSubvol && c.Err() == nil {
+		c.Fail("session of version %d", v)
+	}
 	c.I64(&s.Opened)
 	c.I64(&s.Since)
 	c.Bool(&s.Away)
@@ -268,6 +304,62 @@ func (s *Session) Code(c *codec.Coder) {
 			c.U64(&r.Used[i])
 		}
 	})
+	if v == version {
+		return
+	}
+	codec.Slice(c, &s.Uses, fsop.MaxUses, func(c *codec.Coder, i *fsop.Ino) { i.Code(c) })
+	if len(s.Uses) == 0 && c.Err() == nil {
+		c.Fail("session of version %d without uses", v)
+	}
+}
+
+// A Subvolume is a directory with an account of its own. Its name is where it is
+// in the tree, and nowhere else.
+type Subvolume struct {
+	Ino fsop.Ino // of its top directory
+	// Size and Inodes are the limits, 0 for none, in bytes and inodes.
+	Size, Inodes uint64
+	// UsedSize and UsedInodes are what its inodes have: of bytes, those of their
+	// blocks and those of the names and values of their extended attributes.
+	UsedSize, UsedInodes uint64
+	Made                 int64 // when, ns since 1970
+	Used                 int64 // when it was last known to be used
+	Token                uint64
+	Removed              bool // it has no name any more, and is being emptied
+}
+
+const subvolLen = 1 + 7*8 + 1
+
+func putSubvolume(v []byte, s *Subvolume) {
+	le := binary.LittleEndian
+	_ = v[subvolLen-1]
+	v[0] = version
+	le.PutUint64(v[1:], s.Size)
+	le.PutUint64(v[9:], s.Inodes)
+	le.PutUint64(v[17:], s.UsedSize)
+	le.PutUint64(v[25:], s.UsedInodes)
+	le.PutUint64(v[33:], uint64(s.Made))
+	le.PutUint64(v[41:], uint64(s.Used))
+	le.PutUint64(v[49:], s.Token)
+	v[57] = 0
+	if s.Removed {
+		v[57] = 1
+	}
+}
+
+func getSubvolume(k, v []byte, s *Subvolume) error {
+	if err := check(v, "subvolume", subvolLen); err != nil {
+		return err
+	}
+	if len(k) != 9 || v[57] > 1 {
+		return fmt.Errorf("%w: subvolume %x with flags %d", ErrFormat, k, v[57])
+	}
+	le := binary.LittleEndian
+	*s = Subvolume{
+		Ino: keyIno(k), Size: le.Uint64(v[1:]), Inodes: le.Uint64(v[9:]), UsedSize: le.Uint64(v[17:]), UsedInodes: le.Uint64(v[25:]),
+		Made: int64(le.Uint64(v[33:])), Used: int64(le.Uint64(v[41:])), Token: le.Uint64(v[49:]), Removed: v[57] == 1,
+	}
+	return nil
 }
 
 // A Reply is what was answered to a request that changed something.

@@ -35,8 +35,30 @@ var codings = []struct {
 	}, func(k, v []byte) ([]byte, error) {
 		var n Inode
 		err := getInode(v, keyIno(k), &n)
-		out := make([]byte, inodeLen)
+		out := make([]byte, inodeSize(&n))
 		putInode(out, &n)
+		return out, err
+	}},
+	{"inode of a subvolume", key1(tableInode, 5), func() []byte {
+		v := make([]byte, inodeSubvolLen)
+		putInode(v, &Inode{Attr: fsop.Attr{Ino: 5, Mode: 0o100644, Size: 6}, Subvolume: 4})
+		return v
+	}, func(k, v []byte) ([]byte, error) {
+		var n Inode
+		err := getInode(v, keyIno(k), &n)
+		out := make([]byte, inodeSize(&n))
+		putInode(out, &n)
+		return out, err
+	}},
+	{"subvolume", key1(tableSubvol, 5), func() []byte {
+		v := make([]byte, subvolLen)
+		putSubvolume(v, &Subvolume{Size: 1, Inodes: 2, UsedSize: 3, UsedInodes: 4, Made: 5, Used: 6, Token: 7, Removed: true})
+		return v
+	}, func(k, v []byte) ([]byte, error) {
+		var s Subvolume
+		err := getSubvolume(k, v, &s)
+		out := make([]byte, subvolLen)
+		putSubvolume(out, &s)
 		return out, err
 	}},
 	{"dentry", dentryKey(1, 77, "name"), func() []byte {
@@ -79,6 +101,9 @@ var codings = []struct {
 		}
 		return codec.Append(nil, &s), nil
 	}},
+	{"session with uses", key1(tableSession, 5), func() []byte {
+		return codec.Append(nil, &Session{Client: "host:/mnt", Opened: 5, Uses: []fsop.Ino{3, 7}})
+	}, nil},
 	{"reply", key2(tableReply, 5, 6), func() []byte {
 		return codec.Append(nil, &Reply{Acked: 4, Reply: fsop.Reply{Off: 5, Attr: fsop.Attr{Ino: 3}}})
 	}, func(k, v []byte) ([]byte, error) {
@@ -149,7 +174,7 @@ func TestValues(t *testing.T) {
 			t.Errorf("%s: %x, %v; want %x", c.name, got, err, v)
 		}
 		for name, bad := range map[string][]byte{
-			"nothing": nil, "short": v[:len(v)-1], "other version": append([]byte{version + 1}, v[1:]...),
+			"nothing": nil, "short": v[:len(v)-1], "other version": append([]byte{versionSubvol + 1}, v[1:]...),
 		} {
 			if name == "short" && c.name == "inline" {
 				continue // contents are of any length

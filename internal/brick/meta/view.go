@@ -367,6 +367,17 @@ func (v View) ExtentsOf(ino fsop.Ino, fn func(Extent) error) error {
 	})
 }
 
+// Subvolumes calls fn for all subvolumes, in the order of their inodes.
+func (v View) Subvolumes(fn func(*Subvolume) error) error {
+	return v.scan([]byte{tableSubvol}, []byte{tableSubvol + 1}, func(k, val []byte) (bool, error) {
+		var s Subvolume
+		if err := getSubvolume(k, val, &s); err != nil {
+			return false, err
+		}
+		return true, fn(&s)
+	})
+}
+
 // Garbage calls fn for the data files to remove.
 func (v View) Garbage(fn func(ino fsop.Ino, incarnation uint64) (bool, error)) error {
 	return v.scan([]byte{tableGarbage}, []byte{tableGarbage + 1}, func(k, val []byte) (bool, error) {
