@@ -423,6 +423,65 @@ type BrickDigest struct {
 	Problem string `json:"problem,omitempty"`
 }
 
+// Subvolume is a directory of a volume with limits and an account of its own.
+type Subvolume struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`   // path in the volume, without a slash in front
+	Inode  uint64 `json:"inode"`  // of its top directory; never used again
+	Size   uint64 `json:"size"`   // limit, bytes; 0: none
+	Inodes uint64 `json:"inodes"` // limit; 0: none
+	// UsedSize is the sum of the blocks (as du shows them) and of the extended
+	// attributes of all its inodes, in bytes. Unlinked files count until they are closed.
+	UsedSize   uint64    `json:"used_size"`
+	UsedInodes uint64    `json:"used_inodes"` // its top directory is one
+	UID        uint32    `json:"uid"`         // of its top directory
+	GID        uint32    `json:"gid"`
+	Mode       uint32    `json:"mode"` // permission bits
+	Created    time.Time `json:"created"`
+	// Used is when it was last known to be used: what it uses changed, or a mount
+	// of it began or ended.
+	Used  time.Time       `json:"used"`
+	Users []SubvolumeUser `json:"users"` // that have it mounted now
+}
+
+// SubvolumeUser is a mount of a subvolume.
+type SubvolumeUser struct {
+	Peer   string `json:"peer"`   // name; empty: it is not of the pool
+	Client string `json:"client"` // host and mount point
+}
+
+// SubvolumeCreate asks for a new subvolume.
+type SubvolumeCreate struct {
+	Name   string  `json:"name"`   // path in the volume; what is above it must exist
+	Size   uint64  `json:"size"`   // 0: no limit
+	Inodes uint64  `json:"inodes"` // 0: no limit
+	UID    uint32  `json:"uid"`
+	GID    uint32  `json:"gid"`
+	Mode   *uint32 `json:"mode,omitempty"` // absent: 0755
+}
+
+// SubvolumeChange changes what it has of a subvolume.
+type SubvolumeChange struct {
+	Size   *uint64 `json:"size,omitempty"`   // 0: no limit
+	Inodes *uint64 `json:"inodes,omitempty"` // 0: no limit
+	Name   string  `json:"name,omitempty"`   // the new one
+	// Adopt makes a subvolume of a directory that is none; it must be empty.
+	Adopt bool `json:"adopt,omitempty"`
+}
+
+// SubvolumeRequest is what peers ask each other: to list, with Name to describe
+// one, or to do what is set.
+type SubvolumeRequest struct {
+	Volume string           `json:"volume"`
+	Name   string           `json:"name,omitempty"`
+	Create *SubvolumeCreate `json:"create,omitempty"`
+	Token  uint64           `json:"token,omitempty"` // of Create: sent again it means the same
+	Change *SubvolumeChange `json:"change,omitempty"`
+	Delete uint64           `json:"delete,omitempty"` // the inode of what had the name
+	Inode  uint64           `json:"inode,omitempty"`  // of Change likewise; 0: whatever has the name
+	Force  bool             `json:"force,omitempty"`
+}
+
 // BrickPrepare asks a peer to check and make the directory of a new brick.
 // Peers ask each other; nobody else may.
 type BrickPrepare struct {

@@ -267,6 +267,49 @@ func (c *Client) RecoverVolume(ctx context.Context, volume string, r VolumeRecov
 	return c.call(ctx, "POST", volumePath(volume, "/recovery"), nil, r, nil)
 }
 
+// Subvolumes lists the subvolumes of a volume by name.
+func (c *Client) Subvolumes(ctx context.Context, volume string) ([]Subvolume, error) {
+	out, err := ask[[]Subvolume](ctx, c, "GET", volumePath(volume, "/subvolumes"), nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	return *out, nil
+}
+
+func subvolumePath(volume, name string) string {
+	return volumePath(volume, "/subvolumes/"+url.PathEscape(name))
+}
+
+// Subvolume describes one subvolume.
+func (c *Client) Subvolume(ctx context.Context, volume, name string) (*Subvolume, error) {
+	return ask[Subvolume](ctx, c, "GET", subvolumePath(volume, name), nil, nil)
+}
+
+// CreateSubvolume makes a subvolume.
+func (c *Client) CreateSubvolume(ctx context.Context, volume string, r SubvolumeCreate) (*Subvolume, error) {
+	return ask[Subvolume](ctx, c, "POST", volumePath(volume, "/subvolumes"), nil, r)
+}
+
+// ChangeSubvolume changes limits or the name of a subvolume.
+func (c *Client) ChangeSubvolume(ctx context.Context, volume, name string, r SubvolumeChange) (*Subvolume, error) {
+	return ask[Subvolume](ctx, c, "PUT", subvolumePath(volume, name), nil, r)
+}
+
+// DeleteSubvolume takes the name of a subvolume away; what it has goes in the
+// background. Without force a subvolume that is in use stays.
+func (c *Client) DeleteSubvolume(ctx context.Context, volume, name string, force bool) error {
+	return c.call(ctx, "DELETE", subvolumePath(volume, name), flag("force", force), nil, nil)
+}
+
+// LocalSubvolumes asks a peer's own brick.
+func (c *Client) LocalSubvolumes(ctx context.Context, r SubvolumeRequest) ([]Subvolume, error) {
+	out, err := ask[[]Subvolume](ctx, c, "POST", "/local/subvolumes", nil, r)
+	if err != nil {
+		return nil, err
+	}
+	return *out, nil
+}
+
 // PrepareBrick checks and makes a brick's directory on the asked peer.
 func (c *Client) PrepareBrick(ctx context.Context, r BrickPrepare) error {
 	return c.call(ctx, "POST", "/local/bricks", nil, r, nil)

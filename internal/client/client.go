@@ -119,6 +119,8 @@ type Client struct {
 	vm      *proto.VolumeMap // newest known, nil at first
 	mapped  chan struct{}    // holds a token when vm is new
 	dropped map[fsop.Ino]uint64
+	uses    []fsop.Ino        // as Use said
+	usedAs  cluster.SessionID // the session that said so
 
 	lease lease
 
@@ -202,6 +204,19 @@ func (c *Client) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	return c.chain.Do(ctx, op)
 }
 
+// Use tells the set that the session uses the subvolume that an inode belongs to,
+// for as long as it lives (fsop.Use). Nothing is used if it belongs to none.
+func (c *Client) Use(ctx context.Context, ino fsop.Ino) error {
+	as := c.Session()
+	if _, err := c.Do(ctx, &fsop.Use{Ino: ino}); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.uses, c.usedAs = append(c.uses, ino), as
+	return nil
+}
+
 // Run keeps the session alive until ctx ends, then closes it, which ends its
 // locks. Its error is ctx's cause, or, before Ready, why the volume cannot be
 // mounted at all.
@@ -234,6 +249,16 @@ func (c *Client) setHome(h *home) {
 	c.home = h
 	close(c.changed)
 	c.changed = make(chan struct{})
+	if h != nil && len(c.uses) > 0 && h.as != c.usedAs {
+		c.usedAs = h.as // the set has forgotten what the session before it used
+		for _, ino := range c.uses {
+			c.wg.Go(func() {
+				if _, err := c.Do(c.life, &fsop.Use{Ino: ino}); err != nil {
+					c.log.Warn("the set does not know that this mount uses its subvolume", "inode", ino, "err", err)
+				}
+			})
+		}
+	}
 	if h != nil {
 		c.readyOnce.Do(func() { close(c.ready) })
 	}

@@ -44,6 +44,7 @@ type brickRun struct {
 	mu       sync.Mutex // guards the fields below
 	config   cluster.SetConfig
 	replica  *replica.Replica // nil while it is not served
+	brick    *brick.Brick     // the replica's
 	problem  string           // why not
 	healPace pace             // of the comparison under way
 
@@ -173,6 +174,24 @@ func (b *bricks) ofSet(set cluster.SetID) *replica.Replica {
 	return found
 }
 
+// served is a brick of the set that is in sync and served here, with its replica; nil: there is none.
+func (b *bricks) served(set cluster.SetID) (*replica.Replica, *brick.Brick) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, run := range b.runs {
+		if run.set != set {
+			continue
+		}
+		run.mu.Lock()
+		r, br, inSync := run.replica, run.brick, run.config.IsInSync(run.id)
+		run.mu.Unlock()
+		if r != nil && inSync {
+			return r, br
+		}
+	}
+	return nil, nil
+}
+
 func (r *brickRun) current() *replica.Replica {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -282,12 +301,12 @@ func (r *brickRun) serve() (opened bool, err error) {
 	}
 	r.mu.Lock()
 	rep.Configure(r.config)
-	r.replica, r.problem = rep, ""
+	r.replica, r.brick, r.problem = rep, b, ""
 	r.mu.Unlock()
 	r.b.introduce(r)
 	err = rep.Run(r.ctx)
 	r.mu.Lock()
-	r.replica = nil
+	r.replica, r.brick = nil, nil
 	r.mu.Unlock()
 	r.b.farewell(r)
 	return true, errors.Join(err, store.Close(err == nil && rep.Kept()))

@@ -113,7 +113,16 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 				return nil
 			}
 			if cfg.Subdir != "" {
-				if err := m.Narrow(cfg.Subdir, cfg.Dir); err != nil {
+				// A subvolume that is mounted is not deleted by mistake.
+				use := func(ino uint64) error {
+					err := c.Use(ctx, fsop.Ino(ino))
+					if errors.Is(err, fsop.EROFS) {
+						cfg.Log.Warn("the set takes no changes now, so it does not know that the subvolume is mounted", "dir", cfg.Dir)
+						return nil
+					}
+					return err
+				}
+				if err := m.Narrow(cfg.Subdir, cfg.Dir, use); err != nil {
 					return err
 				}
 			}

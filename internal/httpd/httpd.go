@@ -57,6 +57,11 @@ type Volumes interface {
 	Heal(ctx context.Context, volume string, r api.HealRequest) (*api.HealReply, error)
 	VolumeRecovery(ctx context.Context, volume, brick string) (*api.VolumeRecovery, error)
 	RecoverVolume(ctx context.Context, volume string, r api.VolumeRecover) error
+	Subvolumes(ctx context.Context, volume string) ([]api.Subvolume, error)
+	Subvolume(ctx context.Context, volume, name string) (*api.Subvolume, error)
+	CreateSubvolume(ctx context.Context, volume string, r api.SubvolumeCreate) (*api.Subvolume, error)
+	ChangeSubvolume(ctx context.Context, volume, name string, r api.SubvolumeChange) (*api.Subvolume, error)
+	DeleteSubvolume(ctx context.Context, volume, name string, force bool) error
 }
 
 // Local is what peers ask of each other.
@@ -64,6 +69,7 @@ type Local interface {
 	PrepareBrick(ctx context.Context, r api.BrickPrepare) error
 	LocalBricks(ctx context.Context, volume string, detail bool) (*api.LocalBricks, error)
 	LocalVerify(ctx context.Context, volume string) (*api.HealReply, error)
+	LocalSubvolumes(ctx context.Context, r api.SubvolumeRequest) ([]api.Subvolume, error)
 }
 
 // Ends are the two ends of a connection.
@@ -245,6 +251,23 @@ func (s *Server) table() map[string]map[string]route {
 				return nil, volumes.RecoverVolume(r.Context(), r.PathValue("name"), in)
 			})},
 		},
+		"/volumes/{name}/subvolumes": {
+			"GET": {read, func(r *request) (any, error) { return volumes.Subvolumes(r.Context(), r.PathValue("name")) }},
+			"POST": {Admin, with(func(r *request, in api.SubvolumeCreate) (any, error) {
+				return volumes.CreateSubvolume(r.Context(), r.PathValue("name"), in)
+			})},
+		},
+		"/volumes/{name}/subvolumes/{subvolume}": {
+			"GET": {read, func(r *request) (any, error) {
+				return volumes.Subvolume(r.Context(), r.PathValue("name"), r.PathValue("subvolume"))
+			}},
+			"PUT": {Admin, with(func(r *request, in api.SubvolumeChange) (any, error) {
+				return volumes.ChangeSubvolume(r.Context(), r.PathValue("name"), r.PathValue("subvolume"), in)
+			})},
+			"DELETE": {Admin, forced(func(r *request, force bool) (any, error) {
+				return nil, volumes.DeleteSubvolume(r.Context(), r.PathValue("name"), r.PathValue("subvolume"), force)
+			})},
+		},
 		"/local/bricks": {
 			"GET": {Admin | Peer, func(r *request) (any, error) {
 				detail, err := r.truth("detail")
@@ -255,6 +278,15 @@ func (s *Server) table() map[string]map[string]route {
 			}},
 			"POST": {Peer, with(func(r *request, in api.BrickPrepare) (any, error) {
 				return nil, local.PrepareBrick(r.Context(), in)
+			})},
+		},
+		"/local/subvolumes": {
+			"POST": {Peer, with(func(r *request, in api.SubvolumeRequest) (any, error) {
+				all, err := local.LocalSubvolumes(r.Context(), in)
+				if all == nil {
+					all = []api.Subvolume{}
+				}
+				return all, err
 			})},
 		},
 		"/local/verify": {

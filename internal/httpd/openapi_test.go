@@ -26,6 +26,7 @@ var described = []any{
 	api.EnrollRequest{}, api.EnrollReply{}, api.ProbeRequest{}, api.ProbeReply{}, api.InvitedRequest{},
 	api.VolumeCreate{}, api.Volume{}, api.OptionHelp{}, api.OptionsChange{}, api.OptionsReply{},
 	api.VolumeStatus{}, api.HealInfo{}, api.HealRequest{}, api.HealReply{}, api.BrickPrepare{}, api.LocalBricks{},
+	api.Subvolume{}, api.SubvolumeCreate{}, api.SubvolumeChange{}, api.SubvolumeRequest{},
 	api.PoolRecovery{}, api.PoolRecover{}, api.VolumeRecovery{}, api.VolumeRecover{},
 }
 
@@ -130,7 +131,7 @@ func schema(t reflect.Type) (text string, more []reflect.Type) {
 		return "{type: boolean}", nil
 	case reflect.Float64:
 		return "{type: number}", nil
-	case reflect.Int, reflect.Int64, reflect.Uint64, reflect.Uint16:
+	case reflect.Int, reflect.Int64, reflect.Uint64, reflect.Uint32, reflect.Uint16:
 		return "{type: integer}", nil
 	}
 	panic("no schema for " + t.String())

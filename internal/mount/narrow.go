@@ -14,7 +14,9 @@ import (
 //
 // sub is looked up below the file system's root: no "..", and no symbolic link
 // on the way, leads out of it, whoever changes names at the same time.
-func (m *Mount) Narrow(sub, dir string) error {
+//
+// use, if not nil, is called with the inode number of the directory before dir shows it.
+func (m *Mount) Narrow(sub, dir string, use func(ino uint64) error) error {
 	root := m.dev.dir
 	at, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -32,6 +34,15 @@ func (m *Mount) Narrow(sub, dir string) error {
 		return fmt.Errorf("directory %q of the volume: %w", sub, err)
 	}
 	defer unix.Close(fd)
+	if use != nil {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return fmt.Errorf("directory %q of the volume: %w", sub, err)
+		}
+		if err := use(st.Ino); err != nil {
+			return fmt.Errorf("directory %q of the volume: %w", sub, err)
+		}
+	}
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %q to %s: %w", sub, dir, err)
 	}

@@ -130,6 +130,7 @@ func (s *memStore) Admit(op fsop.Op) error {
 }
 func (s *memStore) Free() uint64            { return 1 << 40 }
 func (s *memStore) Orphans(int) []fsop.Ino  { return nil }
+func (s *memStore) Swept(int) []fsop.Ino    { return nil }
 func (s *memStore) Failed() <-chan struct{} { return s.failed }
 func (s *memStore) Err() error              { return s.err }
 func (s *memStore) LastTime() int64 {

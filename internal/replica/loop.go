@@ -50,6 +50,7 @@ type loop struct {
 	fsync   syncer
 	flusher flusher
 	reap    reaper
+	swept   uint64                             // position of this primary's last Sweep
 	seen    map[cluster.SessionID]core.Instant // as primary: when a session was last known alive
 	room    room
 
@@ -149,6 +150,7 @@ func (l *loop) tick() {
 	l.endLean()
 	l.tickRoom()
 	l.tickReap()
+	l.tickSweep()
 	l.tickSync()
 }
 

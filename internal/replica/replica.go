@@ -115,6 +115,8 @@ type Store interface {
 	Admit(op fsop.Op) error
 	Free() uint64
 	Orphans(limit int) []fsop.Ino
+	// Swept returns removed subvolumes that still have names.
+	Swept(limit int) []fsop.Ino
 	Sessions() []SessionInfo
 
 	Source() (Source, error)
