@@ -198,6 +198,13 @@ func TestHomes(t *testing.T) {
 		was := at()
 		drops := k.dropCount()
 		began := time.Now()
+		s.daemons[was].set(func() {
+			s.daemons[was].goodbye = func() {
+				if k.dropCount() == drops {
+					t.Errorf("%s: it says good-bye before it has dropped its caches", leave.name)
+				}
+			}
+		})
 		leave.break_(s.daemons[was])
 		eventually(t, leave.name+": another home", func() bool {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -221,6 +228,15 @@ func TestHomes(t *testing.T) {
 			t.Errorf("%s: attached with %d holds, want %d", leave.name, len(a.Holds), len(k.holds))
 		}
 		leave.mend(s.daemons[was])
+		if leave.name != "out of sync" {
+			continue // nobody is there to be told
+		}
+		eventually(t, "the home that sent it away is told that nothing is cached any more", func() bool {
+			d := s.daemons[was]
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return d.goodbyes == 1
+		})
 	}
 }
 

@@ -58,6 +58,8 @@ type fakeDaemon struct {
 	pre      []proto.Hold
 	forgets  []proto.Hold
 	acks     []uint64
+	goodbyes int           // Lapsed arrived
+	goodbye  func()        // called then
 	block    chan struct{} // reads wait for it, if set
 	refused  int           // attaches
 	ctx      context.Context
@@ -296,6 +298,11 @@ func (c *fakeConn) Message(_ *wire.Conn, m wire.Message) {
 			return
 		}
 		c.conn.Reply(m, codec.Append(nil, &r))
+	case proto.KindLapsed:
+		d.goodbyes++
+		if d.goodbye != nil {
+			d.goodbye()
+		}
 	default:
 		s.t.Errorf("unexpected kind %d", m.Kind)
 	}

@@ -28,6 +28,7 @@ type home struct {
 	invals invals
 
 	inflight atomic.Int64
+	goodbye  sync.Once
 }
 
 const (
@@ -37,6 +38,8 @@ const (
 	silence = cluster.Lease * 2 / 3
 	// askTimeout bounds dialing and each question before a daemon is home.
 	askTimeout = 2 * time.Second
+	// sendTimeout bounds the good-bye.
+	sendTimeout = 100 * time.Millisecond
 )
 
 // newHome makes a home of a network connection, which it owns.
@@ -86,7 +89,7 @@ func (h *home) Message(_ *wire.Conn, m wire.Message) {
 	case proto.KindDetached:
 		var d proto.Detached
 		if err = codec.Decode(m.Body, &d); err == nil {
-			h.leave(fmt.Errorf("sent away: %s", d.Text))
+			h.sayGoodbye(fmt.Errorf("sent away: %s", d.Text))
 		}
 	default:
 		err = errors.New("unknown kind")
@@ -94,6 +97,22 @@ func (h *home) Message(_ *wire.Conn, m wire.Message) {
 	if err != nil {
 		h.conn.Close(fmt.Errorf("%w: kind %d: %w", wire.ErrFrame, m.Kind, err))
 	}
+}
+
+// sayGoodbye leaves a home that serves the session no longer. What it gave to cache is
+// dropped first, and it is told so: it need not wait for the end of the lease.
+func (h *home) sayGoodbye(why error) {
+	h.goodbye.Do(func() {
+		h.c.wg.Go(func() {
+			h.c.lapse("the home serves no longer")
+			if h.conn.Send(proto.KindLapsed) == nil {
+				ctx, cancel := context.WithTimeout(h.ctx, sendTimeout)
+				_ = h.conn.Drain(ctx) // if it does not hear it, it waits
+				cancel()
+			}
+			h.leave(why)
+		})
+	})
 }
 
 // call asks something small.

@@ -33,7 +33,7 @@ func (s *sending) send(ctx context.Context, o *outcome) (*fsop.Reply, error) {
 		case err == nil && d.Status == proto.OK:
 			return c.give(d, granted)
 		case err == nil && d.Status == proto.NotServing, err == nil && d.Status == proto.UnknownSet:
-			h.leave(fmt.Errorf("the replica does not serve: %s", statusText(d.Status)))
+			h.sayGoodbye(fmt.Errorf("the replica does not serve: %s", statusText(d.Status)))
 		case err == nil:
 			h.leave(fmt.Errorf("the replica refuses: %s", statusText(d.Status)))
 		case ctx.Err() != nil:

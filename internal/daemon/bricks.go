@@ -113,8 +113,8 @@ func (b *bricks) set(next *cluster.Map) {
 	}
 }
 
-// close hands over what the bricks lead and stops them all.
-func (b *bricks) close() {
+// close hands over what the bricks do and stops them all. left is called in between.
+func (b *bricks) close(left func()) {
 	b.mu.Lock()
 	b.shut = true
 	var runs []*brickRun
@@ -135,6 +135,7 @@ func (b *bricks) close() {
 		})
 	}
 	wg.Wait()
+	left()
 	for _, run := range runs {
 		run.stop()
 	}

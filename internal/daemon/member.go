@@ -172,8 +172,8 @@ func (m *member) run() (err error) {
 	case <-m.ctx.Done():
 	case <-gctx.Done():
 	}
-	m.mounts.close("the daemon stops")
-	m.bricks.close()
+	m.mounts.close()
+	m.bricks.close(func() { m.mounts.end("the daemon stops") })
 	m.endBase()
 	err = g.Wait()
 	var refusal *state.Error

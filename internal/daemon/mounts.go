@@ -36,11 +36,17 @@ func (s *mounts) changed() {
 	}
 }
 
-// close ends all connections; their mounts go to other machines.
-func (s *mounts) close(why string) {
+// close lets nobody in any more.
+func (s *mounts) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.shut = true
+}
+
+// end ends all connections; their mounts are on other machines, or go there.
+func (s *mounts) end(why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for c := range s.all {
 		c.conn.Close(errors.New(why))
 	}
@@ -62,6 +68,7 @@ type mountConn struct {
 	readOnly bool
 	state    sessionState
 	session  *replica.Session
+	left     *replica.Session              // that was sent away last: what its client has cached counts until it says otherwise
 	holds    []proto.Hold                  // of the next Attach; used by Message only
 	cancels  map[uint64]context.CancelFunc // of calls being answered
 }
@@ -123,7 +130,7 @@ var errOrder = errors.New("not in this order")
 
 func (c *mountConn) message(msg wire.Message) error {
 	c.mu.Lock()
-	session := c.session
+	session, left := c.session, c.left
 	c.mu.Unlock()
 	isCall := msg.ID != 0
 	switch msg.Kind {
@@ -165,12 +172,16 @@ func (c *mountConn) message(msg wire.Message) error {
 		}
 		c.wg.Go(func() { c.attach(msg, q) })
 	case proto.KindDo:
-		if session == nil {
+		if session == nil && left == nil {
 			return errOrder
 		}
 		q := new(proto.Do)
 		if err := decode(msg, isCall, q); err != nil {
 			return err
+		}
+		if session == nil { // it crossed the word that sends the client away
+			c.conn.Reply(msg, codec.Append(nil, &proto.DoReply{Status: proto.NotServing}))
+			break
 		}
 		ctx, cancel := context.WithCancel(c.ctx)
 		c.mu.Lock()
@@ -211,8 +222,20 @@ func (c *mountConn) message(msg wire.Message) error {
 		if err := decode(msg, !isCall, &q); err != nil {
 			return err
 		}
-		if session != nil {
+		switch {
+		case session != nil:
 			session.InvalAck(q.Seq)
+		case left != nil:
+			left.InvalAck(q.Seq)
+		}
+	case proto.KindLapsed:
+		if isCall || len(msg.Body) > 0 {
+			return errOrder
+		}
+		for _, s := range []*replica.Session{session, left} {
+			if s != nil {
+				s.Lapsed()
+			}
 		}
 	default:
 		return errors.New("unknown kind")
@@ -253,7 +276,7 @@ func (c *mountConn) Cancel(_ *wire.Conn, id uint64) {
 func (c *mountConn) attach(msg wire.Message, q *proto.Attach) {
 	session, reply, readOnly := c.admit(q)
 	c.mu.Lock()
-	c.session, c.readOnly = session, readOnly
+	c.session, c.readOnly, c.left = session, readOnly, nil
 	c.state = attached
 	if session == nil {
 		c.state = noSession
@@ -319,7 +342,7 @@ func (c *mountConn) Recall(r *proto.Recall) error {
 func (c *mountConn) Detached(text string) {
 	c.mu.Lock()
 	if c.state == attached {
-		c.state, c.session = noSession, nil
+		c.state, c.session, c.left = noSession, nil, c.session
 	}
 	c.mu.Unlock()
 	c.conn.Send(proto.KindDetached, codec.Append(nil, &proto.Detached{Text: text}))

@@ -35,6 +35,7 @@ var kinds = []struct {
 	{"KindPing", proto.KindPing, false, []codec.Coded{new(proto.Ping), new(proto.Pong)}},
 	{"KindGetMap", proto.KindGetMap, false, []codec.Coded{new(proto.GetMap), new(proto.VolumeMap)}},
 	{"KindForget", proto.KindForget, false, []codec.Coded{new(proto.Forget)}},
+	{"KindLapsed", proto.KindLapsed, false, nil},
 	{"KindHold", proto.KindHold, false, []codec.Coded{new(proto.Forget)}},
 	{"KindInvalAck", proto.KindInvalAck, false, []codec.Coded{new(proto.InvalAck)}},
 	{"KindInval", proto.KindInval, false, []codec.Coded{new(proto.Inval)}},

@@ -17,6 +17,7 @@ const (
 	KindForget   uint8 = 8  // Forget
 	KindInvalAck uint8 = 9  // InvalAck
 	KindHold     uint8 = 10 // Forget, before an Attach: more Holds than fit into it
+	KindLapsed   uint8 = 11 // no body: the client leaves, and has dropped what it had cached
 	// One-way, by the daemon.
 	KindInval     uint8 = 16 // Inval
 	KindVolumeMap uint8 = 17 // VolumeMap, whenever it changes

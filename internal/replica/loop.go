@@ -33,9 +33,8 @@ type loop struct {
 	// Entries whose effects are still in somebody's caches, in order of seq.
 	clearing fifo[*clearing]
 
-	draining bool       // a successor takes over: requests are sent elsewhere
-	frozen   bool       // requests wait in iced
-	iced     []*request // in the order in which they came
+	frozen bool       // requests wait in iced
+	iced   []*request // in the order in which they came
 
 	// After a change of configuration that left too few bricks in sync to take
 	// changes, requests wait in lean until leanEnd for others to come back.
@@ -305,7 +304,7 @@ func (l *loop) roleChanged(old *view, to core.Role) {
 	if to != core.Primary {
 		l.refuseAll("this brick is no longer the primary")
 	}
-	l.draining = false
+	l.leaving.Store(l.m.Leaving())
 	if was := from == core.Primary && !old.cfg.Writable(); to == core.Primary && !cfg.Writable() && !was {
 		l.leanEnd = l.now + leanWait
 	}
@@ -387,6 +386,7 @@ func (l *loop) lead() error {
 
 // load makes the log end at pos and the state agree with it.
 func (l *loop) load(pos cluster.Pos) error {
+	back := pos != l.m.Tail()
 	if err := l.store.Rewind(pos); err != nil {
 		return err
 	}
@@ -399,7 +399,9 @@ func (l *loop) load(pos cluster.Pos) error {
 	}
 	l.clearing = kept
 	l.m.Rewound(pos, l.store.History())
-	l.dropCaches()
+	if back {
+		l.dropCaches()
+	}
 	l.clearUp()
 	return nil
 }

@@ -54,7 +54,7 @@ func (r *Replica) order(ctx context.Context, q *request) proto.DoReply {
 // order carries out a request as far as can be done at once.
 func (l *loop) order(q *request) {
 	pos, ok := l.m.Next()
-	if !ok || l.stopped || l.draining {
+	if !ok || l.stopped {
 		q.finish(proto.DoReply{Status: proto.NotServing})
 		return
 	}

@@ -195,6 +195,8 @@ type Replica struct {
 	// closed is closed, and replaced, whenever the window of a file was closed.
 	closed atomic.Pointer[chan struct{}]
 
+	leaving atomic.Bool // no client is taken: what this brick does is being handed over
+
 	// view is what the loop publishes for everybody else.
 	view atomic.Pointer[view]
 

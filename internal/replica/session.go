@@ -69,6 +69,9 @@ func (r *Replica) Attach(ctx context.Context, owner string, a *proto.Attach, sin
 	if a.Session == 0 {
 		return refuse(proto.Refused, "session 0 is the system's own")
 	}
+	if r.leaving.Load() {
+		return refuse(proto.NotServing, "this brick hands over what it does")
+	}
 	v, ok := r.serving(ctx)
 	if !ok {
 		return refuse(proto.NotServing, "this brick is not in sync, or out of touch with its primary")
@@ -171,6 +174,21 @@ func (r *Replica) detachAll(why string) {
 	}
 }
 
+// cached reports whether a client may still answer from what it has cached.
+func (r *Replica) cached() bool {
+	r.sessionsMu.Lock()
+	defer r.sessionsMu.Unlock()
+	for _, s := range r.sessions {
+		s.mu.Lock()
+		lapsed := s.lapsed
+		s.mu.Unlock()
+		if !lapsed {
+			return true
+		}
+	}
+	return false
+}
+
 // dropCaches is called when the store went back to an earlier state: what the
 // clients have seen of the later one, they must see again.
 func (r *Replica) dropCaches() {
@@ -264,6 +282,12 @@ func (r *Replica) cleared(c *clearing) {
 	if c.waits.Add(-1) == 0 {
 		r.mail.post(func(l *loop) { l.clearUp() })
 	}
+}
+
+// Lapsed takes the word of a client that leaves: it has dropped all that it had cached.
+func (s *Session) Lapsed() {
+	s.Detach()
+	s.lapse()
 }
 
 // lapse is called when the client certainly has nothing cached any more.

@@ -43,65 +43,38 @@ func (r *Replica) Status(ctx context.Context) (Status, error) {
 	})
 }
 
-// Drain hands over what this brick does in its set, so that stopping it stalls
-// nobody: it gives up its lease, says so, and has the control plane make a
-// configuration without it.
+// Drain hands over what this brick does in its set, so that its end stalls nobody:
+// it sends its clients elsewhere, gives up its lease, says so, and has the control
+// plane make a configuration without it.
 func (r *Replica) Drain(ctx context.Context) error {
+	type step struct {
+		next  *cluster.SetConfig
+		again bool
+	}
 	for {
-		next, err := ask(ctx, r, func(l *loop) *cluster.SetConfig { return l.handOver() })
-		if err != nil || next == nil {
+		s, err := ask(ctx, r, func(l *loop) (s step) {
+			s.next, s.again = l.m.Leave(l.now, l.cached())
+			l.leaving.Store(l.m.Leaving())
+			if s.again {
+				l.detachAll("the brick hands over what it does")
+			}
+			return s
+		})
+		switch {
+		case err != nil:
 			return err
+		case s.next != nil:
+			return r.control.Propose(ctx, *s.next)
+		case !s.again:
+			return nil
 		}
-		if next.Epoch != 0 {
-			return r.control.Propose(ctx, *next)
-		}
-		// Entries are still on their way to the backups; requests wait meanwhile.
+		// The clients' word or entries are still on their way.
 		select {
 		case <-time.After(2 * time.Millisecond):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// handOver retires this brick and returns the configuration without it, the
-// zero configuration if it must be asked again, or nil if there is nothing to
-// hand over.
-func (l *loop) handOver() *cluster.SetConfig {
-	cfg := l.m.Config()
-	if cfg.Epoch == 0 || !cfg.IsInSync(l.self) || len(cfg.InSync) == 1 || l.m.Role() == core.Waiting {
-		return nil
-	}
-	next := cfg.Clone()
-	next.Epoch++
-	next.InSync = next.InSync[:0]
-	for _, b := range cfg.InSync {
-		if b != l.self {
-			next.InSync = append(next.InSync, b)
-		}
-	}
-	tell := cfg.Primary
-	if l.m.Role() == core.Primary {
-		l.draining = true
-		if l.m.Acked() < l.m.Tail().Seq {
-			return new(cluster.SetConfig)
-		}
-		for _, p := range l.m.Peers() {
-			if p.InSync && p.State == core.Streaming && p.Acked >= l.m.Tail().Seq {
-				tell = p.Brick
-			}
-		}
-		if tell == l.self {
-			return nil
-		}
-		next.Primary = tell
-	}
-	next.Floor = l.m.Floor()
-	l.m.Retire()
-	l.kept.Messages = append(l.kept.Messages, core.Message{
-		To: tell, Kind: proto.KindRelease, Body: &proto.Release{Epoch: cfg.Epoch},
-	})
-	return &next
 }
 
 // Verify has every in-sync brick compute the digest of its state at one

@@ -55,10 +55,7 @@ type brick struct {
 	healing  int // number of the comparison under way, 0 if there is none
 	heals    int
 	ahead    bool // of the machine, which has yet to hear of the end of a comparison
-	draining bool
 	stopping bool
-	leaving  bool // hands over what it does
-	leftAt   time.Duration
 	wanted   bool // to be up, but the volume is stopped
 }
 
@@ -205,7 +202,7 @@ func (b *brick) start() {
 	b.replies, b.clearing, b.fsyncs, b.lean, b.asks, b.reads, b.attaches = nil, nil, nil, nil, nil, nil, nil
 	b.sessions = [maxSessions]*session{}
 	b.durable, b.out = [5]uint64{}, [5]outbox{}
-	b.healing, b.ahead, b.draining, b.leaving, b.stopping = 0, false, false, false, false
+	b.healing, b.ahead, b.stopping = 0, false, false
 	if cfg, known := b.w.plane.atStart(b); known {
 		b.do(func() { b.m.Configure(b.now(), cfg) })
 	}
@@ -269,17 +266,17 @@ func (b *brick) leave() {
 			return
 		}
 		b.do(func() {
-			next := b.handOver()
+			next, again := b.handOver()
 			switch {
+			case again:
+				b.w.after(2*time.Millisecond, try)
 			case next == nil:
 				close()
-			case next.Epoch != 0:
+			default:
 				b.w.plane.propose(b, *next, func(answered, _ bool) {
 					close()
 				})
 				b.w.at(end, close)
-			default:
-				b.w.after(2*time.Millisecond, try)
 			}
 		})
 		if b.paused {
@@ -305,44 +302,15 @@ func (b *brick) close() {
 }
 
 // handOver is replica's.
-func (b *brick) handOver() *cluster.SetConfig {
-	cfg := b.m.Config()
-	if cfg.Epoch == 0 || !cfg.IsInSync(b.id) || len(cfg.InSync) == 1 || b.m.Role() == core.Waiting {
-		return nil
+func (b *brick) handOver() (next *cluster.SetConfig, again bool) {
+	cached := func() bool {
+		return slices.ContainsFunc(b.sessions[:], func(s *session) bool { return s != nil && !s.lapsed })
 	}
-	next := cfg.Clone()
-	next.Epoch++
-	next.InSync = slices.DeleteFunc(next.InSync, func(o cluster.BrickID) bool { return o == b.id })
-	tell := cfg.Primary
-	if !b.leaving {
-		b.leaving, b.leftAt = true, b.now()
+	next, again = b.m.Leave(b.now(), cached())
+	if again {
 		b.detachAll()
 	}
-	if b.m.Role() == core.Primary {
-		b.draining = true
-		if b.m.Acked() < b.m.Tail().Seq {
-			return new(cluster.SetConfig)
-		}
-		for _, p := range b.m.Peers() {
-			if p.InSync && p.State == core.Streaming && p.Acked >= b.m.Tail().Seq {
-				tell = p.Brick
-			}
-		}
-		if tell == b.id {
-			return nil
-		}
-		next.Primary = tell
-	}
-	cached := slices.ContainsFunc(b.sessions[:], func(s *session) bool { return s != nil && !s.lapsed })
-	if cached && b.now() < b.leftAt+100*time.Millisecond {
-		return new(cluster.SetConfig)
-	}
-	next.Floor = b.m.Floor()
-	b.m.Retire()
-	if !cached {
-		b.messages = append(b.messages, core.Message{To: tell, Kind: proto.KindRelease, Body: &proto.Release{Epoch: cfg.Epoch}})
-	}
-	return &next
+	return next, again
 }
 
 func (b *brick) pause(d time.Duration) {
@@ -498,6 +466,7 @@ func (b *brick) clearUp() {
 
 // load makes the log end at pos and the state agree with it.
 func (b *brick) load(pos cluster.Pos) rewound {
+	back := pos != b.m.Tail()
 	r := b.disk.rewind(pos)
 	switch r {
 	case rewindTooFar:
@@ -507,7 +476,9 @@ func (b *brick) load(pos cluster.Pos) rewound {
 	}
 	b.clearing = slices.DeleteFunc(b.clearing, func(c *clearing) bool { return c.seq > pos.Seq })
 	b.m.Rewound(pos, b.disk.history)
-	b.detachAll()
+	if back {
+		b.detachAll()
+	}
 	b.clearUp()
 	return r
 }
@@ -655,7 +626,6 @@ func (b *brick) publish() {
 	if role != core.Primary {
 		b.refuseAll()
 	}
-	b.draining = false
 	now := b.now()
 	if was := oldRole == core.Primary && !old.Writable(); role == core.Primary && !cfg.Writable() && !was {
 		b.leanEnd = now + 2*time.Second
@@ -696,7 +666,7 @@ func (b *brick) tick() {
 // order carries out a request, as primary.
 func (b *brick) order(o *order) {
 	pos, may := b.m.Next()
-	if !may || b.draining {
+	if !may {
 		o.reply(answer{status: notServing})
 		return
 	}
@@ -911,7 +881,7 @@ func (b *brick) answerAttach() {
 	b.attaches = nil
 	for _, a := range all {
 		switch cfg := b.m.Config(); {
-		case b.leaving || a.c.gen != a.gen:
+		case b.m.Leaving() || a.c.gen != a.gen:
 			a.reply(nil)
 		case serving:
 			s := &session{b: b, c: a.c, waits: map[uint64]*clearing{}, lapsed: true}

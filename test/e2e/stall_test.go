@@ -30,6 +30,7 @@ func TestStalls(t *testing.T) {
 	restart := func(i int) { p.back(i) }
 	kill := func(i int) { p.killDaemon(i) }
 	signal := func(s syscall.Signal) func(int) { return func(i int) { must(p.daemons[i-1].Signal(s)) } }
+	term := func(i int) { must(p.daemons[i-1].Signal(syscall.SIGTERM)); <-p.daemons[i-1].Done() }
 	unplug, plug := func(i int) { must(p.Host(i).Unplug()) }, func(i int) { must(p.Host(i).Plug()) }
 	const lets = 2500 * time.Millisecond // how long a silent one stays so: longer than its lease
 	for _, c := range []struct {
@@ -37,19 +38,22 @@ func TestStalls(t *testing.T) {
 		primary bool
 		off, on func(i int)
 		silent  bool
+		home    bool // the writer is at home on the machine itself
 	}{
-		{"kill -9 of a backup", false, kill, restart, false},
-		{"kill -9 of the primary", true, kill, restart, false},
-		{"kill -9 of all on a backup's machine", false, func(i int) { must(p.Host(i).KillAll()) }, func(i int) { p.run(i, "umount", "/mnt/wp"); p.back(i); p.mount(i) }, false},
-		{"kill -9 of all on the primary's machine", true, func(i int) { must(p.Host(i).KillAll()) }, func(i int) { p.run(i, "umount", "/mnt/wp"); p.back(i); p.mount(i) }, false},
-		{"cable of a backup", false, unplug, plug, true},
-		{"cable of the primary", true, unplug, plug, true},
-		{"SIGSTOP of a backup", false, signal(syscall.SIGSTOP), signal(syscall.SIGCONT), true},
-		{"SIGSTOP of the primary", true, signal(syscall.SIGSTOP), signal(syscall.SIGCONT), true},
-		{"SIGTERM of a backup", false, func(i int) { p.daemons[i-1].Signal(syscall.SIGTERM); <-p.daemons[i-1].Done() }, restart, false},
-		{"SIGTERM of the primary", true, func(i int) { p.daemons[i-1].Signal(syscall.SIGTERM); <-p.daemons[i-1].Done() }, restart, false},
-		{"a backup's disk hangs", false, func(i int) { p.run(i, "fsfreeze", "-f", "/bricks") }, func(i int) { p.run(i, "fsfreeze", "-u", "/bricks") }, true},
-		{"the primary's disk hangs", true, func(i int) { p.run(i, "fsfreeze", "-f", "/bricks") }, func(i int) { p.run(i, "fsfreeze", "-u", "/bricks") }, true},
+		{"kill -9 of a backup", false, kill, restart, false, false},
+		{"kill -9 of the primary", true, kill, restart, false, false},
+		{"kill -9 of all on a backup's machine", false, func(i int) { must(p.Host(i).KillAll()) }, func(i int) { p.run(i, "umount", "/mnt/wp"); p.back(i); p.mount(i) }, false, false},
+		{"kill -9 of all on the primary's machine", true, func(i int) { must(p.Host(i).KillAll()) }, func(i int) { p.run(i, "umount", "/mnt/wp"); p.back(i); p.mount(i) }, false, false},
+		{"cable of a backup", false, unplug, plug, true, false},
+		{"cable of the primary", true, unplug, plug, true, false},
+		{"SIGSTOP of a backup", false, signal(syscall.SIGSTOP), signal(syscall.SIGCONT), true, false},
+		{"SIGSTOP of the primary", true, signal(syscall.SIGSTOP), signal(syscall.SIGCONT), true, false},
+		{"SIGTERM of a backup", false, term, restart, false, false},
+		{"SIGTERM of the primary", true, term, restart, false, false},
+		{"SIGTERM of a backup, at home", false, term, restart, false, true},
+		{"SIGTERM of the primary, at home", true, term, restart, false, true},
+		{"a backup's disk hangs", false, func(i int) { p.run(i, "fsfreeze", "-f", "/bricks") }, func(i int) { p.run(i, "fsfreeze", "-u", "/bricks") }, true, false},
+		{"the primary's disk hangs", true, func(i int) { p.run(i, "fsfreeze", "-f", "/bricks") }, func(i int) { p.run(i, "fsfreeze", "-u", "/bricks") }, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p.as(t)
@@ -63,6 +67,9 @@ func TestStalls(t *testing.T) {
 						writer = p.other(i, writer)
 					}
 				}
+				if c.home {
+					writer = i
+				}
 				l := p.startLoadOn(writer, fmt.Sprintf("%s-%d", t.Name()[len("TestStalls/"):], n), 10*time.Second, "-fsync")
 				c.off(i)
 				begin := time.Now()
@@ -71,7 +78,7 @@ func TestStalls(t *testing.T) {
 					time.Sleep(lets - time.Since(begin))
 				}
 				c.on(i)
-				p.healed(writer, 60*time.Second)
+				p.healed(p.other(i), 60*time.Second)
 				l.goesOn(10 * time.Second)
 				worst = append(worst, l.end().Worst)
 			}

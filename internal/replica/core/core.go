@@ -157,6 +157,11 @@ type Machine struct {
 
 	links map[BrickID]bool // which bricks messages can reach, whatever the role
 
+	// Of Leave.
+	leaving bool
+	leftAt  Instant
+	closed  bool // as primary: no more changes are ordered
+
 	// As primary.
 	progress  map[BrickID]*Progress
 	rounds    uint64
@@ -264,7 +269,7 @@ func (m *Machine) Counting() []BrickID { return append(m.required(), m.self) }
 
 // Next returns the position for the next change, if this brick may order one.
 func (m *Machine) Next() (cluster.Pos, bool) {
-	if m.role != Primary || !m.loaded || m.sealed >= m.cfg.Epoch {
+	if m.role != Primary || !m.loaded || m.sealed >= m.cfg.Epoch || m.closed {
 		return cluster.Pos{}, false
 	}
 	return cluster.Pos{Epoch: m.cfg.Epoch, Seq: m.tail.Seq + 1}, true
@@ -287,6 +292,7 @@ func (m *Machine) Configure(now Instant, cfg cluster.SetConfig) {
 	}
 	m.adding, m.asked, m.proposing, m.nextTry = BrickID{}, false, false, 0
 	m.lease, m.primarySeen, m.nextSuspect = 0, now, 0
+	m.leaving, m.closed = false, false
 	if m.sealed >= cfg.Epoch || !cfg.IsMember(m.self) {
 		m.retire()
 		return

@@ -1,0 +1,86 @@
+package core
+
+import (
+	"testing"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/proto"
+)
+
+// follower is a backup under a lease, of a set of three.
+func follower(t *testing.T, now Instant, b Brick) (m *Machine, primary BrickID) {
+	t.Helper()
+	primary, self, third := cluster.NewID(), cluster.NewID(), cluster.NewID()
+	all := []BrickID{primary, self, third}
+	cfg := cluster.SetConfig{Epoch: 2, Primary: primary, Members: all, InSync: all, MinInSync: 1}
+	b.Tail, b.History, b.Whole = cluster.Pos{Epoch: 1, Seq: 1}, []cluster.Pos{{Epoch: 1, Seq: 1}}, true
+	m = New(0, self, b)
+	m.Probe(now, primary, &proto.Probe{Config: cfg, Round: 1, Tail: b.Tail})
+	m.Loaded()
+	m.Append(now, primary, &proto.Append{Epoch: 2, Round: 1, Prev: b.Tail})
+	m.Applied(0)
+	m.Beat(now, primary, &proto.Beat{Epoch: 2, Round: 1, Stamp: 1, Tail: 1, Grant: uint64(cluster.Lease), Echo: uint64(now)}, nil, 0)
+	if _, ok := m.Serving(now); !ok {
+		t.Fatal("the backup does not serve")
+	}
+	m.Ready()
+	return m, primary
+}
+
+// What a brick that leaves says of its leases is true: it says nothing as long as a
+// client of its may answer from what it has cached, of a former life too; and it does
+// not wait for that for ever.
+func TestLeave(t *testing.T) {
+	long := 10 * time.Second // after the start
+	for _, c := range []struct {
+		name     string
+		began    Instant
+		promised cluster.Epoch
+		cached   func(now Instant) bool
+		after    time.Duration
+		released bool
+	}{
+		{"nobody has anything cached", long, 1, func(Instant) bool { return false }, 0, true},
+		{"its clients say that they dropped it", long, 1, func(now Instant) bool { return now < long+20*time.Millisecond }, 20 * time.Millisecond, true},
+		{"a client says nothing", long, 1, func(Instant) bool { return true }, leaveWait, false},
+		{"a former life may have had clients", time.Second, 1, func(Instant) bool { return false }, leaveWait, false},
+		{"those are over meanwhile", cluster.LeaseGuard - 10*time.Millisecond, 1, func(Instant) bool { return false }, 10 * time.Millisecond, true},
+		{"there was no former life", time.Second, 0, func(Instant) bool { return false }, 0, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m, primary := follower(t, c.began, Brick{Promised: c.promised})
+			now := c.began
+			for ; ; now += time.Millisecond {
+				next, again := m.Leave(now, c.cached(now))
+				if again {
+					if _, ok := m.Serving(now); !ok {
+						t.Fatal("it waits, and serves nothing meanwhile")
+					}
+					continue
+				}
+				if next == nil || next.IsInSync(m.self) || next.Primary != primary || len(next.InSync) != 2 || next.Epoch != 3 {
+					t.Fatalf("it wants %+v", next)
+				}
+				break
+			}
+			if d := now - c.began; d != c.after {
+				t.Errorf("it left after %v, want %v", d, c.after)
+			}
+			if n := len(sent[proto.Release](t, m, primary)); n != 0 != c.released {
+				t.Errorf("%d releases, want one: %v", n, c.released)
+			}
+			if _, ok := m.Serving(now); ok {
+				t.Error("it serves after it has left")
+			}
+		})
+	}
+}
+
+// A backup that is out of touch with its primary does not ask for it to go on.
+func TestLeaveOutOfTouch(t *testing.T) {
+	m, _ := follower(t, 10*time.Second, Brick{})
+	if next, again := m.Leave(10*time.Second+cluster.Lease, false); next != nil || again {
+		t.Errorf("it wants %+v of a primary that it has not heard for a lease", next)
+	}
+}
