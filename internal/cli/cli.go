@@ -191,7 +191,7 @@ func newRoot(a *app) *cobra.Command {
 	root.AddCommand(
 		newServer(a),
 		newPeer(a), newJoin(a), newPool(a),
-		newVolume(a),
+		newVolume(a), newSubvolume(a),
 		newMount(a), newUmount(a), newFile(a), newBrick(a),
 		newDemo(a),
 		newVersion(a),

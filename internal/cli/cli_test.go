@@ -63,7 +63,7 @@ func TestScripts(t *testing.T) {
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				return err
 			}
-			c := &cluster{dir: dir, nodes: map[string]*node{}}
+			c := &machines{dir: dir, nodes: map[string]*node{}}
 			env.Values[clusterKey{}] = c
 			env.Setenv("DIR", dir)
 			env.Setenv("PATH", os.Getenv("PATH"))
@@ -89,8 +89,8 @@ func TestScripts(t *testing.T) {
 
 type clusterKey struct{}
 
-// cluster is what a script has started.
-type cluster struct {
+// machines are what a script has started.
+type machines struct {
 	dir   string
 	nodes map[string]*node
 }
@@ -101,7 +101,7 @@ type node struct {
 	done chan error
 }
 
-func (c *cluster) close() {
+func (c *machines) close() {
 	// What a script that failed has left mounted must not be removed as if it
 	// were files.
 	dirs, _ := filepath.Glob(filepath.Join(c.dir, "m[0-9]"))
@@ -124,7 +124,7 @@ func (n *node) halt() error {
 }
 
 func cmdNode(ts *testscript.TestScript, neg bool, args []string) {
-	c := ts.Value(clusterKey{}).(*cluster)
+	c := ts.Value(clusterKey{}).(*machines)
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: node NAME [accept-probe] [witness]")
 	}
@@ -152,15 +152,15 @@ func cmdNode(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdHalt(ts *testscript.TestScript, neg bool, args []string) {
-	ts.Check(ts.Value(clusterKey{}).(*cluster).nodes[args[0]].halt())
+	ts.Check(ts.Value(clusterKey{}).(*machines).nodes[args[0]].halt())
 }
 
 func cmdUse(ts *testscript.TestScript, neg bool, args []string) {
-	ts.Setenv("MORTAR_SOCKET", ts.Value(clusterKey{}).(*cluster).nodes[args[0]].cfg.APISocket())
+	ts.Setenv("MORTAR_SOCKET", ts.Value(clusterKey{}).(*machines).nodes[args[0]].cfg.APISocket())
 }
 
 func cmdJoin(ts *testscript.TestScript, neg bool, args []string) {
-	n := ts.Value(clusterKey{}).(*cluster).nodes[args[0]]
+	n := ts.Value(clusterKey{}).(*machines).nodes[args[0]]
 	there, here := api.Unix(n.cfg.APISocket()), api.Unix(ts.Getenv("MORTAR_SOCKET"))
 	defer there.Close()
 	defer here.Close()
@@ -190,7 +190,7 @@ func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
 var uuid = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 
 func cmdGolden(ts *testscript.TestScript, neg bool, args []string) {
-	c := ts.Value(clusterKey{}).(*cluster)
+	c := ts.Value(clusterKey{}).(*machines)
 	got := strings.ReplaceAll(ts.ReadFile("stdout"), c.dir, "$DIR")
 	got = uuid.ReplaceAllString(got, "UUID")
 	for name, n := range c.nodes {
