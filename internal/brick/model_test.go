@@ -54,8 +54,8 @@ func (m *model) account() map[fsop.Ino]mUsage {
 type mUsage struct{ bytes, inodes uint64 }
 
 // settleAccounts is what happens to subvolumes after every entry.
-func (x *mExec) settleAccounts(before map[fsop.Ino]mUsage) error {
-	after := x.account()
+func (x *mExec) settleAccounts() error {
+	before, after := x.before, x.account()
 	for ino, s := range x.subvols {
 		was, is := before[ino], after[ino]
 		if is.bytes > was.bytes && s.size > 0 && is.bytes > s.size || is.inodes > was.inodes && s.inodes > 0 && is.inodes > s.inodes {
@@ -321,11 +321,11 @@ func (m *model) do(e *proto.Entry) (mResult, error) {
 		}
 	}
 	next := m.clone()
-	x := &mExec{model: next, e: e}
+	x := &mExec{model: next, e: e, before: m.account()}
 	if err := x.op(); err != nil {
 		return mResult{}, err
 	}
-	if err := x.settleAccounts(m.account()); err != nil {
+	if err := x.settleAccounts(); err != nil {
 		return mResult{}, err
 	}
 	if !x.changed {
@@ -357,6 +357,7 @@ type mExec struct {
 	e       *proto.Entry
 	r       mResult
 	changed bool
+	before  map[fsop.Ino]mUsage
 }
 
 func (x *mExec) get(ino fsop.Ino) (*mInode, error) {
@@ -556,6 +557,10 @@ func (x *mExec) op() error {
 
 // ask gives the window of a new inode.
 func (x *mExec) ask(ino fsop.Ino, w fsop.Window) {
+	n := x.inodes[ino]
+	if s, ok := x.subvols[n.subvol]; ok && s.size > 0 && n.attr.IsRegular() && x.before[n.subvol].bytes+min(64<<20, s.size/4) > s.size {
+		return
+	}
 	if w&fsop.WindowAsk != 0 && x.e.Session != 0 {
 		x.inodes[ino].attr.Window = uint64(x.e.Session)
 		x.r.reply.Window = true

@@ -42,6 +42,7 @@ func (x *exec) window(n *work, w fsop.Window) error {
 		return fsop.EIO
 	case w&fsop.WindowDone != 0 && held:
 		x.closeTheWindow(n)
+	case w&fsop.WindowAsk != 0 && x.scarce(n):
 	case w&fsop.WindowAsk != 0 && !held && x.b.holder(&n.node) == 0:
 		n.Attr.Window, n.WindowSince = uint64(x.e.Session), x.e.Time
 		x.reply.Window = true
@@ -49,6 +50,17 @@ func (x *exec) window(n *work, w fsop.Window) error {
 		x.reply.Window = true
 	}
 	return nil
+}
+
+// scarceRoom is what clients may hold back of writes to a subvolume, all together, before they
+// hear of its limit too late: then an error comes with close and not with write.
+const scarceRoom = 64 << 20
+
+// scarce reports whether the limit of a file's subvolume is so near that whoever
+// writes has to wait for the answer.
+func (x *exec) scarce(n *work) bool {
+	s := x.b.subvols[n.Subvolume]
+	return s != nil && s.Size > 0 && n.IsRegular() && s.UsedSize+min(scarceRoom, s.Size/4) > s.Size
 }
 
 func (x *exec) closeTheWindow(n *work) {

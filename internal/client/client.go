@@ -13,6 +13,7 @@
 //	limit     fails it after the volume's io-timeout        limit.go
 //	windows   answers writes before they are sent, if the
 //	          set lets it, and joins them                   window.go
+//	partial   writes what a limit leaves room for   partial.go
 //	numbering numbers a change, keeps it going if its
 //	          caller gives up                               number.go
 //	sending   sends it to the home, waits for a home        send.go
@@ -155,7 +156,7 @@ func New(cfg Config) *Client {
 	c.life, c.end = context.WithCancelCause(context.Background())
 	c.numbers.init()
 	c.lease.init()
-	c.chain = &numbering{c, &sending{c}}
+	c.chain = &partial{&numbering{c, &sending{c}}}
 	if cfg.Windows {
 		c.windows = newWindows(c.chain, func() uint64 { return uint64(c.Session()) })
 		c.windows.off = !cfg.Foretell

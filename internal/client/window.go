@@ -543,7 +543,9 @@ func (w *windows) sendLocked(f *written) {
 }
 
 func (w *windows) sendOneLocked(f *written) {
-	op, t, n := f.take(fsop.WindowHeld)
+	// The answer says whether the window is still to be had: it is not when a limit
+	// is near, so that writes then wait and hear of it.
+	op, t, n := f.take(fsop.WindowHeld | fsop.WindowAsk)
 	f.flights = append(f.flights, t)
 	w.wg.Go(func() {
 		w.mu.Lock()
@@ -560,6 +562,9 @@ func (w *windows) sendOneLocked(f *written) {
 		}
 		f.flights = slices.DeleteFunc(f.flights, func(o *flight) bool { return o == t })
 		w.landLocked(f, n, err)
+		if err == nil && op.Kind() == fsop.KindWrite && !reply.Window && f.held && !f.closing {
+			_ = w.closeLocked(w.life, f) // ends with the session at the latest
+		}
 	})
 }
 

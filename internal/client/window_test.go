@@ -21,6 +21,8 @@ type granter struct {
 	held map[fsop.Ino]bool
 	rng  *rand.Rand
 	fail error // of the next write
+	// scarce: windows are not to be had any more, and whoever has one hears of it.
+	scarce bool
 
 	writes, setattrs, synced, fsyncs int
 }
@@ -62,7 +64,7 @@ func (g *granter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 			set.Ino = op.Ino
 			r, err = g.next.Do(ctx, &set)
 		}
-		if err == nil && op.Window&fsop.WindowAsk != 0 {
+		if err == nil && op.Window&fsop.WindowAsk != 0 && !g.scarce {
 			g.held[op.Ino], r.Window = true, true
 		}
 		return r, err
@@ -138,6 +140,39 @@ func TestSmallFileIsOneWrite(t *testing.T) {
 		if r := mustDo(t, g.next, &fsop.Getattr{Ino: ino}); r.Attr.Size != 4096 {
 			t.Errorf("size %d after the flush", r.Attr.Size)
 		}
+	})
+}
+
+// When room gets scarce a window is given up, and writes wait for their answers.
+func TestScarceRoomClosesTheWindow(t *testing.T) {
+	withWindows(t, 3, func(ctx context.Context, w *windows, g *granter) {
+		ino := createFile(t, w, "a")
+		g.mu.Lock()
+		g.scarce = true
+		g.mu.Unlock()
+		off := uint64(0)
+		write := func() error {
+			_, err := w.Do(ctx, &fsop.Write{Ino: ino, Off: off, Data: make([]byte, 4096)})
+			off += 4096
+			return err
+		}
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(300 * time.Millisecond) // of the bubble's time: what was held back is sent, and answered
+		if n, held := g.state(ino); n != 1 || held {
+			t.Errorf("%d writes arrived, window held: %v", n, held)
+		}
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+		g.mu.Lock()
+		g.fail = fsop.EDQUOT
+		g.mu.Unlock()
+		if err := write(); err != fsop.EDQUOT {
+			t.Errorf("a write for which there is no room: %v", err)
+		}
+		mustDo(t, w, &fsop.Flush{Ino: ino})
 	})
 }
 

@@ -159,11 +159,18 @@ type Reply struct {
 	// keep a reply that is older than the last invalidation of what it is about.
 	Seq uint64
 
+	// Short, of a Write of which only a part was written because there was no room for
+	// more, is how many bytes that was. It does not cross the wire.
+	Short Short
+
 	// Free, if there is one, takes Data back for the next reply. It is called at
 	// most once, when nobody looks at Data any more; whoever does not call it leaves
 	// Data to the garbage collector. It does not cross the wire.
 	Free func()
 }
+
+// Short is a number of bytes, 0 for all.
+type Short uint32
 
 // Errno is an error number of Linux (asm-generic/errno.h), which is also what
 // crosses the wire. The zero Errno is no error and is never returned as one.

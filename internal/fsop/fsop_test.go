@@ -21,6 +21,7 @@ import (
 func special(rng *rand.Rand) func(reflect.Value) bool {
 	return func(v reflect.Value) bool {
 		switch p := v.Addr().Interface().(type) {
+		case *Short: // does not cross the wire
 		case *LockType:
 			*p = LockType(rng.IntN(int(LockUnlock) + 1))
 		case *Window:

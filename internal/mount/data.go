@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"errors"
 	"math"
 	"syscall"
 
@@ -207,8 +208,14 @@ func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		Data:     data,
 	}
 	reply, err := f.handler.Do(r, op)
+	if errors.Is(err, fsop.EDQUOT) && in.WriteFlags&fuse.WRITE_CACHE != 0 {
+		err = fsop.ENOSPC // of pages written back, the kernel tells EDQUOT to nobody but as EIO
+	}
 	if err != nil {
 		return 0, f.status(r, err)
+	}
+	if reply.Short != 0 {
+		data = data[:reply.Short]
 	}
 	f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
 	if op.Append && reply.Off != in.Offset {
