@@ -106,8 +106,19 @@ type Peer struct {
 	StateText string    `json:"state_text"`
 	Voter     bool      `json:"voter"`
 	Witness   bool      `json:"witness"` // votes, holds no bricks
+	// Drained: nothing is to depend on the peer. Its bricks neither lead nor are in
+	// sync, but for those that Holds names, which must wait.
+	Drained bool     `json:"drained"`
+	Holds   []string `json:"holds,omitempty"`
 	// Problem says why the peer is not connected, in words, where known.
 	Problem string `json:"problem,omitempty"`
+}
+
+// DrainReply tells how far a drained peer is.
+type DrainReply struct {
+	Peer string `json:"peer"` // its name
+	// Holds says in words what still depends on the peer, and why. Empty: nothing does.
+	Holds []string `json:"holds"`
 }
 
 // InviteRequest asks for a token that lets one machine join.
@@ -344,10 +355,12 @@ type BrickStatus struct {
 	// Role is "primary", "backup" or "out" (not in the in-sync set).
 	Role   string `json:"role"`
 	InSync bool   `json:"in_sync"`
-	Epoch  uint64 `json:"epoch"`
-	Tail   uint64 `json:"tail"`   // sequence number of the last change in its log
-	Commit uint64 `json:"commit"` // sequence number up to which changes are acknowledged
-	Whole  bool   `json:"whole"`  // its contents are complete: no comparison is under way
+	// Drained: its peer is drained (peer drain), so it is to be out.
+	Drained bool   `json:"drained,omitempty"`
+	Epoch   uint64 `json:"epoch"`
+	Tail    uint64 `json:"tail"`   // sequence number of the last change in its log
+	Commit  uint64 `json:"commit"` // sequence number up to which changes are acknowledged
+	Whole   bool   `json:"whole"`  // its contents are complete: no comparison is under way
 	// Changed is when the last change in its log was made, by the clock of the
 	// primary of that time.
 	Changed *time.Time `json:"changed,omitempty"`

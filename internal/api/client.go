@@ -166,6 +166,16 @@ func (c *Client) Detach(ctx context.Context, host string, force bool) error {
 	return c.call(ctx, "DELETE", "/peers/"+url.PathEscape(host), flag("force", force), nil, nil)
 }
 
+// Drain has a machine hand over what its bricks do, and waits a while for that.
+func (c *Client) Drain(ctx context.Context, host string) (*DrainReply, error) {
+	return ask[DrainReply](ctx, c, "POST", "/peers/"+url.PathEscape(host)+"/drain", nil, nil)
+}
+
+// Undrain has a drained machine take part again.
+func (c *Client) Undrain(ctx context.Context, host string) error {
+	return c.call(ctx, "DELETE", "/peers/"+url.PathEscape(host)+"/drain", nil, nil, nil)
+}
+
 // PoolRecovery tells what recovering the pool on the asked machine would do.
 func (c *Client) PoolRecovery(ctx context.Context) (*PoolRecovery, error) {
 	return ask[PoolRecovery](ctx, c, "GET", "/pool/recovery", nil, nil)

@@ -12,7 +12,7 @@ import (
 )
 
 func newPeer(a *app) *cobra.Command {
-	return noun("peer", "the machines of the pool", newPeerInvite(a), newPeerProbe(a), newPeerStatus(a), newPeerDetach(a), newPeerRecover(a))
+	return noun("peer", "the machines of the pool", newPeerInvite(a), newPeerProbe(a), newPeerStatus(a), newPeerDetach(a), newPeerDrain(a), newPeerUndrain(a), newPeerRecover(a))
 }
 
 func newPeerInvite(a *app) *cobra.Command {
@@ -91,6 +91,11 @@ func newPeerStatus(a *app) *cobra.Command {
 					a.Printf("\nHostname: %s\nUuid: %s\nState: %s (%s)", p.Name, p.ID, p.StateText, connected(p.Connected))
 				}
 				for _, p := range pool.Peers {
+					if p.Drained {
+						a.Errorf("%s is drained%s.", p.Name, still(p.Holds))
+					}
+				}
+				for _, p := range pool.Peers {
 					if p.Problem != "" {
 						a.Errorf("%s: %s", p.Name, p.Problem)
 					}
@@ -126,6 +131,53 @@ func newPeerDetach(a *app) *cobra.Command {
 					return failed("peer detach: failed: ", err)
 				}
 				return a.done("peer detach: success")
+			})
+		})
+}
+
+// still tells of what a drained peer has not handed over.
+func still(holds []string) string {
+	if len(holds) == 0 {
+		return ""
+	}
+	return ", but " + strings.Join(holds, "; ")
+}
+
+func newPeerDrain(a *app) *cobra.Command {
+	c := verb("drain { <HOSTNAME> | <IP-address> }", "have a machine hand over what its bricks do, before it is stopped", 1, 1,
+		func(ctx context.Context, args []string) error {
+			return a.ask(ctx, usual, func(ctx context.Context, c *api.Client) error {
+				var r *api.DrainReply
+				err := a.While(func() string { return "handing over…" }, func() (err error) {
+					r, err = c.Drain(ctx, args[0])
+					return err
+				})
+				if err != nil {
+					return failed("peer drain: failed: ", err)
+				}
+				if len(r.Holds) > 0 {
+					return failed("peer drain: ", fmt.Errorf("%s is drained%s", r.Peer, still(r.Holds)))
+				}
+				return a.Show(r, func() { a.Printf("peer drain: success") })
+			})
+		})
+	c.Long = `Its bricks lead nothing any more, leave the in-sync sets one after the other, and
+its mounts are served by other machines, so that it can be stopped or restarted
+without anybody waiting. It goes on voting, and its bricks go on being brought
+up to date; they just do not count. That lasts until "mortar peer undrain",
+whatever is restarted. It is refused where a volume would be left with fewer
+bricks in sync than its min-in-sync.`
+	return c
+}
+
+func newPeerUndrain(a *app) *cobra.Command {
+	return verb("undrain { <HOSTNAME> | <IP-address> }", "have a drained machine take part again", 1, 1,
+		func(ctx context.Context, args []string) error {
+			return a.ask(ctx, usual, func(ctx context.Context, c *api.Client) error {
+				if err := c.Undrain(ctx, args[0]); err != nil {
+					return failed("peer undrain: failed: ", err)
+				}
+				return a.done("peer undrain: success")
 			})
 		})
 }

@@ -102,6 +102,7 @@ func (c *Client) connect(ctx context.Context, k candidate) (*home, error) {
 		h.close(err)
 		return nil, err
 	}
+	h.serves = vm.Serves
 	c.newMap(vm)
 	return h, nil
 }
@@ -400,6 +401,10 @@ func (c *Client) goHome(ctx context.Context, h *home) *home {
 	k := candidate{local: true}
 	n, err := c.connect(ctx, k)
 	if err != nil {
+		return nil
+	}
+	if !n.serves { // to ask it would cost what is cached
+		n.close(errors.New("it has no brick in sync"))
 		return nil
 	}
 	c.setHome(nil)

@@ -274,8 +274,23 @@ func TestGoesHome(t *testing.T) {
 			}
 		})
 	}
+	looks := func() int { d.mu.Lock(); defer d.mu.Unlock(); return d.maps }
+	asked := func() int { d.mu.Lock(); defer d.mu.Unlock(); return d.refused }
+	first := asked() // before it went elsewhere
+	before := looks()
+	s.mu.Lock()
+	s.useless = true
+	s.mu.Unlock()
+	s.pushMap() // it looks, and need not ask
+	eventually(t, "a look", func() bool { return looks() > before })
+	s.mu.Lock()
+	s.useless = false
+	s.mu.Unlock()
+	if asked() > first {
+		t.Error("it asks a daemon to be home that says that it cannot")
+	}
 	s.pushMap() // it looks, and is refused
-	eventually(t, "asked", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.refused > 0 })
+	eventually(t, "asked", func() bool { return asked() > first })
 	d.set(func() { d.inSync = true })
 	s.pushMap()
 	eventually(t, "home", func() bool { return d.attachedConns() == 1 && s.daemons[0].attachedConns() == 0 })

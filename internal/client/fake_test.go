@@ -41,6 +41,7 @@ type fakeSet struct {
 	options  []proto.Option
 	status   proto.Status // of the map
 	ended    cluster.SessionID
+	useless  bool // no daemon says that it can be home
 }
 
 // fakeDaemon is one of the set's daemons.
@@ -58,6 +59,7 @@ type fakeDaemon struct {
 	pre      []proto.Hold
 	forgets  []proto.Hold
 	acks     []uint64
+	maps     int           // GetMap arrived
 	goodbyes int           // Lapsed arrived
 	goodbye  func()        // called then
 	block    chan struct{} // reads wait for it, if set
@@ -192,7 +194,7 @@ func (d *fakeDaemon) inval(i *proto.Inval) {
 func (s *fakeSet) volumeMap() *proto.VolumeMap {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	vm := &proto.VolumeMap{Version: s.version, Volume: s.volume, Options: s.options, Status: s.status}
+	vm := &proto.VolumeMap{Version: s.version, Volume: s.volume, Options: s.options, Status: s.status, Serves: !s.useless}
 	for _, d := range s.daemons {
 		vm.Bricks = append(vm.Bricks, proto.BrickAddr{Peer: d.id, Brick: d.id, Addrs: []string{d.name + ":1"}, InSync: true})
 	}
@@ -229,6 +231,7 @@ func (c *fakeConn) Message(_ *wire.Conn, m wire.Message) {
 	}
 	switch m.Kind {
 	case proto.KindGetMap:
+		d.maps++
 		decode(new(proto.GetMap))
 		c.conn.Reply(m, codec.Append(nil, s.volumeMap()))
 	case proto.KindHold:

@@ -29,6 +29,7 @@ type home struct {
 
 	inflight atomic.Int64
 	goodbye  sync.Once
+	serves   bool // it had a brick in sync when it was connected
 }
 
 const (

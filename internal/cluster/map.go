@@ -17,6 +17,9 @@ type Peer struct {
 	// Incarnation counts the starts of the peer's daemon. Two live daemons with
 	// one id differ in it, which is how a cloned disk is found out.
 	Incarnation uint64 `json:"incarnation"`
+	// Drained is set while an administrator wants nothing to depend on the peer: its
+	// bricks neither lead nor are in sync.
+	Drained bool `json:"drained,omitempty"`
 }
 
 // Brick is a directory on a peer.

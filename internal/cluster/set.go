@@ -47,6 +47,9 @@ type SetConfig struct {
 	// a copy that may be old: bricks that are in sync here may since have been
 	// left behind, so any member may have what the others lack.
 	Doubted bool `json:"doubted,omitempty"`
+	// Drained are the members on drained peers. They leave the in-sync set, as soon as
+	// it is large enough without them, and do not come into it.
+	Drained []BrickID `json:"drained,omitempty"`
 }
 
 // IsInSync reports whether b is in the in-sync set.
@@ -54,6 +57,12 @@ func (c *SetConfig) IsInSync(b BrickID) bool { return slices.Contains(c.InSync, 
 
 // IsMember reports whether b belongs to the set.
 func (c *SetConfig) IsMember(b BrickID) bool { return slices.Contains(c.Members, b) }
+
+// IsDrained reports whether b is on a drained peer.
+func (c *SetConfig) IsDrained(b BrickID) bool { return slices.Contains(c.Drained, b) }
+
+// Spares reports how many bricks of the in-sync set it can do without.
+func (c *SetConfig) Spares() int { return len(c.InSync) - max(c.MinInSync, 1) }
 
 // Writable reports whether the in-sync set is large enough to take writes.
 func (c *SetConfig) Writable() bool {
@@ -64,5 +73,6 @@ func (c *SetConfig) Writable() bool {
 func (c SetConfig) Clone() SetConfig {
 	c.Members = slices.Clone(c.Members)
 	c.InSync = slices.Clone(c.InSync)
+	c.Drained = slices.Clone(c.Drained)
 	return c
 }

@@ -395,6 +395,7 @@ func (c *mountConn) volumeMap(name string, v *view) *proto.VolumeMap {
 		set := &vol.Sets[i/vol.Replica]
 		ba := proto.BrickAddr{Set: set.Set.Index, Brick: b.ID, Peer: b.Peer, InSync: set.IsInSync(b.ID)}
 		if b.Peer == c.m.keeper.ID() {
+			vm.Serves = vm.Serves || ba.InSync
 			if p := v.Peer(b.Peer); p != nil {
 				ba.Addrs = p.Addrs
 			}

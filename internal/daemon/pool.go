@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"slices"
@@ -44,7 +45,10 @@ func (n *Node) Pool(ctx context.Context) (*api.Pool, error) {
 	for _, peer := range v.Peers {
 		ap := api.Peer{
 			ID: peer.ID.String(), Name: peer.Name, Addrs: peer.Addrs, Self: peer.ID == id,
-			State: api.PeerInCluster, Witness: peer.Witness, Voter: slices.Contains(voters, peer.ID),
+			State: api.PeerInCluster, Witness: peer.Witness, Voter: slices.Contains(voters, peer.ID), Drained: peer.Drained,
+		}
+		if peer.Drained {
+			ap.Holds = holds(v, peer.ID)
 		}
 		if ap.Self {
 			ap.Connected = fault == nil
@@ -335,6 +339,78 @@ func (n *Node) Detach(ctx context.Context, host string, force bool) error {
 		return api.Errorf(api.NodeDown, "Peer %s is down, and would not hear that it is detached. Use force to detach it all the same; if it comes back it is refused", host)
 	}
 	return apiError(m.propose(ctx, state.Command{Seen: v.Version, RemovePeer: &state.RemovePeer{Peer: p.ID}}))
+}
+
+// drainWait is how long a drain is waited for.
+const drainWait = 10 * time.Second
+
+// Drain implements httpd.Pool.
+func (n *Node) Drain(ctx context.Context, host string) (*api.DrainReply, error) {
+	m, p, err := n.drain(ctx, host, false)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, drainWait)
+	defer cancel()
+	for {
+		v := m.latest()
+		r := &api.DrainReply{Peer: p.Name, Holds: holds(v, p.ID)}
+		if len(r.Holds) == 0 {
+			return r, nil
+		}
+		select {
+		case <-m.plane.Load().Watch(v.Version):
+		case <-ctx.Done():
+			return r, nil
+		case <-m.ctx.Done():
+			return r, nil
+		}
+	}
+}
+
+// Undrain implements httpd.Pool.
+func (n *Node) Undrain(ctx context.Context, host string) error {
+	_, _, err := n.drain(ctx, host, true)
+	return err
+}
+
+func (n *Node) drain(ctx context.Context, host string, undo bool) (*member, *cluster.Peer, error) {
+	m, err := n.need()
+	if err != nil {
+		if api.IsCode(err, api.Conflict) {
+			return nil, nil, api.Errorf(api.NotFound, "%s is not part of cluster", host)
+		}
+		return nil, nil, err
+	}
+	v := m.latest()
+	p, err := n.findPeer(ctx, v, host)
+	if err != nil {
+		return nil, nil, apiError(err)
+	}
+	return m, p, apiError(m.propose(ctx, state.Command{Seen: v.Version, DrainPeer: &state.DrainPeer{Peer: p.ID, Undo: undo}}))
+}
+
+// holds says which bricks of a drained peer are still in sync, and why.
+func holds(v *cluster.Map, peer cluster.PeerID) []string {
+	all := []string{}
+	for _, vol := range v.Volumes {
+		for i := range vol.Sets {
+			c := &vol.Sets[i]
+			for _, id := range c.InSync {
+				b := vol.Brick(id)
+				switch {
+				case b == nil || b.Peer != peer:
+				case vol.Status != cluster.VolumeStarted:
+					all = append(all, fmt.Sprintf("volume %s is stopped: %s leaves when it is started", vol.Name, b))
+				case c.Spares() <= 0:
+					all = append(all, fmt.Sprintf("volume %s: %s stays until another brick is in sync: without it %d would be, and min-in-sync is %d", vol.Name, b, len(c.InSync)-1, c.MinInSync))
+				default:
+					all = append(all, fmt.Sprintf("volume %s: %s has not handed over yet", vol.Name, b))
+				}
+			}
+		}
+	}
+	return all
 }
 
 // Leave implements httpd.Pool.

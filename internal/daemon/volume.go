@@ -533,7 +533,10 @@ func (m *member) statuses(v *cluster.Volume, all map[cluster.PeerID]*api.LocalBr
 		} else if err := fails[b.Peer]; err != nil {
 			row.Problem = err.Error()
 		}
-		row.InSync = config.IsInSync(b.ID)
+		row.InSync, row.Drained = config.IsInSync(b.ID), config.IsDrained(b.ID)
+		if row.Drained && !row.InSync {
+			row.Problem = cmp.Or(row.Problem, "its peer is drained; \"mortar peer undrain "+b.Host+"\" has it take part again")
+		}
 		if row.Online && !row.InSync && row.Problem == "" {
 			row.Problem = "it is not in sync; it is being brought up to date"
 		}
@@ -575,7 +578,7 @@ func (n *Node) HealInfo(ctx context.Context, name string) (*api.HealInfo, error)
 			hb.Entries = max(0, int64(p.Commit)-int64(row.Tail))
 			if row.InSync && row.Heal == nil {
 				hb.Entries = 0 // what is under way is not lacking
-			} else if hb.Entries == 0 && !row.InSync {
+			} else if hb.Entries == 0 && !row.InSync && !row.Drained {
 				hb.Entries = 1 // not yet trusted to have everything
 			}
 		}

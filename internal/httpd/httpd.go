@@ -31,6 +31,8 @@ type Pool interface {
 	Join(ctx context.Context, r api.JoinRequest) (*api.JoinReply, error)
 	Probe(ctx context.Context, r api.ProbeRequest) (*api.ProbeReply, error)
 	Detach(ctx context.Context, host string, force bool) error
+	Drain(ctx context.Context, host string) (*api.DrainReply, error)
+	Undrain(ctx context.Context, host string) error
 	Leave(ctx context.Context) error
 	PoolRecovery(ctx context.Context) (*api.PoolRecovery, error)
 	RecoverPool(ctx context.Context, r api.PoolRecover) error
@@ -189,6 +191,10 @@ func (s *Server) table() map[string]map[string]route {
 			"DELETE": {Admin, forced(func(r *request, force bool) (any, error) {
 				return nil, pool.Detach(r.Context(), r.PathValue("host"), force)
 			})},
+		},
+		"/peers/{host}/drain": {
+			"POST":   {Admin, func(r *request) (any, error) { return pool.Drain(r.Context(), r.PathValue("host")) }},
+			"DELETE": {Admin, func(r *request) (any, error) { return nil, pool.Undrain(r.Context(), r.PathValue("host")) }},
 		},
 		"/options": {
 			"GET": {read, func(r *request) (any, error) { return volumes.OptionHelp(), nil }},

@@ -23,7 +23,7 @@ const openapi = "../../doc/openapi.yaml"
 // described are the structs that travel; those inside them are found by reflection.
 var described = []any{
 	api.Version{}, api.Pool{}, api.InviteRequest{}, api.Invitation{}, api.JoinRequest{}, api.JoinReply{},
-	api.EnrollRequest{}, api.EnrollReply{}, api.ProbeRequest{}, api.ProbeReply{}, api.InvitedRequest{},
+	api.EnrollRequest{}, api.EnrollReply{}, api.ProbeRequest{}, api.ProbeReply{}, api.DrainReply{}, api.InvitedRequest{},
 	api.VolumeCreate{}, api.Volume{}, api.OptionHelp{}, api.OptionsChange{}, api.OptionsReply{},
 	api.VolumeStatus{}, api.HealInfo{}, api.HealRequest{}, api.HealReply{}, api.BrickPrepare{}, api.LocalBricks{},
 	api.Subvolume{}, api.SubvolumeCreate{}, api.SubvolumeChange{}, api.SubvolumeRequest{},

@@ -170,6 +170,7 @@ func setConfig(c *codec.Coder, s *cluster.SetConfig) {
 	c.U8(&n)
 	s.MinInSync = int(n)
 	Pos(c, &s.Floor)
+	codec.Slice(c, &s.Drained, MaxReplicas, ID)
 }
 
 // ProbeAck tells the primary where the backup's log stands.

@@ -173,6 +173,7 @@ type VolumeMap struct {
 	Version uint64 // of the cluster map
 	Volume  cluster.VolumeID
 	Options []Option
+	Serves  bool // who says it has a brick in sync, and can be home
 	Bricks  []BrickAddr
 }
 
@@ -197,6 +198,7 @@ func (m *VolumeMap) Code(c *codec.Coder) {
 		c.String(&o.Key, 255)
 		c.String(&o.Value, 4096)
 	})
+	c.Bool(&m.Serves)
 	codec.Slice(c, &m.Bricks, 10000, func(c *codec.Coder, b *BrickAddr) {
 		c.U16((*uint16)(&b.Set))
 		ID(c, &b.Brick)

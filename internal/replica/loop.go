@@ -36,6 +36,8 @@ type loop struct {
 	frozen bool       // requests wait in iced
 	iced   []*request // in the order in which they came
 
+	handingOver bool // a goroutine does it
+
 	// After a change of configuration that left too few bricks in sync to take
 	// changes, requests wait in lean until leanEnd for others to come back.
 	lean    []*request
@@ -177,6 +179,9 @@ func (l *loop) applyReady() error {
 	}
 	if r.Heal {
 		l.heal()
+	}
+	if r.Leave {
+		l.handOver()
 	}
 	if r.Lead {
 		return l.lead()
@@ -486,6 +491,26 @@ func (l *loop) propose(next cluster.SetConfig) {
 		return nil
 	})
 }
+
+// handOver has this brick give up what it does, unless that is under way.
+func (l *loop) handOver() {
+	if l.handingOver {
+		return
+	}
+	l.handingOver = true
+	l.bg.Go(func() error {
+		ctx, cancel := context.WithTimeout(l.ctx, handOverTimeout)
+		defer cancel()
+		if err := l.Drain(ctx); err != nil && l.ctx.Err() == nil {
+			l.log.Info("not handed over yet", "err", err)
+		}
+		l.mail.post(func(l *loop) { l.handingOver = false })
+		return nil
+	})
+}
+
+// handOverTimeout is for how long a drained brick tries at a time.
+const handOverTimeout = 2 * time.Second
 
 // suspect tells the control plane that the epoch has no primary.
 func (l *loop) suspect(e cluster.Epoch) {

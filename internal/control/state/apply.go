@@ -71,6 +71,8 @@ func (s *State) dispatch(cmd Command) (mapChanged bool, err error) {
 		return true, s.updatePeer(cmd.UpdatePeer, cmd.Seen)
 	case cmd.RemovePeer != nil:
 		return true, s.removePeer(cmd.RemovePeer, cmd.Seen)
+	case cmd.DrainPeer != nil:
+		return true, s.drainPeer(cmd.DrainPeer, cmd.Seen)
 	case cmd.Incarnate != nil:
 		return true, s.incarnate(cmd.Incarnate)
 	case cmd.CreateVolume != nil:
@@ -102,7 +104,7 @@ func (s *State) dispatch(cmd Command) (mapChanged bool, err error) {
 // count returns how many of the pointers are set.
 func (c *Command) count() int {
 	n := 0
-	for _, set := range []bool{c.Init != nil, c.AddPeer != nil, c.UpdatePeer != nil, c.RemovePeer != nil, c.Incarnate != nil,
+	for _, set := range []bool{c.Init != nil, c.AddPeer != nil, c.UpdatePeer != nil, c.RemovePeer != nil, c.DrainPeer != nil, c.Incarnate != nil,
 		c.CreateVolume != nil, c.StartVolume != nil, c.StopVolume != nil, c.DeleteVolume != nil, c.SetOptions != nil,
 		c.ResetOptions != nil, c.SetConfig != nil, c.AddToken != nil, c.UseToken != nil, c.DropToken != nil, c.SetAuthority != nil} {
 		if set {
@@ -494,6 +496,9 @@ func checkBrick(m *cluster.Map, b *cluster.Brick) error {
 	if p.Witness {
 		return Refusal(CodeBadBrick, "Host %s is a witness, which votes and holds no bricks: name another peer for %s", p.Name, b)
 	}
+	if p.Drained {
+		return Refusal(CodeDrained, "Host %s is drained, so that nothing depends on it: name another peer for %s, or run \"mortar peer undrain %s\" first", p.Name, b, p.Name)
+	}
 	for _, v := range m.Volumes {
 		for i := range v.Bricks {
 			o := &v.Bricks[i]
@@ -696,6 +701,9 @@ func checkConfig(old, next *cluster.SetConfig, force bool) *Error {
 	if next.MinInSync != old.MinInSync {
 		return bad("min-in-sync is %d and the proposal says %d", old.MinInSync, next.MinInSync)
 	}
+	if !sameSet(next.Drained, old.Drained) {
+		return bad("a proposal cannot change which bricks are drained")
+	}
 	seen := map[cluster.BrickID]bool{}
 	for _, b := range next.InSync {
 		if seen[b] || !next.IsMember(b) {
@@ -708,6 +716,11 @@ func checkConfig(old, next *cluster.SetConfig, force bool) *Error {
 			return bad("a forced configuration has one in-sync brick, its primary")
 		}
 		return nil
+	}
+	for _, b := range next.InSync {
+		if next.IsDrained(b) && !old.IsInSync(b) && !old.Doubted {
+			return Refusal(CodeDrained, "brick %v is on a drained peer and does not come into the in-sync set", b)
+		}
 	}
 	if next.Floor.Compare(old.Floor) < 0 {
 		return bad("the known durable position would go back from %v to %v", old.Floor, next.Floor)

@@ -21,6 +21,7 @@ type Command struct {
 	AddPeer      *AddPeer      `json:"add_peer,omitempty"`
 	UpdatePeer   *UpdatePeer   `json:"update_peer,omitempty"`
 	RemovePeer   *RemovePeer   `json:"remove_peer,omitempty"`
+	DrainPeer    *DrainPeer    `json:"drain_peer,omitempty"`
 	Incarnate    *Incarnate    `json:"incarnate,omitempty"`
 	CreateVolume *CreateVolume `json:"create_volume,omitempty"`
 	StartVolume  *StartVolume  `json:"start_volume,omitempty"`
@@ -61,6 +62,13 @@ type UpdatePeer struct {
 // RemovePeer takes a peer that hosts no bricks out of the pool.
 type RemovePeer struct {
 	Peer cluster.PeerID `json:"peer"`
+}
+
+// DrainPeer has a peer hand over what its bricks do and take part in nothing, or,
+// with Undo, take part again.
+type DrainPeer struct {
+	Peer cluster.PeerID `json:"peer"`
+	Undo bool           `json:"undo,omitempty"`
 }
 
 // Incarnate is said by a peer's daemon when it starts: the incarnation it found

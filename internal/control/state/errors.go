@@ -17,6 +17,8 @@ const (
 	CodePeerExists     Code = "peer-exists"     // already in the pool
 	CodeNoPeer         Code = "no-peer"         // not in the pool
 	CodePeerInUse      Code = "peer-in-use"     // it hosts bricks
+	CodeNeeded         Code = "peer-needed"     // a set would be too small without its bricks
+	CodeDrained        Code = "peer-drained"    // its bricks take part in nothing
 	CodeCloned         Code = "cloned"          // two live machines claim one identity
 	CodeBadName        Code = "bad-name"        // not a volume name
 	CodeVolumeExists   Code = "volume-exists"   //

@@ -179,7 +179,7 @@ func (f *Failover) decideAll() Verdict {
 
 // order lists the in-sync bricks in the order in which equals are preferred: as
 // the user gave them, but the primary last, since something was wrong with it,
-// or first, if it is another brick that goes away.
+// or first, if it is another brick that goes away; and those on drained peers behind all.
 func (f *Failover) order() []cluster.BrickID {
 	var ids []cluster.BrickID
 	if !f.Leaving.IsZero() && f.Config.IsInSync(f.Config.Primary) {
@@ -193,6 +193,15 @@ func (f *Failover) order() []cluster.BrickID {
 	if f.Leaving.IsZero() && f.Config.IsInSync(f.Config.Primary) {
 		ids = append(ids, f.Config.Primary)
 	}
+	slices.SortStableFunc(ids, func(a, b cluster.BrickID) int {
+		switch ad, bd := f.Config.IsDrained(a), f.Config.IsDrained(b); {
+		case ad == bd:
+			return 0
+		case ad:
+			return 1
+		}
+		return -1
+	})
 	return ids
 }
 

@@ -18,7 +18,7 @@ import (
 // The scripts in testdata/apply drive a State with one command per line:
 //
 //	init n1 | add-peer n2 [witness] [token=LETTER now=N] | update-peer n2 [name=…] [addr=…] [witness=…]
-//	remove-peer n2 | incarnate n2 past=0
+//	remove-peer n2 | drain n2 | undrain n2 | incarnate n2 past=0
 //	create v replica=3 n1:/a n2:/b n3:/c [force] [option=value …]
 //	start v [primary=N] [force] | stop v [force] | delete v
 //	set v option=value … | reset v [option …]
@@ -154,6 +154,8 @@ func (sc *script) line(line string) string {
 		cmd.UpdatePeer = u
 	case "remove-peer":
 		cmd.RemovePeer = &RemovePeer{Peer: peerID(arg(1))}
+	case "drain", "undrain":
+		cmd.DrainPeer = &DrainPeer{Peer: peerID(arg(1)), Undo: words[0] == "undrain"}
 	case "incarnate":
 		cmd.Incarnate = &Incarnate{Peer: peerID(arg(1)), Past: uint64(num(val["past"]))}
 	case "create":
@@ -184,7 +186,7 @@ func (sc *script) line(line string) string {
 		name := arg(1)
 		c := cluster.SetConfig{Set: cluster.SetID{Volume: volumeID(name), Index: cluster.SetIndex(num(val["set"]))}, Epoch: cluster.Epoch(num(val["epoch"]))}
 		if v := sc.s.Map.Volume(name); v != nil {
-			c.Members, c.MinInSync, c.Floor = v.Sets[0].Members, v.Sets[0].MinInSync, v.Sets[0].Floor
+			c.Members, c.MinInSync, c.Floor, c.Drained = v.Sets[0].Members, v.Sets[0].MinInSync, v.Sets[0].Floor, v.Sets[0].Drained
 		}
 		if n := num(val["primary"]); n != 0 {
 			c.Primary = brickID(name, int(n))
@@ -310,7 +312,11 @@ func describe(c *cluster.SetConfig) string {
 	if c.Doubted {
 		doubted = " doubted"
 	}
-	return fmt.Sprintf("epoch %d primary %s in-sync %s of %s min %d floor %v%s", c.Epoch, primary, list(c.InSync), list(c.Members), c.MinInSync, c.Floor, doubted)
+	drained := ""
+	if len(c.Drained) > 0 {
+		drained = " drained " + list(c.Drained)
+	}
+	return fmt.Sprintf("epoch %d primary %s in-sync %s of %s min %d floor %v%s", c.Epoch, primary, list(c.InSync), list(c.Members), c.MinInSync, c.Floor, doubted+drained)
 }
 
 // The scripts in testdata/failover describe one set and what its bricks answer:

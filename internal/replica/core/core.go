@@ -107,6 +107,7 @@ type Ready struct {
 	Apply    []Apply
 	Lead     bool // replay the log if need be, then append a Noop
 	Heal     bool // compare this brick with the primary's
+	Leave    bool // hand over what this brick does (Machine.Leave)
 	Messages []Message
 	Streams  []Stream
 	Propose  *cluster.SetConfig
@@ -547,6 +548,9 @@ func (m *Machine) Tick(now Instant) {
 		return
 	}
 	m.clearUp(now)
+	if m.cfg.IsDrained(m.self) && m.cfg.IsInSync(m.self) && m.cfg.Spares() > 0 && m.role != Waiting {
+		m.out.Leave = true
+	}
 	if m.role == Primary {
 		m.tickPrimary(now)
 		return

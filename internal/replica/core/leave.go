@@ -55,11 +55,12 @@ func (m *Machine) Leave(now Instant, cached bool) (next *cluster.SetConfig, agai
 		}
 		heir = BrickID{}
 		for _, b := range m.others() {
-			if p := m.progress[b]; m.inSync(b, p) && p.acked >= m.tail.Seq {
+			if p := m.progress[b]; m.inSync(b, p) && p.acked >= m.tail.Seq && (heir.IsZero() || m.cfg.IsDrained(heir)) {
 				heir = b
 			}
 		}
 		if heir.IsZero() {
+			m.leaving, m.closed = false, false
 			return nil, false
 		}
 		n.Primary = heir

@@ -84,3 +84,63 @@ func TestLeaveOutOfTouch(t *testing.T) {
 		t.Errorf("it wants %+v of a primary that it has not heard for a lease", next)
 	}
 }
+
+// A brick on a drained peer wants to leave as soon as the set can do without it, and is
+// not taken in again.
+func TestDrained(t *testing.T) {
+	m, _ := follower(t, 10*time.Second, Brick{})
+	now := 10*time.Second + time.Millisecond
+	step := func(cfg cluster.SetConfig) bool {
+		t.Helper()
+		cfg.Epoch = m.cfg.Epoch + 1
+		m.Configure(now, cfg)
+		m.Tick(now)
+		return m.Ready().Leave
+	}
+	cfg := m.Config()
+	if step(cfg) {
+		t.Error("it leaves, and nobody wants it to")
+	}
+	cfg.Drained, cfg.MinInSync = []BrickID{m.self}, len(cfg.InSync)
+	if step(cfg) {
+		t.Error("it leaves, and the set would be too small")
+	}
+	cfg.MinInSync--
+	if !step(cfg) {
+		t.Error("it does not leave")
+	}
+	cfg.InSync = cfg.InSync[:1]
+	if step(cfg) {
+		t.Error("it leaves, and is not in sync")
+	}
+}
+
+// A primary streams to a drained backup, and proposes it only when it is drained no more.
+func TestDrainedIsNotAdded(t *testing.T) {
+	cfg, m, self, other := pair(t)
+	cfg.Epoch, cfg.InSync, cfg.Drained = 2, []BrickID{self}, []BrickID{other}
+	now := 10 * time.Second
+	follow := func() *cluster.SetConfig {
+		t.Helper()
+		m.Configure(now, cfg)
+		m.Ready()
+		m.Lost(other)
+		m.Connected(now, other)
+		round := sent[proto.Probe](t, m, other)[0].Round
+		m.BeatAck(now, other, &proto.BeatAck{Epoch: cfg.Epoch, Round: round, Echo: uint64(now), Stamp: 1})
+		m.ProbeAck(now, other, &proto.ProbeAck{Epoch: cfg.Epoch, Round: round, Whole: true})
+		if s := m.Ready().Streams; len(s) != 1 || s[0].Upto != 1 {
+			t.Fatalf("streams %+v, want what there is", s)
+		}
+		m.AppendAck(now, other, &proto.AppendAck{Epoch: cfg.Epoch, Round: round, Seq: 1})
+		m.Tick(now)
+		return m.Ready().Propose
+	}
+	if p := follow(); p != nil {
+		t.Errorf("a drained brick is proposed: %+v", p)
+	}
+	cfg.Epoch, cfg.Drained = 3, nil
+	if p := follow(); p == nil || !p.IsInSync(other) {
+		t.Errorf("undrained, the proposal is %+v", p)
+	}
+}

@@ -346,6 +346,9 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 	}
 	for _, b := range m.others() {
 		p := m.progress[b]
+		if m.cfg.IsDrained(b) {
+			continue // it follows, and does not count
+		}
 		ready := p.state == Streaming && !m.silent(now, p) && p.acked >= p.joined &&
 			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0
 		if b == m.adding && !ready && !m.asked {
