@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 )
@@ -119,6 +120,50 @@ type Map struct {
 	Volumes []*Volume `json:"volumes"`
 	// Recoveries are the last recoveries of the pool by hand, oldest first.
 	Recoveries []PoolRecovery `json:"recoveries,omitempty"`
+	// Docker are the Docker volumes, by name.
+	Docker []*DockerVolume `json:"docker,omitempty"`
+}
+
+// DockerState is the life of a Docker volume.
+type DockerState string
+
+const (
+	// DockerMaking: its directory is being made. A node that dies leaves it so,
+	// and whoever is asked for it next finishes that.
+	DockerMaking DockerState = "making"
+	// DockerReady: it may be mounted.
+	DockerReady DockerState = "ready"
+	// DockerRemoving: it may not be mounted any more, and its directory goes.
+	DockerRemoving DockerState = "removing"
+)
+
+// DockerVolume is what the engines of the pool's machines know as a volume: a
+// directory of a volume. It is here and not in the volume so that every machine can say
+// what there is although no brick answers.
+type DockerVolume struct {
+	ID     ID       `json:"id"` // of this one, should the name be used again
+	Name   string   `json:"name"`
+	Volume VolumeID `json:"volume"`
+	// Dir is the directory from the volume's root, without a slash in front.
+	Dir string `json:"dir"`
+	// Own tells that the directory was made for it and goes with it.
+	Own      bool        `json:"own"`
+	Size     uint64      `json:"size,omitempty"` // bytes; 0: no limit
+	UID      uint32      `json:"uid"`
+	GID      uint32      `json:"gid"`
+	Mode     uint32      `json:"mode"`
+	ReadOnly bool        `json:"read_only,omitempty"`
+	Created  int64       `json:"created"` // Unix seconds
+	State    DockerState `json:"state"`
+}
+
+// DockerVolume returns the Docker volume of that name, or nil.
+func (m *Map) DockerVolume(name string) *DockerVolume {
+	i, ok := slices.BinarySearchFunc(m.Docker, name, func(d *DockerVolume, name string) int { return cmp.Compare(d.Name, name) })
+	if !ok {
+		return nil
+	}
+	return m.Docker[i]
 }
 
 // Peer returns the peer with that id, or nil.

@@ -96,6 +96,10 @@ func (s *State) dispatch(cmd Command) (mapChanged bool, err error) {
 		return false, err
 	case cmd.DropToken != nil:
 		return false, s.dropToken(cmd.DropToken)
+	case cmd.PutDocker != nil:
+		return true, s.putDocker(&cmd.PutDocker.Volume)
+	case cmd.DropDocker != nil:
+		return true, s.dropDocker(cmd.DropDocker)
 	default:
 		return false, s.setAuthority(cmd.SetAuthority)
 	}
@@ -106,7 +110,8 @@ func (c *Command) count() int {
 	n := 0
 	for _, set := range []bool{c.Init != nil, c.AddPeer != nil, c.UpdatePeer != nil, c.RemovePeer != nil, c.DrainPeer != nil, c.Incarnate != nil,
 		c.CreateVolume != nil, c.StartVolume != nil, c.StopVolume != nil, c.DeleteVolume != nil, c.SetOptions != nil,
-		c.ResetOptions != nil, c.SetConfig != nil, c.AddToken != nil, c.UseToken != nil, c.DropToken != nil, c.SetAuthority != nil} {
+		c.ResetOptions != nil, c.SetConfig != nil, c.AddToken != nil, c.UseToken != nil, c.DropToken != nil, c.SetAuthority != nil,
+		c.PutDocker != nil, c.DropDocker != nil} {
 		if set {
 			n++
 		}
@@ -579,6 +584,9 @@ func (s *State) deleteVolume(c *DeleteVolume, seen uint64) error {
 	}
 	if v.Status == cluster.VolumeStarted {
 		return Refusal(CodeStarted, "Volume %s has been started.Volume needs to be stopped before deletion.", v.Name)
+	}
+	if d := s.dockerOf(v.ID); d != nil {
+		return Refusal(CodeInUse, "Volume %s holds the Docker volume %s: remove that first with \"docker volume rm %s\", and any others", v.Name, d.Name, d.Name)
 	}
 	s.Map.Volumes = slices.DeleteFunc(s.Map.Volumes, func(w *cluster.Volume) bool { return w.ID == c.Volume })
 	delete(s.Changed, c.Volume)

@@ -34,6 +34,8 @@ type Command struct {
 	UseToken     *UseToken     `json:"use_token,omitempty"`
 	DropToken    *DropToken    `json:"drop_token,omitempty"`
 	SetAuthority *SetAuthority `json:"set_authority,omitempty"`
+	PutDocker    *PutDocker    `json:"put_docker,omitempty"`
+	DropDocker   *DropDocker   `json:"drop_docker,omitempty"`
 }
 
 // Init makes a pool of one peer.
@@ -158,6 +160,18 @@ type DropToken struct {
 type SetAuthority struct {
 	Authority []byte `json:"authority"`
 	Version   uint64 `json:"version"` // the one that is replaced
+}
+
+// PutDocker registers a Docker volume, or takes one that is registered to another
+// state of its life.
+type PutDocker struct {
+	Volume cluster.DockerVolume `json:"volume"`
+}
+
+// DropDocker forgets a Docker volume that is being removed.
+type DropDocker struct {
+	Name string     `json:"name"`
+	ID   cluster.ID `json:"id"`
 }
 
 // MaxCommand bounds an encoded command.

@@ -37,6 +37,8 @@ const (
 	CodeDetached       Code = "detached"        // this peer is not in the pool any more
 	CodeUnsafe         Code = "unsafe-failover" // no brick can lead without losing data
 	CodeRecovered      Code = "recovered-pool"  // the pool was recovered without this peer's copy
+	CodeInUse          Code = "in-use"          // something depends on it
+	CodeNoDocker       Code = "no-docker"       // no such Docker volume
 	CodeBroken         Code = "control-failed"  // the control store of the leader failed
 )
 

@@ -32,7 +32,7 @@ func anyCommand(t *rapid.T, s *State) Command {
 	volume := func() string { return string(rune('a' + pick("volume", 4))) }
 	token := func() string { return tokenHash(string(rune('a' + pick("token", 4)))) }
 	now := func() int64 { return int64(pick("now", 100)) }
-	switch pick("kind", 17) {
+	switch pick("kind", 20) {
 	case 0:
 		cmd.Init = &Init{Pool: cluster.ID{0: 1}, Peer: peer()}
 	case 1, 2:
@@ -101,6 +101,17 @@ func anyCommand(t *rapid.T, s *State) Command {
 		} else {
 			cmd.DropToken = &DropToken{Hash: token()}
 		}
+	case 17, 18:
+		name := []string{"demo", "app", "a"}[pick("docker volume", 3)]
+		d := cluster.DockerVolume{ID: cluster.ID{15: byte(1 + pick("docker id", 2))}, Name: name, Volume: volumeID(volume()),
+			Dir: []string{name, "x", "x/y", ""}[pick("dir", 4)], Own: rapid.Bool().Draw(t, "own")}
+		if have := s.Map.DockerVolume(name); have != nil && pick("other", 4) > 0 {
+			d = *have
+		}
+		d.State = []cluster.DockerState{cluster.DockerMaking, cluster.DockerReady, cluster.DockerRemoving, "nonsense"}[pick("docker state", 4)]
+		cmd.PutDocker = &PutDocker{Volume: d}
+	case 19:
+		cmd.DropDocker = &DropDocker{Name: []string{"demo", "app"}[pick("docker volume", 2)], ID: cluster.ID{15: byte(1 + pick("docker id", 2))}}
 	}
 	return cmd
 }
@@ -147,6 +158,19 @@ func checkState(t *rapid.T, s *State) {
 			}
 			if (c.Epoch == 0) != (v.Status == cluster.VolumeCreated) {
 				t.Fatalf("volume %s (%s): %s", v.Name, v.Status, describe(c))
+			}
+		}
+	}
+	for i, d := range m.Docker {
+		if m.VolumeByID(d.Volume) == nil {
+			t.Fatalf("Docker volume %s is in no volume", d.Name)
+		}
+		if m.DockerVolume(d.Name) != d {
+			t.Fatalf("Docker volume %s is not found", d.Name)
+		}
+		for _, o := range m.Docker[:i] {
+			if o.Volume == d.Volume && o.Dir == d.Dir && (o.Own || d.Own) {
+				t.Fatalf("Docker volumes %s and %s own one directory", o.Name, d.Name)
 			}
 		}
 	}

@@ -147,6 +147,9 @@ func (s *State) sound() error {
 	if slices.Contains(s.Map.Peers, nil) || slices.Contains(s.Map.Volumes, nil) {
 		return errors.New("a peer or volume is empty")
 	}
+	if slices.Contains(s.Map.Docker, nil) || !slices.IsSortedFunc(s.Map.Docker, byName) {
+		return errors.New("its Docker volumes are not in order")
+	}
 	for _, v := range s.Map.Volumes {
 		if v.Replica < 1 || len(v.Sets) == 0 || len(v.Bricks) != v.Replica*len(v.Sets) {
 			return fmt.Errorf("volume %q has %d bricks in %d sets of %d", v.Name, len(v.Bricks), len(v.Sets), v.Replica)
