@@ -1,0 +1,155 @@
+package dockervol
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kernel is what the driver asks of the kernel.
+type Kernel interface {
+	// Mounts are the mount points of mortar's on this machine; it asks none of them.
+	Mounts() (map[string]bool, error)
+	// Lives reports whether the mount at dir has a process.
+	Lives(dir string) bool
+	// Prepare makes dir a place to mount at, in which nobody can write until then.
+	Prepare(dir string) error
+	// Unmount ends the mount at dir, and removes dir.
+	Unmount(dir string) error
+	// Shows says why the process with that id does not see the mount at dir; 0 is nobody.
+	Shows(pid int, dir string) error
+}
+
+// Linux is the kernel of this machine, as this process sees it.
+type Linux struct{ Log *slog.Logger }
+
+var _ Kernel = Linux{}
+
+// patience is how long a mount may take to show that its process lives. One
+// whose pool does not answer says nothing, and lives.
+const patience = 2 * time.Second
+
+// unescape undoes how mountinfo writes paths.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// mountPoints are those of mortar's mounts in a mountinfo.
+func mountPoints(mountinfo string) map[string]bool {
+	all := map[string]bool{}
+	for line := range strings.Lines(mountinfo) {
+		left, right, ok := strings.Cut(line, " - ")
+		f := strings.Fields(left)
+		if ok && len(f) > 4 && strings.HasPrefix(right, "fuse.mortar ") {
+			all[unescape.Replace(f[4])] = true
+		}
+	}
+	return all
+}
+
+// Mounts implements Kernel.
+func (k Linux) Mounts() (map[string]bool, error) {
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return mountPoints(string(raw)), nil
+}
+
+// Lives implements Kernel.
+func (k Linux) Lives(dir string) bool {
+	answer := make(chan error, 1)
+	go func() { // ends at the latest with the mount
+		var st unix.Stat_t
+		answer <- unix.Lstat(dir, &st)
+	}()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case err := <-answer:
+		return !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED)
+	case <-timer.C:
+		return true
+	}
+}
+
+// immutable is FS_IMMUTABLE_FL: not even root changes anything in it.
+const immutable = 0x10
+
+// setImmutable sets or takes back the flag of a directory.
+func setImmutable(dir string, on bool) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return err
+	}
+	if flags&^immutable|immutable == flags == on {
+		return nil
+	}
+	flags &^= immutable
+	if on {
+		flags |= immutable
+	}
+	return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags)
+}
+
+// Prepare implements Kernel.
+func (k Linux) Prepare(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := setImmutable(dir, true); err != nil {
+		k.Log.Debug("the mount point cannot be made immutable; it is removed when it is not in use", "dir", dir, "error", err)
+	}
+	return nil
+}
+
+// Unmount implements Kernel.
+func (k Linux) Unmount(dir string) error {
+	for {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EBUSY) {
+			// Somebody on this machine stands in it. He may stay; nobody else comes.
+			err = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // nothing is mounted, any more
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	if err := setImmutable(dir, false); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		k.Log.Debug("the mount point stays immutable", "dir", dir, "error", err)
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		k.Log.Warn("the mount point stays", "dir", dir, "error", err)
+	}
+	return nil
+}
+
+// Shows implements Kernel.
+func (k Linux) Shows(pid int, dir string) error {
+	if pid == 0 {
+		return nil
+	}
+	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "mountinfo"))
+	if err != nil || mountPoints(string(raw))[dir] {
+		return nil // who asked may have ended
+	}
+	return fmt.Errorf("the engine (process %d) does not see the mount at %s, and would give containers an empty directory: it runs in another mount namespace than mortar; "+
+		"have both see the machine's mounts (of systemd's settings PrivateMounts, PrivateTmp and ProtectSystem separate them, in either unit)", pid, dir)
+}

@@ -1,0 +1,117 @@
+package dockervol
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// TestCrashes: whatever an engine asks, whichever step a daemon dies before, and
+// whatever becomes of mounts meanwhile: what the engine was told is mounted stays so
+// until it says that it is done; and once it is done with everything and a daemon has
+// started, nothing is mounted, and nothing is written down.
+func TestCrashes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		dir, err := os.MkdirTemp("", "mortar-uses-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		w := newWorld(dir)
+		names := []string{"demo", "app"}
+		for _, n := range names {
+			w.volumes[n] = &Volume{Name: n, Volume: "wp", Dir: n, State: Ready}
+		}
+		d := w.daemon(t)
+		ctx := t.Context()
+		type use struct{ name, id string }
+		told := map[use]bool{} // mounts that the engine was told of
+		open := map[use]bool{} // and those where it has had no answer, or an error
+		ask := func(n int, do func() error) bool {
+			w.steps = n
+			err := do()
+			died := w.steps == 0 && errors.Is(err, errDied)
+			w.steps = -1
+			if died { // and another is started, with what is on the disk
+				d = w.daemon(t)
+			}
+			return err == nil
+		}
+		for range rapid.IntRange(1, 25).Draw(t, "requests") {
+			u := use{rapid.SampledFrom(names).Draw(t, "name"), fmt.Sprint(rapid.IntRange(1, 3).Draw(t, "id"))}
+			life := rapid.SampledFrom([]int{-1, -1, 0, 1, 2, 3}).Draw(t, "steps until death")
+			switch rapid.IntRange(0, 9).Draw(t, "what") {
+			case 0, 1, 2, 3:
+				open[u] = true
+				if ask(life, func() error { _, err := d.Mount(ctx, u.name, u.id, 1); return err }) {
+					told[u] = true
+				}
+			case 4, 5, 6:
+				delete(told, u)
+				if ask(life, func() error { return d.Unmount(ctx, u.name, u.id) }) {
+					delete(open, u)
+				}
+			case 7: // the mount's process is killed
+				for dir := range w.mounts {
+					w.mounts[dir] = dead
+				}
+				clear(told) // what it was told is true no more, and it will say that it is done
+			case 8: // the machine is started again: containers have ended
+				w.boot += "x"
+				clear(w.mounts)
+				clear(told)
+				clear(open)
+				d = w.daemon(t)
+			case 9:
+				d = w.daemon(t)
+			}
+			for u := range told {
+				if w.mounts["/mnt/"+u.name] != alive {
+					t.Fatalf("%v was told that it is mounted, and it is not", u)
+				}
+				if !slices.Contains(d.uses.Held[u.name], u.id) {
+					t.Fatalf("%v was told that it is mounted, and it is not written down", u)
+				}
+			}
+		}
+		for u := range maps.Clone(open) {
+			if err := d.Unmount(ctx, u.name, u.id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d = w.daemon(t)
+		if len(w.mounts) > 0 || len(d.uses.Held) > 0 {
+			t.Fatalf("at the end: mounts %v, uses %v", w.mounts, d.uses.Held)
+		}
+	})
+}
+
+// TestDiskFull: what cannot be written down is not told, and leaves no mount.
+func TestDiskFull(t *testing.T) {
+	w := testWorld(t, "demo")
+	d := w.daemon(t)
+	d.write = func(u *uses) error { return u.write(w.dir + "/absent/docker.json") }
+	if _, err := d.Mount(t.Context(), "demo", "a", 0); err == nil {
+		t.Fatal("mounted")
+	}
+	if len(w.mounts) > 0 || len(d.uses.Held) > 0 {
+		t.Fatalf("mounts %v, uses %v", w.mounts, d.uses.Held)
+	}
+}
+
+// TestDamagedUses: what cannot be read is not taken for nothing.
+func TestDamagedUses(t *testing.T) {
+	w := testWorld(t, "demo")
+	file := w.dir + "/docker.json"
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(Config{Kernel: w, File: file}); err == nil {
+		t.Fatal("started")
+	}
+}
