@@ -30,6 +30,8 @@ func newServer(a *app) *cobra.Command {
 	f.BoolVar(&flags.NewIdentity, "new-identity", false, "on the copy of a cloned machine, once: become another machine")
 	f.StringVar(&flags.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&flags.MemoryLimit, "memory-limit", "", "how much memory to do with, `size` such as 96MB; near it processor time is spent on keeping it (default: no limit)")
+	f.StringVar(&flags.DockerSocket, "docker-socket", "", "where the volume driver listens for Docker, `path` or off (default: "+daemon.DefaultDockerSocket+", with the usual --run-dir)")
+	f.StringVar(&flags.DockerVolume, "docker-volume", "", "the `volume` for Docker volumes that name none (default: the only one of the pool)")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := a.thrifty(); err != nil {
 			return err
@@ -41,16 +43,18 @@ func newServer(a *app) *cobra.Command {
 		}
 		// What was said on the command line counts more than the file.
 		for name, set := range map[string]func(){
-			"state-dir":    func() { cfg.StateDir = flags.StateDir },
-			"run-dir":      func() { cfg.RunDir = flags.RunDir },
-			"listen":       func() { cfg.Listen = flags.Listen },
-			"advertise":    func() { cfg.Advertise = flags.Advertise },
-			"name":         func() { cfg.Name = flags.Name },
-			"witness":      func() { cfg.Witness = flags.Witness },
-			"accept-probe": func() { cfg.AcceptProbe = flags.AcceptProbe },
-			"new-identity": func() { cfg.NewIdentity = flags.NewIdentity },
-			"log-level":    func() { cfg.LogLevel = flags.LogLevel },
-			"memory-limit": func() { cfg.MemoryLimit = flags.MemoryLimit },
+			"state-dir":     func() { cfg.StateDir = flags.StateDir },
+			"run-dir":       func() { cfg.RunDir = flags.RunDir },
+			"listen":        func() { cfg.Listen = flags.Listen },
+			"advertise":     func() { cfg.Advertise = flags.Advertise },
+			"name":          func() { cfg.Name = flags.Name },
+			"witness":       func() { cfg.Witness = flags.Witness },
+			"accept-probe":  func() { cfg.AcceptProbe = flags.AcceptProbe },
+			"new-identity":  func() { cfg.NewIdentity = flags.NewIdentity },
+			"log-level":     func() { cfg.LogLevel = flags.LogLevel },
+			"memory-limit":  func() { cfg.MemoryLimit = flags.MemoryLimit },
+			"docker-socket": func() { cfg.DockerSocket = flags.DockerSocket },
+			"docker-volume": func() { cfg.DockerVolume = flags.DockerVolume },
 		} {
 			if cmd.Flags().Changed(name) {
 				set()

@@ -52,6 +52,13 @@ type Config struct {
 	// the processor time; it is not a limit that anything fails at. Empty: none.
 	MemoryLimit string `toml:"memory-limit"`
 
+	// DockerSocket is where the volume driver listens for the Docker engine of this
+	// machine; "off": nowhere. Empty: where engines look for it, if RunDir is the usual one.
+	DockerSocket string `toml:"docker-socket"`
+	// DockerVolume is the volume that holds Docker volumes for which none is named;
+	// empty: the only one of the pool.
+	DockerVolume string `toml:"docker-volume"`
+
 	// NewIdentity, once and by flag only, makes a cloned machine another one.
 	NewIdentity bool `toml:"-"`
 	// Log gets what happens. nil: discarded.
@@ -123,6 +130,9 @@ func (c *Config) validate() error {
 	// Linux allows 107 bytes for the path of a socket.
 	if p := c.DataSocket(); len(p) > 107 {
 		return fmt.Errorf("run-dir = %q: the path of a socket in it would be %d bytes long, more than the 107 that Linux allows", c.RunDir, len(p))
+	}
+	if c.DockerSocket != "" && c.DockerSocket != DockerOff && (!filepath.IsAbs(c.DockerSocket) || len(c.DockerSocket) > 107) {
+		return fmt.Errorf("docker-socket = %q: want an absolute path of at most 107 bytes, or %s", c.DockerSocket, DockerOff)
 	}
 	for i, a := range c.Advertise {
 		hp, err := hostPort(a, c.Listen)

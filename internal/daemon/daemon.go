@@ -54,6 +54,7 @@ type Node struct {
 	tcp       net.Listener
 	apiSocket net.Listener
 	data      net.Listener
+	docker    net.Listener // nil: no volume driver
 	metrics   *metrics.Registry
 	rest      *httpd.Server
 
@@ -130,6 +131,9 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.data, err = listenUnix(cfg.DataSocket(), false); err != nil {
 		return nil, fmt.Errorf("socket for mounts: %w", err)
 	}
+	if n.docker, err = n.listenDocker(); err != nil {
+		return nil, err
+	}
 	n.metrics = metrics.New(n.measure)
 	n.rest = httpd.New(httpd.Config{Pool: n, Volumes: n, Local: n, Metrics: n.metrics.Handler(), Log: n.log.With("part", "api")})
 	return n, nil
@@ -156,7 +160,7 @@ func (n *Node) ID() cluster.PeerID {
 
 // Close lets go of a node that was not run. It may be called twice.
 func (n *Node) Close() {
-	for _, l := range []net.Listener{n.tcp, n.apiSocket, n.data} {
+	for _, l := range []net.Listener{n.tcp, n.apiSocket, n.data, n.docker} {
 		if l != nil {
 			l.Close()
 		}
@@ -206,6 +210,9 @@ func (n *Node) Run(ctx context.Context) error {
 		doors.Go(func() error { return n.serveHTTP(dctx, ln, func(net.Conn) httpd.Door { return door }) })
 	}
 	doors.Go(func() error { return n.serveData(dctx) })
+	if n.docker != nil {
+		doors.Go(func() error { return n.serveDocker(dctx) })
+	}
 	// A door that fails ends the node.
 	g.Go(func() error {
 		select {

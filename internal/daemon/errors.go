@@ -35,6 +35,8 @@ var refusals = map[state.Code]api.Code{
 	state.CodeNoLeader:       api.NoQuorum,
 	state.CodeDetached:       api.Forbidden,
 	state.CodeUnsafe:         api.BrickDown,
+	state.CodeInUse:          api.Conflict,
+	state.CodeNoDocker:       api.NotFound,
 }
 
 // apiError turns an error into one of the API.
