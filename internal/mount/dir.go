@@ -67,6 +67,7 @@ func (f *fileSystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 		return f.status(r, err)
 	}
 	given := 0
+	var told []toldEntry
 	for i := range list.entries {
 		d := &list.entries[i]
 		if fsop.CheckName(d.Name) != nil || d.Cookie <= cookieDotDot || plus && !plausible(&d.Attr) {
@@ -87,18 +88,24 @@ func (f *fileSystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 			if eo == nil {
 				break
 			}
-			if f.nodes.outdated(d.Ino, list.seq, r.began) {
-				// The kernel would believe the attributes, since it asked for them just
-				// now. Without an inode it takes the entry for a name alone.
+			// The kernel would believe outdated attributes, since it asked for them just
+			// now, and stop at a name that is being looked up. Without an inode it takes
+			// the entry for a name alone.
+			if f.nodes.outdated(d.Ino, list.seq, r.began) || f.lookings.under(dir, d.Name) {
 				f.nodes.unused(d.Ino)
 			} else {
 				f.found(r, &d.Attr, list.seq, dir, d.Name, eo)
+				told = append(told, toldEntry{d.Ino, d.Name})
 			}
 		}
 		given++
 	}
+	f.lookings.tell(dir, told)
 	if left := list.after(given); left != nil {
 		f.unused(f.listings.keep(left))
+	}
+	if plus && f.o.telling != nil {
+		f.o.telling()
 	}
 	return fuse.OK
 }

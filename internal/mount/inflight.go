@@ -61,6 +61,7 @@ type request struct {
 	mu   sync.Mutex
 	done chan struct{} // made when first asked for
 	err  error
+	way  bool // it ended because it has to give way
 }
 
 var _ context.Context = (*request)(nil)
@@ -106,6 +107,25 @@ func (r *request) Err() error {
 func (r *request) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.endLocked()
+}
+
+// giveWay ends the request's context so that its caller begins again, see lookings.
+func (r *request) giveWay() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.way = r.way || r.err == nil
+	r.endLocked()
+}
+
+// gaveWay says whether giveWay is why the request ended.
+func (r *request) gaveWay() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.way
+}
+
+func (r *request) endLocked() {
 	if r.err != nil {
 		return
 	}

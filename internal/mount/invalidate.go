@@ -146,7 +146,11 @@ func (m *Mount) invalAttr(ctx context.Context, ino fsop.Ino) error {
 		if !m.nodes.knows(ino) {
 			return nil
 		}
-		if time.Since(began) > appearLimit {
+		waited := time.Since(began)
+		if waited > entryPatience {
+			m.lookings.cut(ino)
+		}
+		if waited > appearLimit {
 			m.log.Warn("mount: the kernel neither has nor forgets an inode it was told of", "ino", uint64(ino))
 			return nil
 		}

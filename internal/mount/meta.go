@@ -36,6 +36,9 @@ func (m *Mount) status(r *request, err error) fuse.Status {
 	if e, ok := err.(fsop.Errno); ok {
 		return fuse.Status(e)
 	}
+	if r.gaveWay() {
+		return fuse.Status(syscall.ESTALE)
+	}
 	if r.Err() != nil {
 		return fuse.EINTR
 	}
@@ -228,6 +231,7 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	if f.foundAgain(r, dir, name, out) {
 		return fuse.OK
 	}
+	defer f.lookings.end(f.lookings.begin(r, dir, name))
 	reply, err := f.handler.Do(r, &fsop.Lookup{Parent: dir, Name: name})
 	if err == fsop.ENOENT {
 		timeout := f.cacheTimeout()

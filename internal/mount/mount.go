@@ -45,7 +45,8 @@ type Options struct {
 	// Log gets what went wrong; nil: nothing does.
 	Log *slog.Logger
 
-	noEpoch bool // tests: as if the kernel were older than 6.16
+	noEpoch bool   // tests: as if the kernel were older than 6.16
+	telling func() // tests: called before a listing with attributes is given to the kernel
 }
 
 // Features are what the running kernel can do, of what not every kernel can.
@@ -67,6 +68,7 @@ type Mount struct {
 	nodes    *nodes
 	inflight *inflight
 	listings *listings
+	lookings *lookings
 	locks    *lockTable
 	pages    *pageQueue
 	given    *givenNames
@@ -95,6 +97,7 @@ func New(o Options) *Mount {
 		nodes:    newNodes(),
 		inflight: newInflight(),
 		listings: newListings(),
+		lookings: newLookings(),
 		locks:    newLockTable(),
 		given:    newGivenNames(),
 		names:    newNameCache(),
