@@ -89,13 +89,18 @@ func (f *fileSystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 				break
 			}
 			// The kernel would believe outdated attributes, since it asked for them just
-			// now, and stop at a name that is being looked up. Without an inode it takes
-			// the entry for a name alone.
-			if f.nodes.outdated(d.Ino, list.seq, r.began) || f.lookings.under(dir, d.Name) {
+			// now, stop at a name that is being looked up, and not always be able to move
+			// a directory. Without an inode it takes the entry for a name alone.
+			at := dirName{dir, d.Name}
+			if f.nodes.outdated(d.Ino, list.seq, r.began) || f.lookings.under(dir, d.Name) ||
+				d.Attr.IsDir() && f.places.elsewhere(d.Ino, at) {
 				f.nodes.unused(d.Ino)
 			} else {
 				f.found(r, &d.Attr, list.seq, dir, d.Name, eo)
 				told = append(told, toldEntry{d.Ino, d.Name})
+				if d.Attr.IsDir() {
+					f.places.told(d.Ino, at)
+				}
 			}
 		}
 		given++

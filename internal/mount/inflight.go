@@ -39,6 +39,7 @@ type inflightShard struct {
 type dirShard struct {
 	mu      sync.Mutex
 	changes map[fsop.Ino]int
+	ended   map[fsop.Ino]chan struct{} // closed when there are none; made when first asked for
 }
 
 // request is one request of the kernel in flight, and its context.
@@ -142,6 +143,7 @@ func newInflight() *inflight {
 	}
 	for i := range f.dirs {
 		f.dirs[i].changes = make(map[fsop.Ino]int)
+		f.dirs[i].ended = make(map[fsop.Ino]chan struct{})
 	}
 	return f
 }
@@ -181,6 +183,10 @@ func (f *inflight) doneChanging(dir fsop.Ino) {
 	d.mu.Lock()
 	if d.changes[dir]--; d.changes[dir] == 0 {
 		delete(d.changes, dir)
+		if c := d.ended[dir]; c != nil {
+			close(c)
+			delete(d.ended, dir)
+		}
 	}
 	d.mu.Unlock()
 }
@@ -191,6 +197,26 @@ func (f *inflight) isChanging(dir fsop.Ino) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.changes[dir] > 0
+}
+
+// awaitChanges returns at a moment without changes of dir, or when ctx ends.
+func (f *inflight) awaitChanges(ctx context.Context, dir fsop.Ino) {
+	d := f.dir(dir)
+	d.mu.Lock()
+	if d.changes[dir] == 0 {
+		d.mu.Unlock()
+		return
+	}
+	c := d.ended[dir]
+	if c == nil {
+		c = make(chan struct{})
+		d.ended[dir] = c
+	}
+	d.mu.Unlock()
+	select {
+	case <-c:
+	case <-ctx.Done():
+	}
 }
 
 // watchInterval is how soon after a signal a killed caller is let go.

@@ -26,6 +26,7 @@ type lookings struct {
 	clock  uint64 // counts what is begun and told
 	told   [32]toldListing
 	next   int
+	cuts   map[fsop.Ino]time.Time // by directory, when LOOKUPs gave way last
 }
 
 type dirName struct {
@@ -45,7 +46,6 @@ type toldListing struct {
 	dir     fsop.Ino
 	entries []toldEntry
 	clock   uint64
-	cut     time.Time
 }
 
 type toldEntry struct {
@@ -54,10 +54,12 @@ type toldEntry struct {
 }
 
 // cutAgain is how long the thread that digests a listing has to get past a name
-// after a LOOKUP made way, before the next LOOKUP of it has to.
+// after a LOOKUP gave way, before another of that directory has to.
 const cutAgain = 50 * time.Millisecond
 
-func newLookings() *lookings { return &lookings{flight: make(map[dirName][]*looking)} }
+func newLookings() *lookings {
+	return &lookings{flight: make(map[dirName][]*looking), cuts: make(map[fsop.Ino]time.Time)}
+}
 
 // begin registers a LOOKUP that will have to be asked. Every begin is followed by an end.
 func (s *lookings) begin(r *request, dir fsop.Ino, name string) *looking {
@@ -112,16 +114,21 @@ func (s *lookings) cut(ino fsop.Ino) {
 	if len(s.flight) == 0 {
 		return
 	}
+	for dir, at := range s.cuts {
+		if time.Since(at) >= cutAgain {
+			delete(s.cuts, dir)
+		}
+	}
 	for i := range s.told {
 		t := &s.told[i]
-		if !t.names(ino) || time.Since(t.cut) < cutAgain {
+		if _, lately := s.cuts[t.dir]; lately || !t.names(ino) {
 			continue
 		}
 		for _, e := range t.entries {
 			for _, l := range s.flight[dirName{t.dir, e.name}] {
 				if l.clock > t.clock {
 					l.r.giveWay()
-					t.cut = time.Now()
+					s.cuts[t.dir] = time.Now()
 				}
 			}
 		}

@@ -180,6 +180,7 @@ func (m *Mount) made(r *request, reply *fsop.Reply, parent fsop.Ino, name string
 			m.nodes.setNoCap(reply.Attr.Ino, reply.Seq, r.began)
 		}
 		if reply.Attr.IsDir() {
+			m.places.moved(reply.Attr.Ino, dirName{parent, name})
 			m.nodes.empty(reply.Attr.Ino, reply.Seq, r.began)
 		}
 	}
@@ -245,8 +246,8 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	if err != nil {
 		return f.status(r, err)
 	}
-	if reply.Attr.IsDir() && f.nodes.knows(reply.Attr.Ino) {
-		f.behind.await(r) // it may be at another name still, see finish
+	if reply.Attr.IsDir() {
+		f.vacate(r, reply.Attr.Ino, dirName{dir, name})
 	}
 	return f.found(r, &reply.Attr, reply.Seq, dir, name, out)
 }
@@ -263,6 +264,7 @@ func (f *fileSystem) Forget(nodeid, nlookup uint64) {
 func (m *Mount) forget(ino fsop.Ino, n uint64) {
 	if m.nodes.forgot(ino, n) {
 		m.names.forget(ino)
+		m.places.forget(ino)
 	}
 }
 
@@ -464,6 +466,8 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	if op.NewParent != op.Parent {
 		f.inflight.changing(op.NewParent)
 		defer f.inflight.doneChanging(op.NewParent)
+		f.places.begin(op)
+		defer f.places.end(op)
 	}
 	reply, err := f.change(r, op.Parent, op)
 	if err != nil {
@@ -486,6 +490,9 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	}
 	f.nodes.changed(reply.Attr.Ino, &reply.Attr, reply.Seq, r.began)
 	f.names.add(reply.Attr.Ino, op.NewParent, newName)
+	if reply.Attr.IsDir() {
+		f.places.moved(reply.Attr.Ino, dirName{op.NewParent, newName})
+	}
 	return fuse.OK
 }
 

@@ -69,6 +69,7 @@ type Mount struct {
 	inflight *inflight
 	listings *listings
 	lookings *lookings
+	places   *places
 	locks    *lockTable
 	pages    *pageQueue
 	given    *givenNames
@@ -98,6 +99,7 @@ func New(o Options) *Mount {
 		inflight: newInflight(),
 		listings: newListings(),
 		lookings: newLookings(),
+		places:   newPlaces(),
 		locks:    newLockTable(),
 		given:    newGivenNames(),
 		names:    newNameCache(),
