@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,12 +13,7 @@ import (
 // they are without a name, names that stay are in every listing, once: in peace,
 // and while the primary and a backup die. In the end all mounts list the same, the
 // replicas are identical, and each brick is sound on its own.
-//
-// It finds what is not mended yet (doc/known-gaps.md), so it takes part in the long form only.
 func TestNames(t *testing.T) {
-	if !long && os.Getenv("NAMES") == "" {
-		t.Skip("LEFT OUT without MORTAR_TEST_LONG=1: it finds stalls and ESTALE that are not mended yet, see doc/known-gaps.md")
-	}
 	p := start(t, setup{})
 	p.run(1, workload, "stress", "-dir", "/mnt/wp/names", "-make")
 	for k, c := range []struct {
@@ -28,10 +22,10 @@ func TestNames(t *testing.T) {
 	}{{"in peace", false}, {"while daemons die", true}} {
 		t.Run(c.name, func(t *testing.T) {
 			p.as(t)
-			duration := pick(5*time.Second, 5*time.Minute)
+			duration := pick(2*time.Second, 5*time.Minute)
 			limit := 1500 * time.Millisecond
 			if c.faults {
-				limit = stall
+				duration, limit = pick(4*time.Second, 5*time.Minute), stall
 			}
 			var waits []func(any) error
 			for i := 1; i <= 3; i++ {
@@ -43,6 +37,7 @@ func TestNames(t *testing.T) {
 					p.restart(whom())
 				}
 			}
+			held := 0
 			for i, wait := range waits {
 				var r struct {
 					Ops, Lost          map[string]int
@@ -64,9 +59,13 @@ func TestNames(t *testing.T) {
 				if r.Stale > (ops+lost)/50 {
 					t.Errorf("n%d: %d of %d operations met ESTALE", i+1, r.Stale, ops+lost)
 				}
-				if ops < 100 || lost < 100 || r.Held == 0 || r.Lists == 0 {
+				if ops < 20 || lost < 50 || r.Lists == 0 {
 					t.Errorf("n%d did too little: %+v", i+1, r)
 				}
+				held += r.Held
+			}
+			if held == 0 {
+				t.Error("nobody looked at a file that he held")
 			}
 			p.healed(1, 30*time.Second)
 			want := strings.Join(p.manifest(1, "/mnt/wp/names"), "\n")

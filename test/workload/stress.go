@@ -139,7 +139,7 @@ func (w *stresser) do(op, what string, f func() error) bool {
 	begin := time.Now()
 	err := f()
 	took := time.Since(begin)
-	for tries := 0; errors.Is(err, unix.ESTALE) && tries < 50; tries++ {
+	for tries := 0; errors.Is(err, unix.ESTALE) && tries < 10; tries++ {
 		// Linux says so of a directory that another machine moved, if the locks to move
 		// it in its caches are taken, see doc/mount.md. Who looks and tries again gets on.
 		w.s.mu.Lock()
