@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -34,8 +35,12 @@ func TestListingWhileLookedUp(t *testing.T) {
 				inos = append(inos, r.Attr.Ino)
 			}
 			g := &gate{}
-			telling := func() {}
-			m := newMount(t, mem, Options{telling: func() { telling() }}, gated(g))
+			var telling atomic.Pointer[func()]
+			m := newMount(t, mem, Options{telling: func() {
+				if f := telling.Swap(nil); f != nil {
+					(*f)()
+				}
+			}}, gated(g))
 			held, release := holdOnce(g, func(op fsop.Op) bool {
 				l, ok := op.(*fsop.Lookup)
 				return ok && l.Name == "f0"
@@ -61,8 +66,7 @@ func TestListingWhileLookedUp(t *testing.T) {
 			if !tc.after {
 				look()
 			}
-			telling = func() {
-				telling = func() {}
+			first := func() {
 				takeBack()
 				for known := true; known && tc.after; { // until it has noted that it comes
 					_, _, known = m.nodes.attr(inos[0])
@@ -71,6 +75,7 @@ func TestListingWhileLookedUp(t *testing.T) {
 					look()
 				}
 			}
+			telling.Store(&first)
 			listed := make(chan error, 1)
 			go func() {
 				list, err := os.ReadDir(m.dir)

@@ -25,7 +25,7 @@ func TestNames(t *testing.T) {
 			duration := pick(2*time.Second, 5*time.Minute)
 			limit := 1500 * time.Millisecond
 			if c.faults {
-				duration, limit = pick(4*time.Second, 5*time.Minute), stall
+				duration, limit = pick(5*time.Second, 5*time.Minute), stall // most of which they wait
 			}
 			var waits []func(any) error
 			for i := 1; i <= 3; i++ {
@@ -59,7 +59,7 @@ func TestNames(t *testing.T) {
 				if r.Stale > (ops+lost)/50 {
 					t.Errorf("n%d: %d of %d operations met ESTALE", i+1, r.Stale, ops+lost)
 				}
-				if ops < 20 || lost < 50 || r.Lists == 0 {
+				if ops < 10 || lost < 20 || r.Lists == 0 {
 					t.Errorf("n%d did too little: %+v", i+1, r)
 				}
 				held += r.Held
