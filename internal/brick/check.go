@@ -226,7 +226,9 @@ func (c *checker) names(ctx context.Context) error {
 				want, links = 0, 0
 			}
 			if s, ok := c.subvols[ino]; ino == fsop.RootIno || ok && s.Removed {
-				links = 0
+				if links = 0; n.parent != 0 {
+					c.bad(at, "has no name and says that it lies in %d", n.parent)
+				}
 			}
 			if n.nlink != want {
 				c.bad(at, "is a directory with link count %d, found %d", n.nlink, want)

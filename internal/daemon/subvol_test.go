@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"mortar/internal/api"
 	"mortar/internal/codec"
 	"mortar/internal/fsop"
@@ -172,4 +174,32 @@ func (s *mountless) forget(ino fsop.Ino, n uint64) {
 	if err := s.conn.Send(proto.KindForget, codec.Append(nil, &proto.Forget{Holds: []proto.Hold{{Ino: ino, N: n}}})); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// TestManySubvolumes: a thousand are listed within a second.
+func TestManySubvolumes(t *testing.T) {
+	nodes := newPool(t, 1)
+	newVolume(t, nodes, "vol")
+	const count = 1000
+	g, ctx := errgroup.WithContext(t.Context())
+	g.SetLimit(8)
+	for i := range count {
+		g.Go(func() error {
+			_, err := nodes[0].api.CreateSubvolume(ctx, "vol", api.SubvolumeCreate{Name: fmt.Sprintf("s%03d", i), Size: 1 << 30})
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	all, err := nodes[0].api.Subvolumes(t.Context(), "vol")
+	took := time.Since(began)
+	if err != nil || len(all) != count || all[7].Name != "s007" {
+		t.Errorf("%d subvolumes, %v", len(all), err)
+	}
+	if took > time.Second {
+		t.Errorf("listing %d subvolumes took %v", count, took)
+	}
+	t.Logf("listed in %v", took)
 }
