@@ -192,7 +192,7 @@ func newRoot(a *app) *cobra.Command {
 		newServer(a),
 		newPeer(a), newJoin(a), newPool(a),
 		newVolume(a), newSubvolume(a),
-		newMount(a), newUmount(a), newFile(a), newBrick(a),
+		newMount(a), newMountAsker(), newUmount(a), newFile(a), newBrick(a),
 		newDemo(a),
 		newVersion(a),
 	)

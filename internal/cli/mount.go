@@ -74,6 +74,7 @@ func newMount(a *app) *cobra.Command {
 		cfg.Hosts = append(cfg.Hosts, o.hosts...)
 		cfg.Mount = o.mount
 		cfg.Mount.OwnProcess = true
+		cfg.Mount.Asker = []string{"/proc/self/exe", askerCommand}
 		cfg.Mount.FsName = args[0]
 		cfg.Wait = wait
 		if o.stateDir != "" {
@@ -98,6 +99,18 @@ func newMount(a *app) *cobra.Command {
 		return a.mountInBackground(cmd.Context(), cfg, o.logFile)
 	}
 	return c
+}
+
+// askerCommand is what a mount has this program do beside it.
+const askerCommand = "mount-asker"
+
+func newMountAsker() *cobra.Command {
+	return &cobra.Command{
+		Use:    askerCommand,
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE:   func(*cobra.Command, []string) error { return mount.Ask() },
+	}
 }
 
 const mountHelp = `Mount a volume. The command returns when the mount answers; what serves it goes

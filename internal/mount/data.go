@@ -58,6 +58,8 @@ func (f *fileSystem) truncate(r *request, ino fsop.Ino, killPriv bool) fuse.Stat
 	if killPriv {
 		op.Valid |= fsop.SetKillPriv
 	}
+	f.inflight.resizing(ino)
+	defer f.inflight.doneResizing(ino)
 	reply, err := f.handler.Do(r, op)
 	if err != nil {
 		return f.status(r, err)
@@ -200,6 +202,8 @@ func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	ino := fsop.Ino(in.NodeId)
 	f.inflight.changing(ino)
 	defer f.inflight.doneChanging(ino)
+	f.inflight.resizing(ino)
+	defer f.inflight.doneResizing(ino)
 	op := &fsop.Write{
 		Ino:      ino,
 		Off:      in.Offset,
@@ -269,6 +273,8 @@ func (f *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
 	ino := fsop.Ino(in.NodeId)
+	f.inflight.resizing(ino)
+	defer f.inflight.doneResizing(ino)
 	reply, err := f.handler.Do(r, &fsop.Fallocate{
 		Ino: ino, Mode: in.Mode, Off: in.Offset, Len: in.Length,
 	})
@@ -310,6 +316,8 @@ func (f *fileSystem) copyOnce(r *request, in *fuse.CopyFileRangeIn, done uint64,
 		return 0, err
 	}
 	out := fsop.Ino(in.NodeIdOut)
+	f.inflight.resizing(out)
+	defer f.inflight.doneResizing(out)
 	wrote, err := f.handler.Do(r, &fsop.Write{Ino: out, Off: in.OffOut + done, Data: read.Data})
 	if err != nil {
 		return 0, err

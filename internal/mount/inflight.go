@@ -40,6 +40,8 @@ type dirShard struct {
 	mu      sync.Mutex
 	changes map[fsop.Ino]int
 	ended   map[fsop.Ino]chan struct{} // closed when there are none; made when first asked for
+	resizes map[fsop.Ino]int           // those that may change a file's size
+	resized uint64                     // how many of those there were
 }
 
 // request is one request of the kernel in flight, and its context.
@@ -144,6 +146,7 @@ func newInflight() *inflight {
 	for i := range f.dirs {
 		f.dirs[i].changes = make(map[fsop.Ino]int)
 		f.dirs[i].ended = make(map[fsop.Ino]chan struct{})
+		f.dirs[i].resizes = make(map[fsop.Ino]int)
 	}
 	return f
 }
@@ -217,6 +220,36 @@ func (f *inflight) awaitChanges(ctx context.Context, dir fsop.Ino) {
 	case <-c:
 	case <-ctx.Done():
 	}
+}
+
+// resizing registers a request that may change a file's size.
+func (f *inflight) resizing(ino fsop.Ino) {
+	d := f.dir(ino)
+	d.mu.Lock()
+	d.resizes[ino]++
+	d.resized++
+	d.mu.Unlock()
+}
+
+func (f *inflight) doneResizing(ino fsop.Ino) {
+	d := f.dir(ino)
+	d.mu.Lock()
+	if d.resizes[ino]--; d.resizes[ino] == 0 {
+		delete(d.resizes, ino)
+	}
+	d.mu.Unlock()
+}
+
+// resized returns a mark. If it is the same later, and not 0, no request of this
+// mount was changing ino's size at any moment in between.
+func (f *inflight) resized(ino fsop.Ino) (mark uint64) {
+	d := f.dir(ino)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.resizes[ino] > 0 {
+		return 0
+	}
+	return d.resized + 1
 }
 
 // watchInterval is how soon after a signal a killed caller is let go.

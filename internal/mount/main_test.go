@@ -24,6 +24,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if len(os.Args) == 2 && os.Args[1] == askerArg {
+		if err := Ask(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if w := os.Getenv(helperEnv); w != "" {
 		if err := runHelper(w); err != nil {
 			fmt.Println(err)
@@ -33,6 +40,9 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m)
 }
+
+// askerArg has the test binary be the program of Options.Asker.
+const askerArg = "mount-asker"
 
 // needFUSE skips the test, in print, where nothing can be mounted.
 func needFUSE(t testing.TB) {
@@ -76,6 +86,7 @@ func mountHandler(t testing.TB, o Options, of func(*Mount) fsop.Handler) *mounte
 	needFUSE(t)
 	dir := t.TempDir()
 	o.AllowOther = true
+	o.Asker = []string{"/proc/self/exe", askerArg}
 	if testing.Verbose() {
 		o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}

@@ -18,6 +18,9 @@ type fileSystem struct {
 	*Mount
 }
 
+// generation is that of all inodes: no inode number is used again.
+const generation = 1
+
 // blockSize is the I/O size that stat recommends. A write is a round trip to
 // every replica whatever its size, so it is larger than a page.
 const blockSize = 64 << 10
@@ -106,7 +109,7 @@ func (m *Mount) found(r *request, a *fsop.Attr, seq uint64, parent fsop.Ino, nam
 	m.names.add(a.Ino, parent, name)
 	timeout := m.cacheTimeout()
 	out.NodeId = uint64(a.Ino)
-	out.Generation = 1
+	out.Generation = generation
 	fillAttr(&out.Attr, a)
 	m.given.add(parent, name, true, timeout)
 	if m.nodes.leads(parent, name, a.Ino, seq, r.began) {
@@ -157,7 +160,7 @@ func (m *Mount) foundAgain(r *request, dir fsop.Ino, name string, out *fuse.Entr
 		return true // NodeId 0: the name's absence is cached
 	}
 	m.names.add(to, dir, name)
-	out.NodeId, out.Generation = uint64(to), 1
+	out.NodeId, out.Generation = uint64(to), generation
 	fillAttr(&out.Attr, &a)
 	out.SetAttrTimeout(timeout)
 	return true
@@ -200,7 +203,7 @@ func (m *Mount) foretold(r *request, a *fsop.Attr, parent fsop.Ino, name string,
 	m.nodes.foretold(a)
 	m.names.add(a.Ino, parent, name)
 	out.NodeId = uint64(a.Ino)
-	out.Generation = 1
+	out.Generation = generation
 	fillAttr(&out.Attr, a)
 	if r.began.drop == m.nodes.dropGen.Load() {
 		out.SetEntryTimeout(m.cacheTimeout())
@@ -272,12 +275,28 @@ func (m *Mount) forget(ino fsop.Ino, n uint64) {
 //
 // The kernel asks before it reads from a page whose inode was invalidated. If
 // another invalidation comes in between it ignores the answer and reads the
-// page, so pages that are known to be old must be gone before the answer.
+// page up to the size that it has, so pages that are known to be old must be gone
+// before the answer, and the size must be right (see sizes).
 func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
 	ino := fsop.Ino(in.NodeId)
+	var z *sizing
+	switch {
+	case in.Flags()&fuse.FUSE_GETATTR_FH != 0 && f.nodes.unsized(ino):
+		z = f.sizes.begin(ino)
+		defer f.sizes.end(ino, z)
+	case f.asker.is(in.Pid):
+		if a, fresh, ok := f.answerSize(ino); ok {
+			fillAttr(&out.Attr, &a)
+			if fresh {
+				out.SetTimeout(f.cacheTimeout())
+			}
+			return fuse.OK
+		}
+	}
 	f.pages.await(r, ino)
+	own := f.inflight.resized(ino)
 	attr, seq, ok := f.nodes.attr(ino)
 	if !ok || !f.leased() || f.inflight.isChanging(ino) {
 		reply, err := f.handler.Do(r, &fsop.Getattr{Ino: ino})
@@ -289,6 +308,9 @@ func (f *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 	if !plausible(&attr) {
 		f.log.Error("mount: implausible attributes", "ino", uint64(ino), "attr", attr)
 		return fuse.EIO
+	}
+	if z != nil {
+		f.settleSize(r, z, &attr, seq, own)
 	}
 	fillAttr(&out.Attr, &attr)
 	if f.nodes.read(&attr, seq, r.began) {
@@ -339,6 +361,9 @@ func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 	if dir {
 		f.inflight.changing(ino)
 		defer f.inflight.doneChanging(ino)
+	} else {
+		f.inflight.resizing(ino)
+		defer f.inflight.doneResizing(ino)
 	}
 	reply, err := f.handler.Do(r, op)
 	if err != nil {

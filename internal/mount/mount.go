@@ -33,6 +33,10 @@ type Options struct {
 	// then ends when it is killed, whatever it waits for (device.apart). A process
 	// that also uses the mount would keep its own files open for longer than it knows.
 	OwnProcess bool
+	// Asker is a command that runs Ask, in a process of its own, and is at hand as
+	// long as the mount is. Without one, a read can end where the file ended before changes
+	// that were acknowledged, if another change overtakes it (see sizes).
+	Asker []string
 	// ReadOnly mounts read-only.
 	ReadOnly bool
 	// AllowOther lets users other than the mounting one in.
@@ -75,6 +79,8 @@ type Mount struct {
 	given    *givenNames
 	names    *nameCache
 	behind   behind
+	sizes    *sizes
+	asker    *asker
 	lastFh   atomic.Uint64
 	ready    chan struct{} // closed when mounted
 
@@ -103,11 +109,13 @@ func New(o Options) *Mount {
 		locks:    newLockTable(),
 		given:    newGivenNames(),
 		names:    newNameCache(),
+		sizes:    &sizes{of: make(map[fsop.Ino]*sizing)},
 		ready:    make(chan struct{}),
 		entries:  make(chan *entryJob, 1024),
 		stop:     make(chan struct{}),
 	}
 	m.pages = newPageQueue(m.inflight.isChanging)
+	m.asker = &asker{command: o.Asker, dir: m.dir}
 	m.SetCacheTimeout(o.CacheTimeout)
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
@@ -181,6 +189,11 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 	if err := settle(dir); err != nil {
 		m.log.Warn("mount: first look at the file system", "dir", dir, "err", err)
 	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		m.log.Warn("mount: the file system's number", "dir", dir, "err", err)
+	}
+	m.asker.dev = st.Dev
 	if err := setReadahead(dir, fsop.MaxData); err != nil {
 		m.log.Debug("mount: read-ahead stays at the kernel's default", "err", err)
 	}
@@ -195,9 +208,17 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 	}
 	close(m.stop)
 	end()
+	m.asker.close()
 	m.helpers.Wait()
 	m.pages.wait()
 	return nil
+}
+
+// dir is where the file system is mounted now.
+func (m *Mount) dir() string {
+	m.dev.mu.RLock()
+	defer m.dev.mu.RUnlock()
+	return m.dev.dir
 }
 
 // start runs f; Serve waits for it.

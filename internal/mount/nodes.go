@@ -77,6 +77,7 @@ const (
 	noACL                        // it has no access control lists
 	immutable                    // as it was told last
 	appendOnly                   // likewise
+	unsized                      // of a file that was invalidated: the kernel's idea of its size may be old, see sizes
 )
 
 // flagged brings the marks that come from attributes up to date.
@@ -381,6 +382,21 @@ func (t *nodes) setXattr(ino fsop.Ino) {
 	}
 }
 
+// unsized says whether the kernel's idea of ino's size may be old, whatever it is
+// told in answer to a question that is under way.
+func (t *nodes) unsized(ino fsop.Ino) bool { return t.marksOf(ino)&unsized != 0 }
+
+// sized says that the kernel has the size of ino that was true at seq.
+func (t *nodes) sized(ino fsop.Ino, seq uint64) {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, ok := s.known[ino]; ok && seq >= n.inval {
+		n.marks &^= unsized
+		s.known[ino] = n
+	}
+}
+
 // isDir says whether the kernel knows ino as a directory.
 func (t *nodes) isDir(ino fsop.Ino) bool {
 	s := t.shard(ino)
@@ -401,7 +417,7 @@ func (t *nodes) invalidated(ino fsop.Ino, name string, seq uint64) (known bool, 
 		return false, 0
 	}
 	n.inval = max(n.inval, seq)
-	n.marks &= immutable | appendOnly
+	n.marks = n.marks&(immutable|appendOnly) | unsized
 	s.known[ino] = n
 	if n.kind == s_IFDIR {
 		t.entries.spoil(ino, name)
@@ -497,7 +513,7 @@ func (t *nodes) drop() []fsop.Ino {
 		clear(s.told)
 		s.unknown = t.clock.Load()
 		for ino, n := range s.known {
-			n.marks &= immutable | appendOnly
+			n.marks = n.marks&(immutable|appendOnly) | unsized
 			s.known[ino] = n
 			all = append(all, ino)
 		}
