@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -9,7 +10,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,6 +36,7 @@ type deed struct {
 	object, op string
 	a, b       int // names, or the value
 	client     int
+	looked     bool // the rest of a rename, after its look at the source
 }
 
 type answer struct {
@@ -49,16 +53,27 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 	seed := fs.Uint64("seed", 1, "of the choices")
 	each := fs.Int("clients", 2, "clients on each mount")
 	pace := fs.Duration("pace", time.Millisecond, "pause after each operation, to bound the judge's work")
-	cached := fs.Bool("cached", false, "read journals through the page cache, which can miss the end of a file that grows (doc/mount.md)")
+	cached := fs.Bool("cached", true, "read journals through the page cache, not past it")
+	of := fs.String("of", strings.Join(historyKinds, ","), "kinds of objects")
+	keep := fs.String("keep", "", "a directory for the histories that have no order")
 	spoil := fs.Int("spoil", 0, "falsify every so many answers, to see that it is noticed")
 	fs.Parse(args)
+	kinds := strings.Split(*of, ",")
+	for _, k := range kinds {
+		if !slices.Contains(historyKinds, k) {
+			return nil, fmt.Errorf("-of %s: the kinds are %v", k, historyKinds)
+		}
+	}
+	if *each*fs.NArg() > historyClients {
+		return nil, fmt.Errorf("%d clients, want %d at most", *each*fs.NArg(), historyClients)
+	}
 	h := &History{Ops: map[string]int{}}
 	var mu sync.Mutex
 	var all []porcupine.Operation
 	var wg sync.WaitGroup
 	begin := time.Now()
 	for i := range *each * fs.NArg() {
-		c := &historian{id: i, cached: *cached, dir: fs.Arg(i % fs.NArg()), rng: rand.New(rand.NewPCG(*seed, uint64(i))), files: map[string]int{}}
+		c := &historian{id: i, kinds: kinds, cached: *cached, dir: fs.Arg(i % fs.NArg()), rng: rand.New(rand.NewPCG(*seed, uint64(i))), files: map[string]int{}}
 		wg.Go(func() {
 			defer c.close()
 			var ops []porcupine.Operation
@@ -97,24 +112,82 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 	}
 	h.Parts = len(parts)
 	for object, ops := range parts {
-		switch porcupine.CheckOperationsTimeout(plain, ops, 20*time.Second) {
+		fault := ""
+		switch judge(ops) {
 		case porcupine.Illegal:
-			h.Faults = append(h.Faults, fmt.Sprintf("no order explains the %d operations on %s", len(ops), object))
+			fault = fmt.Sprintf("no order explains the %d operations on %s", len(ops), object)
 		case porcupine.Unknown:
-			h.Faults = append(h.Faults, fmt.Sprintf("the %d operations on %s were not judged within 20 s", len(ops), object))
+			fault = fmt.Sprintf("the %d operations on %s were not judged in time", len(ops), object)
+		default:
+			continue
+		}
+		h.Faults = append(h.Faults, fault)
+		if *keep != "" {
+			if err := os.WriteFile(filepath.Join(*keep, object), transcript(ops), 0o644); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return h, nil
 }
 
-// historyNames are how many names a directory has.
-const historyNames = 3
+// judge looks for an order of operations on one object: for one in which each
+// happens at one moment, and if there is none and names are renamed, for one in which a
+// rename is what Linux makes of it.
+func judge(ops []porcupine.Operation) porcupine.CheckResult {
+	const patience = 20 * time.Second
+	result := porcupine.CheckOperationsTimeout(plain, ops, patience)
+	if result == porcupine.Ok {
+		return result
+	}
+	var parts []porcupine.Operation
+	for _, op := range ops {
+		d := op.Input.(deed)
+		if d.op == "rename" || d.op == "noreplace" {
+			look := op
+			look.Input, look.Output = deed{object: d.object, op: "seek", a: d.a, client: d.client}, answer{}
+			parts = append(parts, look)
+			d.looked = true
+			op.Input = d
+		}
+		parts = append(parts, op)
+	}
+	if len(parts) == len(ops) {
+		return result
+	}
+	return porcupine.CheckOperationsTimeout(linux, parts, patience)
+}
+
+// transcript is a history for people.
+func transcript(ops []porcupine.Operation) []byte {
+	slices.SortFunc(ops, func(x, y porcupine.Operation) int { return cmp.Compare(x.Call, y.Call) })
+	var b bytes.Buffer
+	for _, op := range ops {
+		d, ans := op.Input.(deed), op.Output.(answer)
+		fmt.Fprintf(&b, "%12.3f to %12.3f ms, client %d: %s %d %d: %q", float64(op.Call)/1e6, float64(op.Return)/1e6, op.ClientId, d.op, d.a, d.b, ans.value)
+		if ans.err != 0 {
+			fmt.Fprintf(&b, " %v", ans.err)
+		}
+		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}
+
+// historyKinds are the kinds of objects.
+var historyKinds = []string{"register", "journal", "lock", "names"}
+
+const (
+	historyNames   = 3 // that a directory has
+	historyClients = 8
+)
 
 // state is a plain object in memory, whichever it is.
 type state struct {
 	value string            // of a register or journal
 	names [historyNames]int // of a directory: what each leads to, 0: nothing
 	owner int               // of a lock, 0: nobody
+	// sought is what renames that are under way found at their source, by client; one more.
+	sought [historyClients]int
 }
 
 var plain = porcupine.Model{
@@ -125,6 +198,55 @@ var plain = porcupine.Model{
 		return ans == want, now
 	},
 }
+
+// linux is plain but for renames. Linux looks at both names of one before it asks
+// the file system to carry it out, first at the old, then at the new name, and at one
+// moment each. From what it saw it knows some answers that are not true at any
+// one moment if others change the names in between:
+//
+//   - rename says that it has succeeded, and does nothing, if both names lead to
+//     the same file. They do not at any moment here, where a file has one name,
+//     but may have led to it one after the other.
+//   - RENAME_NOREPLACE says EEXIST if it saw something at both names.
+//
+// A local file system under Linux does not show this: there nobody else changes the
+// names while a rename holds the directory's lock. That lock is the machine's.
+var linux = (&porcupine.NondeterministicModel{
+	Init: func() []any { return []any{state{}} },
+	Step: func(s, input, output any) []any {
+		now, d, ans := s.(state), input.(deed), output.(answer)
+		if d.op == "seek" {
+			now.sought[d.client] = now.names[d.a] + 1
+			return []any{now}
+		}
+		if !d.looked {
+			if now.answer(&d) != ans {
+				return nil
+			}
+			return []any{now}
+		}
+		if now.sought[d.client] == 0 {
+			return nil // the look comes first
+		}
+		saw := now.sought[d.client] - 1
+		now.sought[d.client] = 0
+		switch {
+		case saw == 0 && ans.err == unix.ENOENT,
+			saw != 0 && d.op == "noreplace" && now.names[d.b] != 0 && ans.err == unix.EEXIST:
+			return []any{now}
+		case saw == 0:
+			return nil
+		}
+		var next []any
+		if d.op == "rename" && now.names[d.b] == saw && ans.err == 0 {
+			next = append(next, now)
+		}
+		if done := now; done.answer(&d) == ans {
+			next = append(next, done)
+		}
+		return next
+	},
+}).ToModel()
 
 // answer carries d out.
 func (s *state) answer(d *deed) answer {
@@ -174,6 +296,7 @@ func (s *state) answer(d *deed) answer {
 // historian is one client on one mount.
 type historian struct {
 	id     int
+	kinds  []string
 	dir    string
 	cached bool
 	rng    *rand.Rand
@@ -192,15 +315,15 @@ func (c *historian) choose(t int) deed {
 	c.n++
 	unique := c.id + 1 + 100*c.n
 	pick := func(ops ...string) string { return ops[c.rng.IntN(len(ops))] }
-	switch c.rng.IntN(4) {
-	case 0:
+	switch pick(c.kinds...) {
+	case "register":
 		return deed{object: fmt.Sprintf("register-%d-%d", t, c.rng.IntN(3)), op: pick("read", "write"), a: unique}
-	case 1:
+	case "journal":
 		return deed{object: fmt.Sprintf("journal-%d-%d", t, c.rng.IntN(2)), op: pick("read", "append"), a: unique}
-	case 2:
+	case "lock":
 		return deed{object: fmt.Sprintf("lock-%d-%d", t, c.rng.IntN(2)), op: pick("lock", "lock", "unlock"), client: c.id}
 	}
-	d := deed{object: fmt.Sprintf("names-%d-%d", t, c.rng.IntN(2)), op: pick("make", "make", "look", "look", "remove", "rename", "noreplace"), a: c.rng.IntN(historyNames)}
+	d := deed{object: fmt.Sprintf("names-%d-%d", t, c.rng.IntN(2)), op: pick("make", "make", "look", "look", "remove", "rename", "noreplace"), a: c.rng.IntN(historyNames), client: c.id}
 	switch d.op {
 	case "make":
 		d.b = unique
