@@ -146,7 +146,11 @@ func (a *asker) startLocked() error {
 	}
 	a.conn, a.waiting, a.threads = conn, map[uint64]chan asked{}, map[uint32]bool{}
 	a.idle = time.AfterFunc(askerIdle, func() { a.stop(conn) })
-	a.wg.Go(func() { a.receive(conn); cmd.Wait() })
+	a.wg.Go(func() {
+		a.receive(conn)
+		cmd.Process.Kill() // it has nothing to end
+		cmd.Wait()
+	})
 	return nil
 }
 
@@ -161,6 +165,10 @@ func (a *asker) receive(conn *os.File) {
 		}
 		id, value := binary.NativeEndian.Uint64(buf[:]), binary.NativeEndian.Uint64(buf[8:])
 		a.mu.Lock()
+		if a.conn != conn {
+			a.mu.Unlock()
+			return
+		}
 		if id == 0 {
 			a.threads[uint32(value)] = true
 		} else if c := a.waiting[id]; c != nil {

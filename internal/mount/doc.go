@@ -35,12 +35,10 @@
 //     and that waits until the kernel has the inode.
 //  3. When the answer to the question before a read(2) is ignored, because
 //     another change came or a write of the same file ended meanwhile, the kernel
-//     reads the pages it has. They are gone: Invalidate drops the pages that nobody
+//     reads the pages it has, up to the size that it has. The pages are gone: Invalidate drops those that nobody
 //     has locked before it returns, the others are dropped in the background, and
-//     that question is not answered before (GetAttr). Only the file's size is
-//     then what the kernel knew before it asked, which may be from before changes
-//     that were acknowledged earlier: that one read ends early. This is a gap
-//     (doc/known-gaps.md): the reply that would mend it is the one that is ignored.
+//     that question is not answered before (GetAttr). The size is made right before
+//     that question is answered, by having the kernel ask a second one (sizes).
 //
 // Pages. AUTO_INVAL_DATA has the kernel ask for attributes, once they were
 // invalidated, before it uses a page, and drop all pages if size or modification

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"testing"
 	"time"
 )
@@ -15,18 +14,11 @@ func TestHistories(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := start(t, setup{})
 			p.run(1, "mkdir", "/mnt/wp/history")
-			duration := pick(4*time.Second, 30*time.Minute)
+			duration := pick(2*time.Second, 30*time.Minute)
 			keep := t.ArtifactDir()
 			args := []string{"history", "-duration", fmt.Sprint(duration), "-keep", keep}
-			if of := os.Getenv("H_OF"); of != "" {
-				args = append(args, "-of", of)
-			}
-			if d := os.Getenv("H_D"); d != "" {
-				args = append(args, "-duration", d)
-				duration, _ = time.ParseDuration(d)
-			}
 			wait := p.startWorkload(0, duration+time.Hour, append(args, p.mountsOf("/mnt/wp/history")...)...)
-			for begin := time.Now(); faults && time.Since(begin) < duration-2*time.Second; {
+			for begin := time.Now(); faults && time.Since(begin) < duration; {
 				i := p.primary(1)
 				p.killDaemon(i)
 				p.startDaemon(i)
