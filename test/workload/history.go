@@ -334,12 +334,16 @@ func (c *historian) choose(t int) deed {
 }
 
 // file opens a file, and keeps it open.
+//
+// Writers and readers have a descriptor each. Through one that is for both, the
+// kernel puts what is written in its page cache before it sends it: others on that
+// machine see it sooner than any other machine (doc/semantics.md).
 func (c *historian) file(object string, flags int) (int, error) {
 	key := fmt.Sprint(object, flags)
 	if fd, ok := c.files[key]; ok {
 		return fd, nil
 	}
-	fd, err := unix.Open(filepath.Join(c.dir, object), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|flags, 0o644)
+	fd, err := unix.Open(filepath.Join(c.dir, object), unix.O_CREAT|unix.O_CLOEXEC|flags, 0o644)
 	if err == nil {
 		c.files[key] = fd
 	}
@@ -351,9 +355,12 @@ func (c *historian) file(object string, flags int) (int, error) {
 func (c *historian) do(d deed) (answer, error) {
 	switch d.op {
 	case "write", "append", "read":
-		flags := 0
-		if d.op == "append" || d.object[0] == 'j' && !c.cached {
-			flags = unix.O_APPEND
+		flags := unix.O_RDONLY
+		switch {
+		case d.op == "write":
+			flags = unix.O_WRONLY
+		case d.op == "append" || d.object[0] == 'j' && !c.cached:
+			flags = unix.O_RDWR | unix.O_APPEND
 		}
 		fd, err := c.file(d.object, flags)
 		if err != nil {
@@ -386,7 +393,7 @@ func (c *historian) do(d deed) (answer, error) {
 		// believed, plus the record; if others have appended meanwhile, that is in the middle of one.
 		return answer{value: string(buf[:bytes.LastIndexByte(buf[:n], ' ')+1])}, nil
 	case "lock", "unlock":
-		fd, err := c.file(d.object, 0)
+		fd, err := c.file(d.object, unix.O_RDWR)
 		if err != nil {
 			return answer{}, err
 		}
