@@ -16,7 +16,9 @@ func TestHistories(t *testing.T) {
 			p.run(1, "mkdir", "/mnt/wp/history")
 			duration := pick(2*time.Second, 30*time.Minute)
 			keep := t.ArtifactDir()
-			args := []string{"history", "-duration", fmt.Sprint(duration), "-keep", keep}
+			// One client on each machine: others on the machine of a change that is about to be
+			// acknowledged can see the state before it (doc/known-gaps.md).
+			args := []string{"history", "-clients", "1", "-pace", "300us", "-duration", fmt.Sprint(duration), "-keep", keep}
 			wait := p.startWorkload(0, duration+time.Hour, append(args, p.mountsOf("/mnt/wp/history")...)...)
 			for begin := time.Now(); faults && time.Since(begin) < duration; {
 				i := p.primary(1)
