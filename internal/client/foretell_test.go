@@ -218,16 +218,16 @@ func (c *commons) do(ctx context.Context, m *member, op fsop.Op) (*fsop.Reply, e
 
 // shut returns what keeps op from being carried out.
 func (c *commons) shut(ctx context.Context, m *member, op fsop.Op) fsop.Ino {
-	var inos []fsop.Ino
-	child := func(dir fsop.Ino, name string) {
+	var inos, gone []fsop.Ino
+	child := func(dir fsop.Ino, name string, to *[]fsop.Ino) {
 		if r, err := m.below.Do(ctx, &fsop.Lookup{Parent: dir, Name: name}); err == nil {
-			inos = append(inos, r.Attr.Ino)
+			*to = append(*to, r.Attr.Ino)
 		}
 	}
 	switch op := op.(type) {
 	case *fsop.Lookup:
 		inos = append(inos, op.Parent)
-		child(op.Parent, op.Name)
+		child(op.Parent, op.Name, &inos)
 	case *fsop.Create:
 		inos = append(inos, op.Parent)
 	case *fsop.Mkdir:
@@ -236,10 +236,10 @@ func (c *commons) shut(ctx context.Context, m *member, op fsop.Op) fsop.Ino {
 		inos = append(inos, op.Parent)
 	case *fsop.Rmdir:
 		inos = append(inos, op.Parent)
-		child(op.Parent, op.Name)
+		child(op.Parent, op.Name, &gone)
 	case *fsop.Rename:
 		inos = append(inos, op.Parent, op.NewParent)
-		child(op.NewParent, op.NewName)
+		child(op.NewParent, op.NewName, &gone)
 	case *fsop.Readdir:
 		inos = append(inos, op.Ino)
 		if r, err := m.below.Do(ctx, op); err == nil {
@@ -256,6 +256,11 @@ func (c *commons) shut(ctx context.Context, m *member, op fsop.Op) fsop.Ino {
 	}
 	for _, ino := range inos {
 		if h := c.held[ino]; h != 0 && h != m.id {
+			return ino
+		}
+	}
+	for _, ino := range gone { // its own session does not know which directory it is
+		if c.held[ino] != 0 {
 			return ino
 		}
 	}

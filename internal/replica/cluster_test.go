@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -232,6 +233,10 @@ func (s *memStore) do(e *proto.Entry) (*replica.Result, error) {
 		}
 	case *fsop.Create: // as much of it as concerns windows
 		res.Effects = []proto.Effect{{Ino: op.Parent}, {Ino: op.Parent, Name: op.Name}}
+	case *fsop.Rmdir:
+		res.Effects = []proto.Effect{{Ino: op.Parent}, {Ino: op.Parent, Name: op.Name}}
+	case *fsop.Rename:
+		res.Effects = []proto.Effect{{Ino: op.Parent, Name: op.Name}, {Ino: op.NewParent, Name: op.NewName}}
 	case *fsop.CloseWindow:
 		if s.windows[op.Ino] == cluster.SessionID(op.Session) {
 			delete(s.windows, op.Ino)
@@ -302,6 +307,9 @@ func (s *memStore) Read(_ context.Context, op fsop.Op) (*fsop.Reply, uint64, err
 	case *fsop.Getattr:
 		return &fsop.Reply{Seq: seq, Attr: fsop.Attr{Ino: op.Ino, Change: seq, Window: uint64(s.windows[op.Ino])}}, seq, nil
 	case *fsop.Lookup:
+		if op.Name == "directory 5" {
+			return &fsop.Reply{Seq: seq, Attr: fsop.Attr{Ino: 5, Mode: syscall.S_IFDIR, Change: seq}}, seq, nil
+		}
 		return nil, seq, fsop.ENOENT
 	}
 	return nil, 0, fsop.EOPNOTSUPP

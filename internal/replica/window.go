@@ -54,9 +54,12 @@ func (l *loop) parkWindow(q *request) bool {
 	if q.session == 0 || q.do.Op.Kind() == fsop.KindMake { // Make is its holder's or is refused
 		return false
 	}
-	for _, ino := range l.touches(q.do.Op) {
+	gone := l.victims(q.do.Op)
+	for i, ino := range append(gone, l.touches(q.do.Op)...) {
 		holder := l.holder(l.ctx, ino)
-		if holder == 0 || holder == q.session {
+		// The holder itself does not know which directory its own request removes: the
+		// name may lead to another one by now. In that it goes on to tell of files.
+		if holder == 0 || holder == q.session && i >= len(gone) {
 			continue
 		}
 		if q.since == 0 {
@@ -91,16 +94,29 @@ func (l *loop) touches(op fsop.Op) []fsop.Ino {
 		}
 	case *fsop.Link:
 		return []fsop.Ino{op.Parent, op.Ino}
-	case *fsop.Rmdir:
-		return append(directories(op), l.child(op.Parent, op.Name)...)
 	case *fsop.Rename:
-		inos := append(directories(op), l.child(op.NewParent, op.NewName)...)
+		inos := directories(op)
 		if op.Flags&fsop.RenameExchange != 0 {
 			inos = append(inos, l.child(op.Parent, op.Name)...)
+			inos = append(inos, l.child(op.NewParent, op.NewName)...)
 		}
 		return inos
 	}
 	return directories(op)
+}
+
+// victims lists the directory that op removes if it is empty. Whether it is, its
+// window's holder knows.
+func (l *loop) victims(op fsop.Op) []fsop.Ino {
+	switch op := op.(type) {
+	case *fsop.Rmdir:
+		return l.child(op.Parent, op.Name)
+	case *fsop.Rename:
+		if op.Flags&fsop.RenameExchange == 0 {
+			return l.child(op.NewParent, op.NewName)
+		}
+	}
+	return nil
 }
 
 // child finds a directory that may have names which its window's holder has not sent.

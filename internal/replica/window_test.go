@@ -124,6 +124,33 @@ func TestWindowOfADirectory(t *testing.T) {
 	}
 }
 
+// Who removes a directory by name does not know that it is one in which this very
+// session tells of files: the name may lead to another directory than its kernel
+// believes. So the window is closed first, and what was told of is there by then.
+func TestOwnWindowOfWhatGoes(t *testing.T) {
+	for _, tc := range []struct {
+		what string
+		op   fsop.Op
+		held bool // the window may stay
+	}{
+		{"rmdir", &fsop.Rmdir{Parent: 1, Name: "directory 5"}, false},
+		{"rename over it", &fsop.Rename{Parent: 1, Name: "a", NewParent: 1, NewName: "directory 5"}, false},
+		{"rename of it", &fsop.Rename{Parent: 1, Name: "directory 5", NewParent: 1, NewName: "a"}, true},
+		{"exchange", &fsop.Rename{Parent: 1, Name: "a", NewParent: 1, NewName: "directory 5", Flags: fsop.RenameExchange}, true},
+		{"rmdir of something in it", &fsop.Rmdir{Parent: 5, Name: "n"}, true},
+	} {
+		withHolder(t, 50*time.Millisecond, func(t *testing.T, w *world, h *holder, _ func()) {
+			began := time.Now()
+			if _, err := h.do(t.Context(), tc.op); err != nil {
+				t.Errorf("%s: %v", tc.what, err)
+			}
+			if waited := time.Since(began) >= 50*time.Millisecond; waited == tc.held || tc.held != (h.recalls.Load() == 0) {
+				t.Errorf("%s took %v, and its own session was asked for windows %d times", tc.what, time.Since(began), h.recalls.Load())
+			}
+		})
+	}
+}
+
 // A holder that is alive and has much to send is given more time than a lease.
 func TestSlowHolderKeepsItsWindow(t *testing.T) {
 	withHolder(t, 3*cluster.LeaseGuard, func(t *testing.T, w *world, h *holder, _ func()) {
