@@ -419,6 +419,7 @@ type node struct {
 
 	outMu sync.Mutex
 	out   map[cluster.BrickID][]func(*replica.Replica) // sent and not flushed
+	sent  map[uint8]int                                // messages of each kind
 }
 
 func newWorld(t *testing.T, n, min int) *world {
@@ -427,7 +428,7 @@ func newWorld(t *testing.T, n, min int) *world {
 	for range n {
 		id := cluster.NewID()
 		w.order = append(w.order, id)
-		w.nodes[id] = &node{w: w, id: id, store: newMemStore()}
+		w.nodes[id] = &node{w: w, id: id, store: newMemStore(), sent: map[uint8]int{}}
 	}
 	w.cfg = cluster.SetConfig{Set: w.set, Epoch: 1, Primary: w.order[0], Members: w.order, InSync: w.order, MinInSync: min}
 	for _, id := range w.order {
@@ -622,6 +623,7 @@ func (n *node) Send(to cluster.BrickID, kind uint8, parts ...[]byte) error {
 	}
 	n.outMu.Lock()
 	defer n.outMu.Unlock()
+	n.sent[kind]++
 	n.out[to] = append(n.out[to], func(r *replica.Replica) {
 		var env proto.Envelope
 		rest, err := codec.DecodePrefix(body, &env)

@@ -160,7 +160,9 @@ func (l *loop) tick() {
 func (l *loop) applyReady() error {
 	r := l.m.Ready()
 	l.kept.Messages = append(l.kept.Messages, r.Messages...)
-	l.kept.Streams = append(l.kept.Streams, r.Streams...)
+	for _, s := range r.Streams {
+		l.kept.Streams = joinStream(l.kept.Streams, s)
+	}
 	if r.Promise != 0 {
 		if err := l.store.Promise(r.Promise); err != nil {
 			return err
@@ -198,6 +200,7 @@ func (l *loop) act() error {
 		}
 		kept := l.kept
 		l.kept = core.Ready{}
+		kept.Streams = l.holdBack(kept.Streams)
 		if len(kept.Messages) == 0 && len(kept.Streams) == 0 && l.fsync.ask == 0 {
 			break
 		}
@@ -205,21 +208,32 @@ func (l *loop) act() error {
 			return err
 		}
 		l.sendAll(kept.Messages)
-		for _, s := range kept.Streams {
-			l.stream(s)
-		}
-		l.askSyncs()
-		l.flushSent()
+		l.sendEntries(kept.Streams)
 	}
-	if err := l.flush(); err != nil {
-		return err
+	if !l.holding() {
+		if err := l.flush(); err != nil {
+			return err
+		}
 	}
 	l.publish()
 	l.answer()
-	// Those who were answered made room for the next round of syncs.
+	if l.fsync.ask > 0 { // those who were answered made room for the next round of syncs
+		streams := l.holdBack(nil)
+		if err := l.flush(); err != nil {
+			return err
+		}
+		l.sendEntries(streams)
+	}
+	return nil
+}
+
+// sendEntries sends entries, and right behind them the wish that they be durable.
+func (l *loop) sendEntries(streams []core.Stream) {
+	for _, s := range streams {
+		l.stream(s)
+	}
 	l.askSyncs()
 	l.flushSent()
-	return nil
 }
 
 func (l *loop) sendAll(messages []core.Message) {

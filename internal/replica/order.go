@@ -109,6 +109,9 @@ func (l *loop) order(q *request) {
 			}
 		}
 		if w := written(q.do.Op); w != nil && w.Sync {
+			if res.Raw != nil {
+				l.fsync.hold(e.Pos.Seq, len(res.Raw))
+			}
 			l.waitSync(&syncRequest{seq: l.m.Tail().Seq, req: q, reply: proto.DoReply{Reply: res.Reply}})
 			return
 		}

@@ -35,6 +35,21 @@ type flight struct {
 	bytes int
 }
 
+// joinStream adds s, to the last stream for the same brick if it continues that: what
+// leaves together is one message.
+func joinStream(all []core.Stream, s core.Stream) []core.Stream {
+	for i := len(all) - 1; i >= 0; i-- {
+		if l := &all[i]; l.To == s.To {
+			if l.Round == s.Round && l.Upto == s.Prev.Seq {
+				l.Upto, l.Commit = s.Upto, s.Commit
+				return all
+			}
+			break
+		}
+	}
+	return append(all, s)
+}
+
 // stream takes on what the machine wants sent.
 func (l *loop) stream(s core.Stream) {
 	o := l.outbox[s.To]

@@ -20,20 +20,34 @@ import (
 // that is worth more than beginning at once.
 //
 // A round is asked of the other bricks right behind the entries that it is about,
-// in the same message on the wire, and before this brick's own disk is busy.
+// in the same message on the wire, and before this brick's own disk is busy. Small
+// entries of which nobody waits for more than their round even leave with it: one
+// write of this log, one message to each brick, one write of its log, however many
+// they are.
 type syncer struct {
 	waiting []*syncRequest
 	durable map[cluster.BrickID]uint64 // in this epoch
 
-	gathered int    // of waiting, the last ones, that no round was begun for
-	crowd    int    // how many waited at once lately
-	timer    bool   // runs, for gathered
-	rounds   uint64 // begun
-	ask      uint64 // what the loop is to ask for when it acts; 0: nothing
+	gathered int          // of waiting, the last ones, that no round was begun for
+	crowd    int          // how many waited at once lately
+	timer    bool         // runs, for gathered
+	rounds   uint64       // begun
+	took     core.Instant // the last one that ended
+	ask      uint64       // what the loop is to ask for when it acts; 0: nothing
+
+	first uint64        // the first entry that is held back for the next round; 0: none
+	bytes int           // of those
+	held  []core.Stream // what the machine wants sent of them
 }
 
-// gatherWait is how long a round waits for the usual crowd.
-const gatherWait = 200 * time.Microsecond
+// gatherWait is the longest that a round waits for the usual crowd. It does not wait
+// longer than the round before took, either: to wait in vain then costs no more than to
+// have come just after a round had begun.
+const gatherWait = 500 * time.Microsecond
+
+// holdBytes is how much is held back. More is better on its way while the disks are
+// busy with the round before.
+const holdBytes = 64 << 10
 
 type syncRequest struct {
 	seq   uint64
@@ -92,6 +106,50 @@ func (l *loop) waitSync(s *syncRequest) {
 	l.gatherSync()
 }
 
+// hold notes that nobody waits for the entry at seq but for a round.
+func (y *syncer) hold(seq uint64, n int) {
+	if y.first == 0 {
+		y.first, y.bytes = seq, 0
+	}
+	y.bytes += n
+}
+
+// holding reports whether the entries from l.fsync.first on are to stay here for now,
+// not even handed to the operating system.
+func (l *loop) holding() bool {
+	y := &l.fsync
+	return y.first > 0 && y.gathered > 0 && y.ask == 0 && y.bytes <= holdBytes && l.replies.len() == 0 && l.m.Commit() < y.first
+}
+
+// holdBack returns what is to be sent now of the streams that the machine wants
+// sent, and of those that were held back.
+func (l *loop) holdBack(streams []core.Stream) []core.Stream {
+	y := &l.fsync
+	if !l.holding() {
+		var now []core.Stream
+		for _, s := range y.held {
+			if o := l.outbox[s.To]; o != nil && o.round == s.Round && o.upto == s.Prev.Seq { // not begun anew since
+				now = append(now, s)
+			}
+		}
+		y.first, y.held = 0, y.held[:0]
+		for _, s := range streams {
+			now = joinStream(now, s)
+		}
+		return now
+	}
+	now := streams[:0]
+	for _, s := range streams {
+		// One that catches up, or begins, is about more than what is held.
+		if o := l.outbox[s.To]; o == nil || o.round != s.Round || s.Prev.Seq+1 < y.first {
+			now = append(now, s)
+			continue
+		}
+		y.held = joinStream(y.held, s)
+	}
+	return now
+}
+
 // gatherSync begins a round if it is time.
 func (l *loop) gatherSync() {
 	y := &l.fsync
@@ -102,7 +160,7 @@ func (l *loop) gatherSync() {
 	case !y.timer:
 		y.timer = true
 		round := y.rounds
-		time.AfterFunc(gatherWait, func() {
+		time.AfterFunc(min(gatherWait, y.took), func() {
 			l.mail.post(func(l *loop) {
 				y.timer = false
 				if y.rounds == round && y.gathered > 0 && y.gathered == len(y.waiting) {
@@ -229,6 +287,7 @@ func (l *loop) answerFsync() {
 			keep = append(keep, s)
 			continue
 		}
+		l.fsync.took = l.now - s.asked
 		s.req.finish(s.reply)
 	}
 	clear(l.fsync.waiting[len(keep):])
@@ -246,6 +305,7 @@ const syncRetry = 500 * time.Millisecond
 
 func (l *loop) tickSync() {
 	l.releaseAck()
+	l.fsync.first = 0 // a round may take long
 	for _, s := range l.fsync.waiting {
 		if l.now >= s.asked+syncRetry {
 			s.asked = l.now
@@ -258,6 +318,7 @@ func (l *loop) tickSync() {
 func (y *syncer) reset() {
 	clear(y.durable)
 	y.gathered, y.crowd = 0, 0
+	y.first, y.held = 0, nil // every stream begins anew
 	y.reask()
 }
 

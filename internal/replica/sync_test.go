@@ -69,6 +69,98 @@ func TestSyncsShareFlushes(t *testing.T) {
 	})
 }
 
+// Writes that several writers want durable leave together with the wish for it.
+func TestSyncedWritesLeaveTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		for _, id := range w.order {
+			w.slow(id, 2*time.Millisecond)
+		}
+		const writers, times = 4, 25
+		var wg sync.WaitGroup
+		for k := range writers {
+			wg.Go(func() {
+				c := &client{w: w, id: cluster.SessionID(k + 1)}
+				for i := range times {
+					r, err := c.do(t.Context(), &fsop.Write{Ino: fsop.Ino(k + 1), Off: uint64(i), Data: []byte("x"), Sync: true})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					for _, id := range w.order {
+						if d := w.nodes[id].store.Durable(); d < r.Seq {
+							t.Errorf("a synced write returned, and brick %v has change %d not on disk but %d", id, r.Seq, d)
+						}
+					}
+				}
+			})
+		}
+		wg.Wait()
+		primary := w.nodes[w.order[0]]
+		primary.outMu.Lock()
+		defer primary.outMu.Unlock()
+		if n := primary.sent[proto.KindAppend]; n > 2*writers*times/2 { // the opening of sessions, too
+			t.Errorf("%d synced writes went to two bricks in %d messages", writers*times, n)
+		}
+	})
+}
+
+// What is held back for the next round leaves when somebody waits for more than
+// that round, and at the next tick in any case.
+func TestHeldWritesGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		backup := w.nodes[w.order[2]].store
+		before := &client{w: w, id: 9}
+		if err := before.set(t.Context(), "before", "x"); err != nil {
+			t.Fatal(err)
+		}
+		var cs []*client
+		for id := range 4 {
+			cs = append(cs, &client{w: w, id: cluster.SessionID(id + 1)})
+			if !cs[id].attach(t.Context()) {
+				t.Fatal("cannot attach")
+			}
+		}
+		w.slow(w.order[1], 5*time.Second)
+		var wg sync.WaitGroup
+		write := func(id int) (gone func() bool) {
+			tail := backup.Tail().Seq
+			wg.Go(func() {
+				if _, err := cs[id].do(t.Context(), &fsop.Write{Ino: 1, Data: []byte("x"), Sync: true}); err != nil {
+					t.Error(err)
+				}
+			})
+			time.Sleep(2 * time.Millisecond)
+			return func() bool { return backup.Tail().Seq > tail }
+		}
+		time.Sleep(7*time.Millisecond - time.Duration(time.Now().UnixNano())%(100*time.Millisecond) + 100*time.Millisecond)
+		if gone := write(1); !gone() {
+			t.Error("a lone synced write waits")
+		}
+		gone := write(2)
+		if gone() {
+			t.Error("a write that can be durable only with the next round did not wait for it")
+		}
+		began := time.Now()
+		if err := before.set(t.Context(), "meanwhile", "x"); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(began); d > 20*time.Millisecond || !gone() {
+			t.Errorf("a change took %v behind a write that is held back; that is gone: %v", d, gone())
+		}
+		gone = write(3)
+		if gone() {
+			t.Error("a write after that did not wait for the next round")
+		}
+		time.Sleep(100 * time.Millisecond) // a tick
+		if !gone() {
+			t.Error("a write is held back for longer than a tick")
+		}
+		wg.Wait()
+	})
+}
+
 // While a backup's disk is busy with a flush that took its acknowledgement of
 // entries along, that of others does not wait for it, nor does the set take the
 // brick for one that does not answer.
