@@ -43,6 +43,10 @@ type SetConfig struct {
 	// on the in-sync set when it made this configuration. A brick whose log ends
 	// below it after an unclean stop cannot lead (KIP-966).
 	Floor Pos `json:"floor"`
+	// Chosen is the newest epoch whose primary the control plane has chosen, alone in sync,
+	// although it may lack something: no better was left. In that epoch, and only
+	// in that one, the primary may lead without being certain that it has everything.
+	Chosen Epoch `json:"chosen,omitempty"`
 	// Doubted is set, without a Primary, when the pool was recovered by hand from
 	// a copy that may be old: bricks that are in sync here may since have been
 	// left behind, so any member may have what the others lack.

@@ -780,7 +780,7 @@ func (n *node) Suspect(ctx context.Context, set cluster.SetID, epoch cluster.Epo
 		return fmt.Errorf("nobody can lead")
 	}
 	if !trusted {
-		next.InSync = []cluster.BrickID{next.Primary}
+		next.InSync, next.Chosen = []cluster.BrickID{next.Primary}, next.Epoch
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -270,6 +270,7 @@ func (l *loop) syncAck(from cluster.BrickID, a *proto.SyncAck) {
 	if l.m.Role() == core.Primary && a.Epoch == l.m.Config().Epoch {
 		l.fsync.durable[from] = max(l.fsync.durable[from], a.Seq)
 	}
+	l.m.SyncAck(from, a)
 }
 
 // answerFsync answers those whose wish is fulfilled.

@@ -789,6 +789,7 @@ func (b *brick) syncAck(from int, a *proto.SyncAck) {
 	if b.m.Role() == core.Primary && a.Epoch == b.m.Config().Epoch {
 		b.durable[from] = max(b.durable[from], a.Seq)
 	}
+	b.m.SyncAck(brickID(from), a)
 }
 
 func (b *brick) answerSync(low uint64) {

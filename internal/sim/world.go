@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"mortar/internal/cluster"
+	"mortar/internal/replica/core"
 )
 
 // world is one run. Everything that happens is an event at a time of the true
@@ -249,16 +250,11 @@ func (w *world) settle() {
 	w.oracle.end()
 }
 
-// ruined reports whether only a person can help. Either the disks of all in-sync
-// bricks were replaced: when one was, another was there that had everything, and
-// left at the same moment. Or those that are in sync have lost what is known to
-// have been durable: they had joined and not yet flushed what they were sent.
+// ruined reports whether only a person can help: the disks of all in-sync bricks
+// were replaced. When one was, another was there that had everything, and left at
+// the same moment.
 func (w *world) ruined() bool {
-	cfg := w.plane.config()
-	return !slices.ContainsFunc(cfg.InSync, func(id cluster.BrickID) bool {
-		d := &w.brick(id).disk
-		return d.whole && d.tail().Compare(cfg.Floor) >= 0
-	})
+	return !slices.ContainsFunc(w.plane.config().InSync, func(id cluster.BrickID) bool { return w.brick(id).disk.whole })
 }
 
 // unsettled says what is missing for the set to be whole.
@@ -297,6 +293,9 @@ func (w *world) unanswered() error {
 		}
 		if b.m.Tail() != first.m.Tail() || b.disk.st.pos != first.disk.st.pos {
 			return fmt.Errorf("%v ends at %v and %v at %v", b, b.m.Tail(), first, first.m.Tail())
+		}
+		if b.m.Role() == core.Primary && b.m.Acked() < b.m.Tail().Seq {
+			return fmt.Errorf("%v leads, ends at %v, and has acknowledged %d", b, b.m.Tail(), b.m.Acked())
 		}
 	}
 	return nil

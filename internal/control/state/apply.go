@@ -719,6 +719,9 @@ func checkConfig(old, next *cluster.SetConfig, force bool) *Error {
 		}
 		seen[b] = true
 	}
+	if next.Chosen != old.Chosen && (next.Chosen != next.Epoch || len(next.InSync) != 1) {
+		return bad("a primary that may lack something leads its own epoch, and alone")
+	}
 	if force {
 		if next.Primary.IsZero() || next.Doubted || !slices.Equal(next.InSync, []cluster.BrickID{next.Primary}) {
 			return bad("a forced configuration has one in-sync brick, its primary")

@@ -149,7 +149,7 @@ func (f *Failover) Decide() Verdict {
 	if best.Reply.Tail.Compare(cfg.Floor) < 0 {
 		return Verdict{Again: true, Reason: fmt.Sprintf("brick %v reaches %v and the set was durable up to %v: data would be lost. Bring back the brick(s) that do not answer, or decide to go on with less", best.Brick, best.Reply.Tail, cfg.Floor)}
 	}
-	return f.next(best, []cluster.BrickID{best.Brick})
+	return f.alone(best)
 }
 
 // decideAll chooses for a set of which nobody knows which bricks have everything:
@@ -174,7 +174,7 @@ func (f *Failover) decideAll() Verdict {
 	if best.Reply.Tail.Compare(f.Config.Floor) < 0 {
 		return Verdict{Again: true, Insist: true, Reason: fmt.Sprintf("brick %v reaches %v and the set was durable up to %v: data would be lost", best.Brick, best.Reply.Tail, f.Config.Floor)}
 	}
-	return f.next(best, []cluster.BrickID{best.Brick})
+	return f.alone(best)
 }
 
 // order lists the in-sync bricks in the order in which equals are preferred: as
@@ -230,4 +230,11 @@ func (f *Failover) next(best SealResult, inSync []cluster.BrickID) Verdict {
 	n.InSync = inSync
 	n.Doubted = false
 	return Verdict{Next: &n}
+}
+
+// alone lets a brick lead that may lack what others have had.
+func (f *Failover) alone(best SealResult) Verdict {
+	v := f.next(best, []cluster.BrickID{best.Brick})
+	v.Next.Chosen = v.Next.Epoch
+	return v
 }

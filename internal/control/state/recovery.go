@@ -106,6 +106,7 @@ func (r *Recovery) Decide() (*Plan, *Error) {
 	p := &Plan{Next: cfg.Clone(), Time: chosen.Time}
 	p.Next.Epoch++
 	p.Next.Doubted = false
+	p.Next.Chosen = p.Next.Epoch
 	p.Next.Primary, p.Next.InSync, p.Next.Floor = chosen.Brick, []cluster.BrickID{chosen.Brick}, chosen.Tail
 	if cfg.Floor.Seq > chosen.Tail.Seq {
 		p.Missing = cfg.Floor.Seq - chosen.Tail.Seq

@@ -22,7 +22,7 @@ import (
 //	create v replica=3 n1:/a n2:/b n3:/c [force] [option=value …]
 //	start v [primary=N] [force] | stop v [force] | delete v
 //	set v option=value … | reset v [option …]
-//	config v epoch=2 primary=1 in-sync=1,2 [floor=1.5] [min=…] [members=…] [set=…] [force]
+//	config v epoch=2 primary=1 in-sync=1,2 [floor=1.5] [chosen=2] [min=…] [members=…] [set=…] [force]
 //	add-token LETTER [role=…] expires=N now=N [uses=N] | use-token LETTER [role=…] now=N | drop-token [LETTER] [now=N]
 //	authority TEXT version=N | show [pool|volumes|tokens|all]
 //
@@ -201,6 +201,9 @@ func (sc *script) line(line string) string {
 		if v, ok := val["floor"]; ok {
 			c.Floor = parsePos(v)
 		}
+		if v, ok := val["chosen"]; ok {
+			c.Chosen = cluster.Epoch(num(v))
+		}
 		cmd.SetConfig = &SetConfig{Config: c, Force: force}
 	case "add-token":
 		role := val["role"]
@@ -311,6 +314,9 @@ func describe(c *cluster.SetConfig) string {
 	doubted := ""
 	if c.Doubted {
 		doubted = " doubted"
+	}
+	if c.Epoch > 0 && c.Chosen == c.Epoch {
+		doubted += " chosen"
 	}
 	drained := ""
 	if len(c.Drained) > 0 {

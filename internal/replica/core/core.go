@@ -140,6 +140,7 @@ type Machine struct {
 
 	// Leases that this brick gave, and took as a backup.
 	lastGrant   Instant // when it last gave a primary a lease
+	gave        Instant // no lease that it gave to a backup in an epoch before this lasts longer
 	memberSince Instant // when it came into the in-sync set
 	lease       Instant // as backup: may serve reads before this
 	holdUntil   Instant // as primary: nothing commits before this
@@ -303,7 +304,7 @@ func (m *Machine) Configure(now Instant, cfg cluster.SetConfig) {
 		if cfg.Primary.IsZero() {
 			m.role = Waiting
 		}
-		clear(m.progress)
+		m.forget()
 		return
 	}
 	m.lead(now, old)
@@ -312,6 +313,14 @@ func (m *Machine) Configure(now Instant, cfg cluster.SetConfig) {
 // retire makes the machine wait for a newer configuration.
 func (m *Machine) retire() {
 	m.role, m.round, m.lease = Waiting, 0, 0
+	m.forget()
+}
+
+// forget forgets the backups, but not for how long they may serve.
+func (m *Machine) forget() {
+	for _, p := range m.progress {
+		m.gave = max(m.gave, p.grantedUntil)
+	}
 	clear(m.progress)
 }
 
@@ -320,9 +329,9 @@ func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 	fresh := m.tail == (cluster.Pos{}) && m.cfg.Epoch == 1
 	m.heirTo = BrickID{}
 	var granted Instant // no lease that another primary gave lasts longer
-	// The control plane lets a brick lead that may lack something only alone, and
-	// knowing what it has: having sealed this very life.
-	chosen := fresh || m.trusted || m.sealed+1 == m.cfg.Epoch && len(m.cfg.InSync) == 1 && m.tail.Compare(m.cfg.Floor) >= 0
+	// The control plane lets a brick lead that may lack something only alone, saying so,
+	// and knowing what it has: having sealed this very life.
+	chosen := fresh || m.trusted || m.cfg.Chosen == m.cfg.Epoch && m.sealed+1 == m.cfg.Epoch && m.tail.Compare(m.cfg.Floor) >= 0
 	switch {
 	case m.role == Primary:
 		// The same primary goes on under a new epoch. It outwaits the leases of those that left.
@@ -341,7 +350,7 @@ func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 		// No lease of an older epoch outlasts the one that this brick gave last. Those of
 		// bricks that stay in sync need not be outwaited: nothing commits without them.
 		if !fresh {
-			granted = max(m.lastGrant, m.memberSince) + cluster.LeaseGuard
+			granted = max(m.gave, max(m.lastGrant, m.memberSince)+cluster.LeaseGuard)
 			if old.Epoch+1 == m.cfg.Epoch && !slices.ContainsFunc(old.InSync, func(b BrickID) bool {
 				return b != old.Primary && !m.cfg.IsInSync(b)
 			}) {

@@ -49,6 +49,9 @@ func (m *Machine) Leave(now Instant, cached bool) (next *cluster.SetConfig, agai
 			return nil, false // the primary may be dead, and not the one to go on with
 		}
 	case Primary:
+		if now < m.holdUntil {
+			return nil, true // a brick that is no longer in sync may still serve reads, and the heir does not know
+		}
 		m.closed = true
 		if m.acked < m.tail.Seq {
 			return nil, true

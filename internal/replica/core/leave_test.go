@@ -133,6 +133,7 @@ func TestDrainedIsNotAdded(t *testing.T) {
 			t.Fatalf("streams %+v, want what there is", s)
 		}
 		m.AppendAck(now, other, &proto.AppendAck{Epoch: cfg.Epoch, Round: round, Seq: 1})
+		m.SyncAck(other, &proto.SyncAck{Epoch: cfg.Epoch, Seq: 1})
 		m.Tick(now)
 		return m.Ready().Propose
 	}

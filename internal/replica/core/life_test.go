@@ -130,3 +130,133 @@ func TestNoAckBeforeTheLogsMeet(t *testing.T) {
 		t.Errorf("acknowledged %+v; want 2", acks)
 	}
 }
+
+// lead makes b the primary of cfg that has replayed its log, and has its first entry.
+func lead(t *testing.T, now Instant, m *Machine, cfg cluster.SetConfig) {
+	t.Helper()
+	m.Configure(now, cfg)
+	if m.Role() != Primary {
+		t.Fatalf("it is %v in epoch %d", m.Role(), cfg.Epoch)
+	}
+	m.Loaded()
+	pos, ok := m.Next()
+	if !ok {
+		t.Fatalf("a primary that orders nothing, in epoch %d", cfg.Epoch)
+	}
+	m.Appended(now, pos)
+	m.Cleared(now, pos.Seq)
+	m.Ready()
+}
+
+// follow has the backup b be in step with the primary m, and gives both their leases.
+func follow(t *testing.T, now Instant, m *Machine, b BrickID) (round uint64) {
+	t.Helper()
+	m.Lost(b)
+	m.Connected(now, b)
+	epoch := m.Config().Epoch
+	for _, p := range sent[proto.Probe](t, m, b) {
+		round = p.Round
+	}
+	m.ProbeAck(now, b, &proto.ProbeAck{Epoch: epoch, Round: round, Whole: true})
+	m.AppendAck(now, b, &proto.AppendAck{Epoch: epoch, Round: round, Seq: m.Tail().Seq})
+	m.BeatAck(now, b, &proto.BeatAck{Epoch: epoch, Round: round, Echo: uint64(now), Stamp: 1, Applied: m.Tail().Seq})
+	return round
+}
+
+// A primary that has dropped a backup hands over only when that one's lease is over:
+// its successor does not know of it.
+func TestLeaveOutwaitsWhoLeft(t *testing.T) {
+	a, b, c := cluster.NewID(), cluster.NewID(), cluster.NewID()
+	all := []BrickID{a, b, c}
+	m := New(0, a, Brick{Whole: true, Trusted: true})
+	lead(t, 0, m, cluster.SetConfig{Epoch: 1, Primary: a, Members: all, InSync: all, MinInSync: 1})
+	const at = time.Second
+	follow(t, at, m, b)
+	follow(t, at, m, c)
+	now := at + 800*time.Millisecond
+	m.Configure(now, cluster.SetConfig{Epoch: 2, Primary: a, Members: all, InSync: all[:2], MinInSync: 1})
+	follow(t, now, m, b)
+	m.Ready()
+	if next, wait := m.Leave(now, false); next != nil || !wait {
+		t.Fatalf("while %v may serve: %+v, wait %v; want it to wait", c, next, wait)
+	}
+	now = at + cluster.LeaseGuard
+	next, _ := m.Leave(now, false)
+	if next == nil || next.Primary != b {
+		t.Fatalf("when the lease is over: %+v; want %v to lead", next, b)
+	}
+	if n := len(sent[proto.Release](t, m, b)); n != 1 {
+		t.Errorf("%d releases, want 1", n)
+	}
+}
+
+// A primary that leads again after an epoch without one remembers the leases that it
+// gave to its backups before.
+func TestLeadsAgainAfterNobody(t *testing.T) {
+	cfg, m, self, b := pair(t)
+	m.Configure(0, cfg)
+	at := 10 * time.Second
+	follow(t, at, m, b) // has a lease until 11.5 s
+	m.Ready()
+	nobody := cfg.Clone()
+	nobody.Epoch, nobody.Primary = 2, BrickID{}
+	m.Configure(at, nobody)
+	alone := cfg.Clone()
+	alone.Epoch, alone.InSync = 3, []BrickID{self}
+	lead(t, at, m, alone)
+	if m.Commit() >= m.Tail().Seq {
+		t.Fatalf("it commits at once, while %v may serve reads", b)
+	}
+	m.Tick(at + cluster.LeaseGuard)
+	if m.Commit() != m.Tail().Seq {
+		t.Errorf("committed %d of %d when the lease is over", m.Commit(), m.Tail().Seq)
+	}
+}
+
+// A brick that restarted leads only what the control plane says to be its choice among
+// bricks that may all lack something. That it was sealed and is alone does not say so: a backup
+// that leaves may have proposed the life before it.
+func TestLeadsAloneOnlyIfChosen(t *testing.T) {
+	for _, chosen := range []cluster.Epoch{0, 2, 3} {
+		cfg, _, p, b := pair(t)
+		m := New(0, p, Brick{Tail: cluster.Pos{Epoch: 1, Seq: 1}, History: []cluster.Pos{{Epoch: 1, Seq: 1}}, Whole: true, Promised: 2})
+		cfg.Epoch = 2
+		m.Configure(0, cfg)
+		if r := m.Seal(0, proto.Seal{Epoch: 2}); !r.Sealed || r.Trusted {
+			t.Fatalf("the seal of a brick that restarted: %+v", r)
+		}
+		next := cluster.SetConfig{Epoch: 3, Primary: p, Members: []BrickID{p, b}, InSync: []BrickID{p}, MinInSync: 1, Chosen: chosen}
+		m.Configure(0, next)
+		if leads := m.Role() == Primary; leads != (chosen == 3) {
+			t.Errorf("chosen in epoch %d: it is %v in epoch 3", chosen, m.Role())
+		}
+	}
+}
+
+// A backup joins the in-sync set when it has flushed what may have been fsynced without it.
+func TestJoinsWithADurableLog(t *testing.T) {
+	self, b := cluster.NewID(), cluster.NewID()
+	m := New(0, self, Brick{Whole: true, Trusted: true})
+	lead(t, 0, m, cluster.SetConfig{Epoch: 1, Primary: self, Members: []BrickID{self, b}, InSync: []BrickID{self}, MinInSync: 1})
+	const at = time.Second
+	follow(t, at, m, b)
+	m.Ready()
+	m.Tick(at)
+	r := m.Ready()
+	if r.Propose != nil {
+		t.Fatalf("proposed %+v before it has flushed anything", r.Propose)
+	}
+	asked := false
+	for _, msg := range r.Messages {
+		s, is := msg.Body.(*proto.Sync)
+		asked = asked || is && msg.To == b && s.Seq == 1
+	}
+	if !asked {
+		t.Fatalf("it was not asked to flush: %+v", r.Messages)
+	}
+	m.SyncAck(b, &proto.SyncAck{Epoch: 1, Seq: 1})
+	m.Tick(at + 100*time.Millisecond)
+	if r := m.Ready(); r.Propose == nil || !r.Propose.IsInSync(b) {
+		t.Errorf("proposed %+v when it has flushed all", r.Propose)
+	}
+}

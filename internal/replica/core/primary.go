@@ -42,10 +42,15 @@ type Progress struct {
 	// are the sign of a disk that hangs.
 	applied uint64
 	moved   Instant
-	known   uint64  // what it certainly had when it was last heard of, in any round
-	joined  uint64  // the tail when the round began: in sync only from there on
-	heard   Instant // when the backup last said anything
-	beaten  Instant // when the last Beat went out
+	// durable is what the backup said to have flushed, in this round; asked is up to
+	// where it was asked to, while it is to join the in-sync set, and askedAt when.
+	durable, asked uint64
+	askedAt        Instant
+	known          uint64  // what it certainly had when it was last heard of, in any round
+	joins          uint64  // the commit when it was begun to count: to be flushed before it is proposed
+	joined         uint64  // the tail when the round began: in sync only from there on
+	heard          Instant // when the backup last said anything
+	beaten         Instant // when the last Beat went out
 
 	leaseEnd     Instant // until when this backup lets the primary serve reads
 	ackStamp     uint64  // Stamp of its last BeatAck
@@ -82,7 +87,7 @@ func (m *Machine) probe(now Instant, b BrickID) {
 	m.rounds++
 	p.state, p.round, p.probed, p.moved = Probing, m.rounds, now, now
 	p.known = max(p.known, p.acked)
-	p.acked, p.applied = 0, 0
+	p.acked, p.applied, p.durable, p.asked = 0, 0, 0, 0
 	// The backup may have begun a new life, whose clock knows nothing of a stamp of the
 	// former: no lease is given on one.
 	p.ackStamp, p.ackAt = 0, 0
@@ -358,14 +363,50 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 		if m.cfg.IsInSync(b) || !ready || !m.adding.IsZero() && m.adding != b {
 			continue
 		}
-		// From now on nothing commits without b: the proposal may take effect, and b
-		// be chosen as primary, before this brick hears of it.
-		if m.adding = b; p.acked < m.commit {
-			continue // what was committed without it comes first
+		// Most of what it was sent is flushed first, while nobody waits for it.
+		if m.adding.IsZero() && !m.flushed(now, b, p, p.acked-min(p.acked, joinLag)) {
+			continue
+		}
+		// From now on nothing commits, and no fsync is answered, without b: the proposal may
+		// take effect, and b be chosen as primary, before this brick hears of it. What was
+		// committed without it comes first, in this epoch or before it, and
+		// since any of that may have been fsynced, also to b's disk.
+		if m.adding.IsZero() {
+			m.adding, p.joins = b, max(m.commit, p.joined)
+		}
+		if p.acked < p.joins || !m.flushed(now, b, p, p.joins) {
+			continue
 		}
 		m.asked = true
 		next.InSync = append(next.InSync, b)
 		return next, true
 	}
 	return cluster.SetConfig{}, false
+}
+
+// syncRetry is after how long a backup is asked again to flush.
+const syncRetry = 500 * time.Millisecond
+
+// flushed reports whether b, whose log meets this one, has flushed it up to seq, and
+// has it do so.
+func (m *Machine) flushed(now Instant, b BrickID, p *Progress, seq uint64) bool {
+	if p.durable >= seq {
+		return true
+	}
+	if p.asked < seq || now >= p.askedAt+syncRetry {
+		p.asked, p.askedAt = p.acked, now
+		m.send(b, proto.KindSync, &proto.Sync{Epoch: m.cfg.Epoch, Seq: p.acked})
+	}
+	return false
+}
+
+// SyncAck takes a backup's word that its log is durable up to a.Seq. That stays
+// true in whatever round it comes: what was flushed in this epoch is lost only with
+// the disk, and a new disk begins with a comparison, which is durable when it ends.
+func (m *Machine) SyncAck(from BrickID, a *proto.SyncAck) {
+	p := m.progress[from]
+	if m.role != Primary || a.Epoch != m.cfg.Epoch || p == nil {
+		return
+	}
+	p.durable = max(p.durable, a.Seq)
 }
