@@ -112,6 +112,22 @@ func TestSubvolume(t *testing.T) {
 		t.Errorf("after a large write %d of %d bytes are used", s.UsedSize, size)
 	}
 
+	// The kernel writes pages of mapped files back by itself, and keeps of the error only this.
+	if err := out[1].Truncate(2 * 4096); err != nil {
+		t.Fatal(err)
+	}
+	page, err := unix.Mmap(int(out[1].Fd()), 4096, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page[0] = 'x'
+	if err := unix.Msync(page, unix.MS_SYNC); err != syscall.ENOSPC {
+		t.Errorf("msync of a page for which there is no room: %v", err)
+	}
+	if err := unix.Munmap(page); err != nil {
+		t.Fatal(err)
+	}
+
 	made := 4 // with the top directory
 	for ; made < 2*inodes; made++ {
 		dir := []string{whole, part}[made%2]
