@@ -264,6 +264,9 @@ func (n *Node) checkDirectory(ctx context.Context, volume, dir string) error {
 	return err
 }
 
+// lastWord is how long the mount of a container that has ended may take to close its session.
+const lastWord = 2 * time.Second
+
 // Remove implements dockervol.Pool. Nobody begins to use the volume once the pool
 // has heard that it goes; whoever uses it then is known to the bricks, which say so.
 func (p dockerPool) Remove(ctx context.Context, name string) error {
@@ -281,6 +284,11 @@ func (p dockerPool) Remove(ctx context.Context, name string) error {
 		}
 		if d.Own {
 			err := p.n.DeleteSubvolume(ctx, dockerOf(known, d).Volume, d.Dir, false)
+			// A mount that has ended just now tells the bricks a moment later.
+			for end := time.Now().Add(lastWord); api.IsCode(err, api.Busy) && time.Now().Before(end) && ctx.Err() == nil; {
+				time.Sleep(lastWord / 20)
+				err = p.n.DeleteSubvolume(ctx, dockerOf(known, d).Volume, d.Dir, false)
+			}
 			if api.IsCode(err, api.NotFound) {
 				err = nil // it was deleted, or never made
 			}

@@ -277,7 +277,7 @@ func (d *Driver) Mount(ctx context.Context, name, id string, engine int) (dir st
 		return "", err
 	}
 	d.mu.Lock()
-	plan := d.uses.mount(name, id, seen)
+	plan := d.uses.mount(name, use{ID: id, Engine: d.cfg.Kernel.Process(engine), Since: time.Now().Unix()}, seen)
 	d.mu.Unlock()
 	err = d.carry(ctx, v, plan, nil)
 	if err == nil {
@@ -319,6 +319,68 @@ func (d *Driver) release(ctx context.Context, name, id string) error {
 	d.mu.Lock()
 	plan := d.uses.unmount(name, id, seen)
 	d.mu.Unlock()
+	return d.carry(ctx, nil, plan, nil)
+}
+
+// tendEvery is how often the driver looks for uses whose end it was not told.
+const tendEvery = 5 * time.Second
+
+// tend ends, until ctx does, uses whose end no engine tells.
+func (d *Driver) tend(ctx context.Context) {
+	tick := time.NewTicker(tendEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			d.sweep(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweep ends the uses of volumes that no container has, where who asked for them
+// is gone or had time enough. Were it wrong, a container that is being started would fail
+// to start; those that run have what they have.
+func (d *Driver) sweep(ctx context.Context) {
+	d.mu.Lock()
+	u := d.uses
+	d.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(u.Held)) {
+		if !u.doubtful(name, time.Now(), d.cfg.Kernel.Gone) {
+			continue
+		}
+		if err := d.check(ctx, name); err != nil {
+			d.cfg.Log.Warn("whether a container still uses a volume is not known", "volume", name, "error", err)
+		}
+	}
+}
+
+// check ends the uses of a volume if no container has it.
+func (d *Driver) check(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, tendEvery)
+	defer cancel()
+	leave, err := d.enter(ctx, name, false)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if shown, err := d.cfg.Kernel.Elsewhere(d.dir(name)); err != nil || shown {
+		return err
+	}
+	seen, err := d.look(d.dir(name))
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	var plan []step
+	if d.uses.doubtful(name, time.Now(), d.cfg.Kernel.Gone) {
+		plan = d.uses.abandon(name, seen)
+	}
+	d.mu.Unlock()
+	if len(plan) > 0 {
+		d.cfg.Log.Info("no container uses the volume any more, and the engine did not say so", "volume", name)
+	}
 	return d.carry(ctx, nil, plan, nil)
 }
 

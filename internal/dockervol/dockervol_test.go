@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -274,5 +275,24 @@ func TestMountPoints(t *testing.T) {
 		"91 30 0:56 / /run/mortar/docker/x rw - fuse.other x rw\n- \n")
 	if len(got) != 1 || !got["/run/mortar/docker/de mo"] {
 		t.Errorf("%v", got)
+	}
+}
+
+func TestElsewhere(t *testing.T) {
+	const dir = "/run/mortar/docker/demo"
+	own := "90 30 0:55 /demo " + dir + " rw - fuse.mortar x rw\n"
+	if got := deviceAt("80 30 0:20 / /run rw - tmpfs x rw\n"+own, dir); got != "0:55" {
+		t.Errorf("device %q", got)
+	}
+	if shownElsewhere(own, "0:55", dir) {
+		t.Error("a copy of the namespace is no container")
+	}
+	if !shownElsewhere("7 6 0:55 /demo /data rw - fuse.mortar x rw\n", "0:55", dir) || shownElsewhere("7 6 0:56 /demo /data rw - fuse.mortar x rw\n", "0:55", dir) {
+		t.Error("a container's mount")
+	}
+	k := Linux{}
+	self := k.Process(os.Getpid())
+	if self == "" || k.Gone(self) || !k.Gone(self+"0") || k.Process(0) != "" {
+		t.Errorf("this process is %q", self)
 	}
 }

@@ -18,10 +18,12 @@ type world struct {
 	backings []Backing
 	mounts   map[string]Seen // by directory
 	prepared map[string]bool
-	fail     error  // of the next mount
-	blind    bool   // engines do not see mounts
-	steps    int    // left until the daemon dies; negative: it lives
-	boot     string // of the machine
+	fail     error           // of the next mount
+	blind    bool            // engines do not see mounts
+	engine   string          // the process that asks
+	shown    map[string]bool // directories that containers have
+	steps    int             // left until the daemon dies; negative: it lives
+	boot     string          // of the machine
 	dir      string
 	made     []Volume
 }
@@ -39,7 +41,7 @@ func (w *world) live() error {
 }
 
 func newWorld(dir string) *world {
-	return &world{volumes: map[string]*Volume{}, mounts: map[string]Seen{}, prepared: map[string]bool{}, steps: -1, boot: "first", dir: dir,
+	return &world{volumes: map[string]*Volume{}, mounts: map[string]Seen{}, prepared: map[string]bool{}, steps: -1, boot: "first", engine: "1@1", shown: map[string]bool{}, dir: dir,
 		backings: []Backing{{Name: "wp", Replica: 3, Started: true}}}
 }
 
@@ -151,3 +153,12 @@ func testWorld(t *testing.T, names ...string) *world {
 	}
 	return w
 }
+
+func (w *world) Process(pid int) string {
+	if pid == 0 {
+		return ""
+	}
+	return w.engine
+}
+func (w *world) Gone(process string) bool           { return process != w.engine }
+func (w *world) Elsewhere(dir string) (bool, error) { return w.shown[dir], nil }

@@ -26,6 +26,13 @@ type Kernel interface {
 	Unmount(dir string) error
 	// Shows says why the process with that id does not see the mount at dir; 0 is nobody.
 	Shows(pid int, dir string) error
+	// Process names a process so that no other is called the same, empty if it is
+	// not to be seen; Gone reports whether it has ended.
+	Process(pid int) string
+	Gone(process string) bool
+	// Elsewhere reports whether what is mounted at dir is mounted in any other
+	// place, too, by any process's account: as containers have it.
+	Elsewhere(dir string) (bool, error)
 }
 
 // Linux is the kernel of this machine, as this process sees it.
@@ -66,8 +73,9 @@ func (k Linux) Mounts() (map[string]bool, error) {
 func (k Linux) Lives(dir string) bool {
 	answer := make(chan error, 1)
 	go func() { // ends at the latest with the mount
-		var st unix.Stat_t
-		answer <- unix.Lstat(dir, &st)
+		// Attributes the kernel may have kept; room it asks for each time.
+		var st unix.Statfs_t
+		answer <- unix.Statfs(dir, &st)
 	}()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -152,4 +160,84 @@ func (k Linux) Shows(pid int, dir string) error {
 	}
 	return fmt.Errorf("the engine (process %d) does not see the mount at %s, and would give containers an empty directory: it runs in another mount namespace than mortar; "+
 		"have both see the machine's mounts (of systemd's settings PrivateMounts, PrivateTmp and ProtectSystem separate them, in either unit)", pid, dir)
+}
+
+// Process implements Kernel.
+func (k Linux) Process(pid int) string {
+	if pid == 0 {
+		return ""
+	}
+	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return ""
+	}
+	// The name, in parentheses, may have anything in it. The 22nd field is the time of its start.
+	f := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
+	if len(f) < 20 {
+		return ""
+	}
+	return strconv.Itoa(pid) + "@" + f[19]
+}
+
+// Gone implements Kernel.
+func (k Linux) Gone(process string) bool {
+	pid, _, _ := strings.Cut(process, "@")
+	n, err := strconv.Atoi(pid)
+	return err == nil && k.Process(n) != process
+}
+
+// Elsewhere implements Kernel.
+func (k Linux) Elsewhere(dir string) (bool, error) {
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	device := deviceAt(string(raw), dir)
+	if device == "" {
+		return false, nil
+	}
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return false, err
+	}
+	seen := map[string]bool{} // mount namespaces
+	for _, p := range procs {
+		if _, err := strconv.Atoi(p.Name()); err != nil {
+			continue
+		}
+		at := filepath.Join("/proc", p.Name())
+		ns, err := os.Readlink(at + "/ns/mnt")
+		if err != nil || seen[ns] {
+			continue // it has ended, or is a zombie
+		}
+		raw, err := os.ReadFile(at + "/mountinfo")
+		if err != nil {
+			continue
+		}
+		seen[ns] = true
+		if shownElsewhere(string(raw), device, dir) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// deviceAt is the device of what is mounted at dir, on top.
+func deviceAt(mountinfo, dir string) (device string) {
+	for line := range strings.Lines(mountinfo) {
+		if f := strings.Fields(line); len(f) > 4 && unescape.Replace(f[4]) == dir {
+			device = f[2]
+		}
+	}
+	return device
+}
+
+// shownElsewhere reports whether a mountinfo has the device at another place than dir.
+func shownElsewhere(mountinfo, device, dir string) bool {
+	for line := range strings.Lines(mountinfo) {
+		if f := strings.Fields(line); len(f) > 4 && f[2] == device && unescape.Replace(f[4]) != dir {
+			return true
+		}
+	}
+	return false
 }

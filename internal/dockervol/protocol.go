@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -138,6 +139,11 @@ func (d *Driver) Serve(ctx context.Context, ln net.Listener) error {
 			return context.WithValue(ctx, engineKey{}, callerOf(c))
 		},
 	}
+	var tending sync.WaitGroup
+	tctx, end := context.WithCancel(ctx)
+	tending.Go(func() { d.tend(tctx) })
+	defer tending.Wait()
+	defer end()
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(ended)

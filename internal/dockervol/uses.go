@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"time"
 )
 
 // uses are who uses what on this machine, and the decisions that follow from
@@ -19,8 +21,46 @@ import (
 type uses struct {
 	// Boot names the time since the machine was started: no use outlives it.
 	Boot string `json:"boot"`
-	// Held are the ids of the uses, sorted, by volume.
-	Held map[string][]string `json:"held"`
+	// Held are the uses by volume, each sorted by id.
+	Held map[string][]use `json:"held"`
+}
+
+// use is one container's use of a volume, from the answer to the engine's request
+// on. An engine that is killed, or gives up while no daemon answers, does not always
+// say that it is done.
+type use struct {
+	ID     string `json:"id"`     // the engine's
+	Engine string `json:"engine"` // the process that asked; empty: not known
+	Since  int64  `json:"since"`  // Unix seconds
+}
+
+// grace is for how long an engine may take to start a container once it has a volume:
+// another one of it may have to wait for its pool.
+const grace = 5 * time.Minute
+
+// doubtful reports whether the uses of a volume count no more if no container
+// shows it: those who asked for them have ended, or had time enough.
+func (u *uses) doubtful(name string, now time.Time, gone func(engine string) bool) bool {
+	held := u.Held[name]
+	return len(held) > 0 && !slices.ContainsFunc(held, func(x use) bool {
+		return x.Engine == "" || !gone(x.Engine) && now.Sub(time.Unix(x.Since, 0)) < grace
+	})
+}
+
+// abandon decides what to do about a volume that nobody uses any more.
+func (u *uses) abandon(name string, seen Seen) (plan []step) {
+	for _, x := range u.Held[name] {
+		plan = append(plan, step{what: doDrop, name: name, use: x})
+	}
+	if seen != absent {
+		plan = append(plan, step{what: doUnmount, name: name})
+	}
+	return plan
+}
+
+// has reports whether a volume has the use with that id.
+func (u *uses) has(name, id string) bool {
+	return slices.ContainsFunc(u.Held[name], func(x use) bool { return x.ID == id })
 }
 
 // Seen is what the kernel shows at a mount point.
@@ -47,19 +87,20 @@ const (
 type step struct {
 	what what
 	name string
-	id   string // doHold, doDrop; the boot of doReset
+	use  use    // doHold, doDrop
+	boot string // doReset
 }
 
 // mount decides what a request for a mount takes.
-func (u *uses) mount(name, id string, seen Seen) (plan []step) {
+func (u *uses) mount(name string, x use, seen Seen) (plan []step) {
 	if seen == dead {
 		plan = append(plan, step{what: doUnmount, name: name})
 	}
 	if seen != alive {
 		plan = append(plan, step{what: doMount, name: name})
 	}
-	if !slices.Contains(u.Held[name], id) {
-		plan = append(plan, step{doHold, name, id})
+	if !slices.Contains(u.Held[name], x) {
+		plan = append(plan, step{what: doHold, name: name, use: x})
 	}
 	return plan
 }
@@ -67,8 +108,8 @@ func (u *uses) mount(name, id string, seen Seen) (plan []step) {
 // unmount decides what the end of a use takes.
 func (u *uses) unmount(name, id string, seen Seen) (plan []step) {
 	held := u.Held[name]
-	if slices.Contains(held, id) {
-		plan = append(plan, step{doDrop, name, id})
+	if u.has(name, id) {
+		plan = append(plan, step{what: doDrop, name: name, use: use{ID: id}})
 		if len(held) > 1 {
 			return plan
 		}
@@ -86,7 +127,7 @@ func (u *uses) start(boot string, mounted []string) (plan []step) {
 	held := u.Held
 	if u.Boot != boot {
 		held = nil
-		plan = append(plan, step{what: doReset, id: boot})
+		plan = append(plan, step{what: doReset, boot: boot})
 	}
 	for _, name := range mounted {
 		if len(held[name]) == 0 {
@@ -100,19 +141,18 @@ func (u *uses) start(boot string, mounted []string) (plan []step) {
 func (u *uses) after(s step) *uses {
 	next := &uses{Boot: u.Boot, Held: maps.Clone(u.Held)}
 	if next.Held == nil {
-		next.Held = map[string][]string{}
+		next.Held = map[string][]use{}
 	}
-	ids := slices.Clone(next.Held[s.name])
+	// The same use asked for again counts once, for who asked last.
+	held := slices.DeleteFunc(slices.Clone(next.Held[s.name]), func(x use) bool { return x.ID == s.use.ID })
 	switch s.what {
 	case doReset:
-		return &uses{Boot: s.id, Held: map[string][]string{}}
+		return &uses{Boot: s.boot, Held: map[string][]use{}}
 	case doHold:
-		ids = append(ids, s.id)
-	case doDrop:
-		ids = slices.DeleteFunc(ids, func(id string) bool { return id == s.id })
+		held = append(held, s.use)
 	}
-	slices.Sort(ids)
-	if next.Held[s.name] = ids; len(ids) == 0 {
+	slices.SortFunc(held, func(a, b use) int { return strings.Compare(a.ID, b.ID) })
+	if next.Held[s.name] = held; len(held) == 0 {
 		delete(next.Held, s.name)
 	}
 	return next

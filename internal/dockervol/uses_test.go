@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -74,7 +74,7 @@ func TestCrashes(t *testing.T) {
 				if w.mounts["/mnt/"+u.name] != alive {
 					t.Fatalf("%v was told that it is mounted, and it is not", u)
 				}
-				if !slices.Contains(d.uses.Held[u.name], u.id) {
+				if !d.uses.has(u.name, u.id) {
 					t.Fatalf("%v was told that it is mounted, and it is not written down", u)
 				}
 			}
@@ -114,4 +114,57 @@ func TestDamagedUses(t *testing.T) {
 	if _, err := New(Config{Kernel: w, File: file}); err == nil {
 		t.Fatal("started")
 	}
+}
+
+// TestAbandoned: uses whose end no engine tells end when no container has the
+// volume and their engine is gone, or has had time enough to start one; no sooner.
+func TestAbandoned(t *testing.T) {
+	w := testWorld(t, "demo")
+	d := w.daemon(t)
+	mounted := func(want bool) {
+		t.Helper()
+		d.sweep(t.Context())
+		if (len(w.mounts) > 0) != want || (d.InUse("demo") > 0) != want {
+			t.Fatalf("mounts %v, uses %v", w.mounts, d.uses.Held)
+		}
+	}
+	mount := func(id string, engine int) {
+		t.Helper()
+		if _, err := d.Mount(t.Context(), "demo", id, engine); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mount("a", 1)
+	mounted(true) // its container is about to be started
+	w.shown["/mnt/demo"] = true
+	w.engine = "2@2"
+	mounted(true) // the engine died, the container runs
+	w.shown["/mnt/demo"] = false
+	mount("b", 2)
+	mounted(true) // the next engine is about to start one
+	w.shown["/mnt/demo"] = true
+	if err := d.Unmount(t.Context(), "demo", "b"); err != nil {
+		t.Fatal(err)
+	}
+	mounted(true)
+	w.shown["/mnt/demo"] = false
+	mounted(false)
+
+	// The same use, asked for by the next engine, is that one's.
+	mount("a", 2)
+	w.engine = "3@3"
+	mount("a", 3)
+	mounted(true)
+	w.engine = "4@4"
+	mounted(false)
+
+	mount("a", 4)
+	x := d.uses.Held["demo"][0]
+	x.Since -= int64(grace / time.Second)
+	d.uses.Held["demo"][0] = x
+	mounted(false)
+
+	mount("a", 0) // nobody knows by whom
+	w.engine = "5@5"
+	mounted(true)
 }
