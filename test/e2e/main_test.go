@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"mortar/test/cluster"
+	"mortar/test/locks"
 )
 
 // What all tests run, built once. The directory is shared with every host.
@@ -34,6 +35,7 @@ var long = os.Getenv("MORTAR_TEST_LONG") != ""
 
 func TestMain(m *testing.M) {
 	cluster.Main()
+	locks.Main()
 	os.Exit(func() int {
 		if why := cluster.Missing(); why != "" {
 			return m.Run() // every test skips itself, with the reason
