@@ -387,6 +387,7 @@ func (c *Client) stay(ctx context.Context, h *home) (better *home, why error) {
 		}
 		if look && c.cfg.Local != "" && !h.from.local {
 			if better := c.goHome(ctx, h); better != nil {
+				h.tellLapsed() // it was dropped before the better one was asked
 				h.close(errors.New("the session went to its own machine"))
 				return better, nil
 			}

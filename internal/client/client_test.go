@@ -294,6 +294,12 @@ func TestGoesHome(t *testing.T) {
 	d.set(func() { d.inSync = true })
 	s.pushMap()
 	eventually(t, "home", func() bool { return d.attachedConns() == 1 && s.daemons[0].attachedConns() == 0 })
+	eventually(t, "the home that was left is told that nothing is cached any more", func() bool {
+		d := s.daemons[0]
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.goodbyes == 1
+	})
 	close(stop)
 	wg.Wait()
 	s.mu.Lock()

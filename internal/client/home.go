@@ -106,14 +106,20 @@ func (h *home) sayGoodbye(why error) {
 	h.goodbye.Do(func() {
 		h.c.wg.Go(func() {
 			h.c.lapse("the home serves no longer")
-			if h.conn.Send(proto.KindLapsed) == nil {
-				ctx, cancel := context.WithTimeout(h.ctx, sendTimeout)
-				_ = h.conn.Drain(ctx) // if it does not hear it, it waits
-				cancel()
-			}
+			h.tellLapsed()
 			h.leave(why)
 		})
 	})
+}
+
+// tellLapsed tells a home that nothing is cached any more of what it gave. If it does not
+// hear that, it waits for the end of the lease.
+func (h *home) tellLapsed() {
+	if h.conn.Send(proto.KindLapsed) == nil {
+		ctx, cancel := context.WithTimeout(h.ctx, sendTimeout)
+		_ = h.conn.Drain(ctx)
+		cancel()
+	}
 }
 
 // call asks something small.

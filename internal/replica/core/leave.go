@@ -9,7 +9,7 @@ import (
 
 // leaveWait is how long a brick that leaves in order waits for the word of its
 // clients that they have dropped their caches. The set works on meanwhile.
-const leaveWait = 300 * time.Millisecond
+const leaveWait = 700 * time.Millisecond
 
 // Leave gives up, in order, what the brick does in its set, so that its end stalls
 // nobody: its clients have been sent elsewhere, it takes no more changes if it is the

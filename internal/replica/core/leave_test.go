@@ -44,7 +44,7 @@ func TestLeave(t *testing.T) {
 		{"nobody has anything cached", long, 1, func(Instant) bool { return false }, 0, true},
 		{"its clients say that they dropped it", long, 1, func(now Instant) bool { return now < long+20*time.Millisecond }, 20 * time.Millisecond, true},
 		{"a client says nothing", long, 1, func(Instant) bool { return true }, leaveWait, false},
-		{"a former life may have had clients", time.Second, 1, func(Instant) bool { return false }, leaveWait, false},
+		{"a former life may have had clients", 500 * time.Millisecond, 1, func(Instant) bool { return false }, leaveWait, false},
 		{"those are over meanwhile", cluster.LeaseGuard - 10*time.Millisecond, 1, func(Instant) bool { return false }, 10 * time.Millisecond, true},
 		{"there was no former life", time.Second, 0, func(Instant) bool { return false }, 0, true},
 	} {
