@@ -37,6 +37,7 @@ type brick struct {
 	role     core.Role
 	config   cluster.SetConfig
 	commit   uint64 // that the oracle knows of
+	acked    uint64 // likewise
 	messages []core.Message
 	streams  []core.Stream
 	syncs    []core.Message
@@ -197,7 +198,7 @@ func (b *brick) start() {
 	d.synced = d.tail().Seq // a log is synced when it is opened
 	b.m = core.New(b.now(), b.id, core.Brick{Tail: d.tail(), History: d.history, Whole: d.whole, Trusted: clean, Promised: d.epoch})
 	b.w.say("%v starts at %v, whole %v, clean %v", b, d.tail(), d.whole, clean)
-	b.epoch, b.role, b.config, b.commit = 0, core.Waiting, cluster.SetConfig{}, 0
+	b.epoch, b.role, b.config, b.commit, b.acked = 0, core.Waiting, cluster.SetConfig{}, 0, 0
 	b.messages, b.streams, b.syncs = nil, nil, nil
 	b.replies, b.clearing, b.fsyncs, b.lean, b.asks, b.reads, b.attaches = nil, nil, nil, nil, nil, nil, nil
 	b.sessions = [maxSessions]*session{}

@@ -140,6 +140,11 @@ func (o *oracle) look(b *brick) {
 	if b.m.Tail() != d.tail() {
 		o.w.fail("%v's machine is at %v and its log at %v", b, b.m.Tail(), d.tail())
 	}
+	was := b.acked
+	b.acked = b.m.Acked()
+	if cfg := b.m.Config(); b.acked > was && b.m.Role() == core.Primary && !cfg.Writable() {
+		o.w.fail("%v acknowledges %d, after %d, with %d bricks in sync of at least %d (invariant 7)", b, b.acked, was, len(cfg.InSync), cfg.MinInSync)
+	}
 	tail := d.tail().Seq
 	b.commit = min(b.commit, tail)
 	claim := min(b.m.Commit(), tail)
