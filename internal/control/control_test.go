@@ -581,6 +581,33 @@ func TestClone(t *testing.T) {
 	}
 }
 
+// A machine of two leads again sooner than the other one counts its former life
+// as dead: it is not taken for a clone of that.
+func TestBackAtOnce(t *testing.T) {
+	w := newWorld(t, 2)
+	nodes := w.pool()
+	first, other := w.settled(nodes...), nodes[1]
+	if first == other {
+		t.Fatal("the second of two leads")
+	}
+	for range 3 {
+		if err := first.kill(); err != nil {
+			t.Fatal(err)
+		}
+		first.start()
+		w.until("the other one hears the new life", func() bool {
+			select {
+			case err := <-first.over:
+				first.over <- err // for the clean-up
+				t.Fatalf("back at once, it ends with %v", err)
+			default:
+			}
+			return other.c.trans.stream.bootOf(first.id) == first.c.boot
+		})
+		w.settled(nodes...)
+	}
+}
+
 // A voter whose store was emptied votes for nobody before it knows again what
 // it had promised.
 func TestForgetfulVoter(t *testing.T) {

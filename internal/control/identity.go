@@ -185,6 +185,31 @@ func (c *Control) askAll(ctx context.Context) []peerAnswer {
 // askAround asks every other peer for its view. The error, if any, ends this
 // Control.
 func (c *Control) askAround(ctx context.Context) error {
+	other, err := c.askViews(ctx)
+	if err != nil || !other {
+		return err
+	}
+	// It may be this peer's former life, which has died just now: a machine of two leads again sooner
+	// than the other one counts it as dead. Who lives is heard again.
+	again := time.NewTimer(2 * aliveFor)
+	defer again.Stop()
+	select {
+	case <-again.C:
+	case <-ctx.Done():
+		return nil
+	}
+	if other, err = c.askViews(ctx); err != nil || !other {
+		return err
+	}
+	if self := c.Map().Peer(c.cfg.Self); self != nil {
+		return clonedError(self)
+	}
+	return nil
+}
+
+// askViews asks once. other is whether somebody has just heard another process lead
+// in this one's name.
+func (c *Control) askViews(ctx context.Context) (other bool, err error) {
 	for _, a := range c.askAll(ctx) {
 		switch {
 		case errors.Is(a.err, state.ErrDetached):
@@ -193,18 +218,15 @@ func (c *Control) askAround(ctx context.Context) error {
 			defer c.mu.Unlock()
 			c.detached = true
 			c.wakeLocked()
-			return c.detachedLocked()
+			return false, c.detachedLocked()
 		case a.err != nil:
 		case a.status.Generation > c.generation():
-			return state.Refusal(state.CodeRecovered, "the pool was recovered by hand while this peer was away (generation %d; this copy has %d), so what this peer knows of it counts no more: \"mortar peer recover\" here puts it (%s) aside and fetches a fresh copy", a.status.Generation, c.generation(), c.cfg.Dir)
+			return false, state.Refusal(state.CodeRecovered, "the pool was recovered by hand while this peer was away (generation %d; this copy has %d), so what this peer knows of it counts no more: \"mortar peer recover\" here puts it (%s) aside and fetches a fresh copy", a.status.Generation, c.generation(), c.cfg.Dir)
 		case a.status.Leader == c.cfg.Self && a.status.LeaderBoot != 0 && a.status.LeaderBoot != c.boot:
-			// Another process leads in this one's name.
-			if self := c.Map().Peer(c.cfg.Self); self != nil {
-				return clonedError(self)
-			}
+			other = true
 		}
 	}
-	return nil
+	return other, nil
 }
 
 func (c *Control) generation() uint64 {
