@@ -53,16 +53,11 @@ func (a *app) session(ctx context.Context, cfg daemon.MountConfig, volume string
 
 // walk finds the inode of a path, as lookup would without following links.
 func walk(ctx context.Context, h fsop.Handler, name string) (fsop.Attr, error) {
-	r, err := h.Do(ctx, &fsop.Getattr{Ino: fsop.RootIno})
+	at, err := fsop.Resolve(ctx, h, path.Clean("/"+name))
 	if err != nil {
-		return fsop.Attr{}, err
+		return fsop.Attr{}, fmt.Errorf("%s: %w", name, err)
 	}
-	for _, part := range parts(name) {
-		if r, err = h.Do(ctx, &fsop.Lookup{Parent: r.Attr.Ino, Name: part}); err != nil {
-			return fsop.Attr{}, fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	return r.Attr, nil
+	return at, nil
 }
 
 func parts(name string) []string {

@@ -136,11 +136,7 @@ func patiently(ctx context.Context, do func(ctx context.Context) error) error {
 		if err == nil || !wait {
 			return err
 		}
-		timer := time.NewTimer(200 * time.Millisecond)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !pause(ctx, 200*time.Millisecond) {
 			return err
 		}
 	}
@@ -241,21 +237,14 @@ func (p dockerPool) make(ctx context.Context, volume string, d *cluster.DockerVo
 func (n *Node) checkDirectory(ctx context.Context, volume, dir string) error {
 	cfg := MountConfig{Volume: volume, StateDir: n.cfg.StateDir, RunDir: n.cfg.RunDir, Wait: decideTimeout}
 	err := Session(ctx, cfg, func(ctx context.Context, h fsop.Handler) error {
-		ino := fsop.RootIno
-		for part := range strings.SplitSeq(dir, "/") {
-			r, err := h.Do(ctx, &fsop.Lookup{Parent: ino, Name: part})
-			if errors.Is(err, fsop.ENOENT) {
-				return api.Errorf(api.NotFound, "volume %s has no directory %s: make it in a mount of the volume", volume, dir)
-			}
-			if err != nil {
-				return err
-			}
-			if !r.Attr.IsDir() {
-				return api.Errorf(api.Invalid, "%s of volume %s is not a directory", dir, volume)
-			}
-			ino = r.Attr.Ino
+		at, err := fsop.Resolve(ctx, h, dir)
+		switch {
+		case errors.Is(err, fsop.ENOENT):
+			return api.Errorf(api.NotFound, "volume %s has no directory %s: make it in a mount of the volume", volume, dir)
+		case errors.Is(err, fsop.ENOTDIR), err == nil && !at.IsDir():
+			return api.Errorf(api.Invalid, "%s of volume %s is not a directory", dir, volume)
 		}
-		return nil
+		return err
 	})
 	var known *api.Error
 	if err != nil && !errors.As(err, &known) {
@@ -285,8 +274,7 @@ func (p dockerPool) Remove(ctx context.Context, name string) error {
 		if d.Own {
 			err := p.n.DeleteSubvolume(ctx, dockerOf(known, d).Volume, d.Dir, false)
 			// A mount that has ended just now tells the bricks a moment later.
-			for end := time.Now().Add(lastWord); api.IsCode(err, api.Busy) && time.Now().Before(end) && ctx.Err() == nil; {
-				time.Sleep(lastWord / 20)
+			for end := time.Now().Add(lastWord); api.IsCode(err, api.Busy) && time.Now().Before(end) && pause(ctx, lastWord/20); {
 				err = p.n.DeleteSubvolume(ctx, dockerOf(known, d).Volume, d.Dir, false)
 			}
 			if api.IsCode(err, api.NotFound) {

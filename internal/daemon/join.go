@@ -236,12 +236,7 @@ func (n *Node) Enroll(ctx context.Context, conn httpd.Ends, r api.EnrollRequest)
 	reply, err := n.enroll(ctx, conn, r)
 	if api.IsCode(apiError(err), api.Forbidden) {
 		n.log.Warn("refused to enroll a machine", "from", conn.Remote.String(), "error", err)
-		timer := time.NewTimer(250 * time.Millisecond)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+		pause(ctx, 250*time.Millisecond)
 	}
 	return reply, apiError(err)
 }

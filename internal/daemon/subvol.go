@@ -88,7 +88,6 @@ func (n *Node) subvolumes(ctx context.Context, r api.SubvolumeRequest) ([]api.Su
 	if err != nil {
 		return nil, err
 	}
-	const pause = 100 * time.Millisecond
 	for {
 		if v.Status != cluster.VolumeStarted {
 			return nil, api.Errorf(api.VolumeStopped, "Volume %s is not started", v.Name)
@@ -97,13 +96,8 @@ func (n *Node) subvolumes(ctx context.Context, r api.SubvolumeRequest) ([]api.Su
 		if err == nil || !elsewhere(err) {
 			return all, err
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
+		if v = m.later(ctx, v, 100*time.Millisecond); v == nil {
 			return nil, err
-		}
-		if now := m.view.Load().VolumeByID(v.ID); now != nil {
-			v = now
 		}
 	}
 }
@@ -203,18 +197,8 @@ func (w *subvolumes) do(r *api.SubvolumeRequest) ([]api.Subvolume, error) {
 
 // walk finds the inode of a path.
 func (w *subvolumes) walk(name string) (fsop.Ino, error) {
-	ino := fsop.RootIno
-	for part := range strings.SplitSeq(name, "/") {
-		if part == "" {
-			continue // the root itself
-		}
-		r, err := w.rep.System(w.ctx, &fsop.Lookup{Parent: ino, Name: part})
-		if err != nil {
-			return 0, err
-		}
-		ino = r.Attr.Ino
-	}
-	return ino, nil
+	at, err := fsop.Resolve(w.ctx, fsop.HandlerFunc(w.rep.System), name)
+	return at.Ino, err
 }
 
 // split takes the last part off a path.

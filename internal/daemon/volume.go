@@ -278,9 +278,7 @@ func (m *member) awaitServed(ctx context.Context, name string) {
 		if !waiting {
 			return
 		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
+		if !pause(ctx, 50*time.Millisecond) {
 			return
 		}
 	}
@@ -625,20 +623,39 @@ func (n *Node) Heal(ctx context.Context, name string, r api.HealRequest) (*api.H
 // verify has the primary of a set compare its bricks. Around a fail-over it
 // takes a moment until everybody agrees who that is.
 func (m *member) verify(ctx context.Context, v *cluster.Volume, set int) (*api.HealReply, error) {
-	const patience, pause = 5 * time.Second, 200 * time.Millisecond
+	const patience = 5 * time.Second
 	for began := time.Now(); ; {
 		reply, err := m.verifyOnce(ctx, v, set)
 		if err == nil || !api.IsCode(err, api.BrickDown) || time.Since(began) > patience {
 			return reply, err
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
+		if v = m.later(ctx, v, 200*time.Millisecond); v == nil {
 			return nil, err
 		}
-		if now := m.view.Load().VolumeByID(v.ID); now != nil {
-			v = now
-		}
+	}
+}
+
+// later is a volume as it is known after a while, as before if it is not any more; nil if
+// ctx has ended.
+func (m *member) later(ctx context.Context, v *cluster.Volume, after time.Duration) *cluster.Volume {
+	if !pause(ctx, after) {
+		return nil
+	}
+	if now := m.view.Load().VolumeByID(v.ID); now != nil {
+		return now
+	}
+	return v
+}
+
+// pause waits between two attempts; false: ctx has ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

@@ -5,7 +5,7 @@
 // http.RoundTripper is to requests, so the same value is sent, logged, applied,
 // retried, traced and fuzzed, each by a small wrapper around a Handler.
 //
-// The package knows neither paths nor sessions nor replicas. Objects are named
+// Operations know neither paths nor sessions nor replicas. Objects are named
 // by inode number, names are single path components, and access was checked
 // by whoever made the operation (the kernel, by default_permissions).
 package fsop
@@ -32,6 +32,32 @@ type HandlerFunc func(ctx context.Context, op Op) (*Reply, error)
 
 // Do implements Handler.
 func (f HandlerFunc) Do(ctx context.Context, op Op) (*Reply, error) { return f(ctx, op) }
+
+// Resolve finds what a path leads to from the root, as h sees it, without following
+// symbolic links. Empty parts of the path count for nothing. The error is that of the
+// Lookup that failed.
+func Resolve(ctx context.Context, h Handler, path string) (Attr, error) {
+	at := Attr{Ino: RootIno}
+	asked := false
+	for part := range strings.SplitSeq(path, "/") {
+		if part == "" {
+			continue
+		}
+		r, err := h.Do(ctx, &Lookup{Parent: at.Ino, Name: part})
+		if err != nil {
+			return Attr{}, err
+		}
+		at, asked = r.Attr, true
+	}
+	if asked {
+		return at, nil
+	}
+	r, err := h.Do(ctx, &Getattr{Ino: RootIno})
+	if err != nil {
+		return Attr{}, err
+	}
+	return r.Attr, nil
+}
 
 // Limits, those of Linux where it has one (limits.h, xattr.h).
 const (

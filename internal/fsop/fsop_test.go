@@ -287,3 +287,29 @@ func FuzzReply(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) { codectest.Decode(t, b, new(Reply)) })
 }
+
+func TestResolve(t *testing.T) {
+	names := map[Ino]map[string]Ino{RootIno: {"a": 2}, 2: {"b": 3}}
+	h := HandlerFunc(func(_ context.Context, op Op) (*Reply, error) {
+		switch op := op.(type) {
+		case *Getattr:
+			return &Reply{Attr: Attr{Ino: op.Ino}}, nil
+		case *Lookup:
+			if ino := names[op.Parent][op.Name]; ino != 0 {
+				return &Reply{Attr: Attr{Ino: ino}}, nil
+			}
+			return nil, ENOENT
+		}
+		return nil, ENOSYS
+	})
+	for path, want := range map[string]Ino{"": RootIno, "/": RootIno, "a": 2, "/a/": 2, "a/b": 3, "a//b": 3} {
+		if at, err := Resolve(t.Context(), h, path); err != nil || at.Ino != want {
+			t.Errorf("%q leads to %d, %v; want %d", path, at.Ino, err, want)
+		}
+	}
+	for _, path := range []string{"b", "a/b/c"} {
+		if at, err := Resolve(t.Context(), h, path); !errors.Is(err, ENOENT) {
+			t.Errorf("%q leads to %d, %v", path, at.Ino, err)
+		}
+	}
+}
