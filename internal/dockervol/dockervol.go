@@ -276,10 +276,9 @@ func (d *Driver) Mount(ctx context.Context, name, id string, engine int) (dir st
 	if err != nil {
 		return "", err
 	}
-	d.mu.Lock()
-	plan := d.uses.mount(name, use{ID: id, Engine: d.cfg.Kernel.Process(engine), Since: time.Now().Unix()}, seen)
-	d.mu.Unlock()
-	err = d.carry(ctx, v, plan, nil)
+	err = d.act(ctx, v, func(u *uses) []step {
+		return u.mount(name, use{ID: id, Engine: d.cfg.Kernel.Process(engine), Since: time.Now().Unix()}, seen)
+	})
 	if err == nil {
 		err = d.cfg.Kernel.Shows(engine, dir)
 	}
@@ -316,10 +315,7 @@ func (d *Driver) release(ctx context.Context, name, id string) error {
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	plan := d.uses.unmount(name, id, seen)
-	d.mu.Unlock()
-	return d.carry(ctx, nil, plan, nil)
+	return d.act(ctx, nil, func(u *uses) []step { return u.unmount(name, id, seen) })
 }
 
 // tendEvery is how often the driver looks for uses whose end it was not told.
@@ -372,16 +368,23 @@ func (d *Driver) check(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	return d.act(ctx, nil, func(u *uses) (plan []step) {
+		if u.doubtful(name, time.Now(), d.cfg.Kernel.Gone) {
+			plan = u.abandon(name, seen)
+		}
+		if len(plan) > 0 {
+			d.cfg.Log.Info("no container uses the volume any more, and the engine did not say so", "volume", name)
+		}
+		return plan
+	})
+}
+
+// act carries out what is planned on the uses as they are now, within the turn of the name.
+func (d *Driver) act(ctx context.Context, v *Volume, plan func(*uses) []step) error {
 	d.mu.Lock()
-	var plan []step
-	if d.uses.doubtful(name, time.Now(), d.cfg.Kernel.Gone) {
-		plan = d.uses.abandon(name, seen)
-	}
+	steps := plan(d.uses)
 	d.mu.Unlock()
-	if len(plan) > 0 {
-		d.cfg.Log.Info("no container uses the volume any more, and the engine did not say so", "volume", name)
-	}
-	return d.carry(ctx, nil, plan, nil)
+	return d.carry(ctx, v, steps, nil)
 }
 
 // carry carries out a plan, up to the first step that fails. With skip, the
