@@ -322,57 +322,55 @@ func newSubvolumeDelete(a *app) *cobra.Command {
 // completeTimeout is how long a shell waits for names.
 const completeTimeout = 2 * time.Second
 
-// completeVolumes offers the names of volumes.
-func (a *app) completeVolumes(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	const directive = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+// complete offers for the first argument what list finds within the shell's patience.
+func (a *app) complete(args []string, list func(ctx context.Context, c *api.Client) ([]string, error)) []string {
 	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), completeTimeout)
 	defer cancel()
 	c := api.Unix(a.socket)
 	defer c.Close()
-	vs, err := c.Volumes(ctx)
+	names, err := list(ctx, c)
 	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+		cobra.CompDebugln(err.Error(), false)
 	}
-	var names []string
-	for _, v := range vs {
-		if cmd.Name() == "create" {
-			names = append(names, v.Name+"/")
-		} else {
-			names = append(names, v.Name)
+	return names
+}
+
+// completeVolumes offers the names of volumes.
+func (a *app) completeVolumes(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	directive, suffix := cobra.ShellCompDirectiveNoFileComp, ""
+	if cmd.Name() == "create" { // the name of what is to be made follows
+		directive, suffix = directive|cobra.ShellCompDirectiveNoSpace, "/"
+	}
+	names := a.complete(args, func(ctx context.Context, c *api.Client) ([]string, error) {
+		vs, err := c.Volumes(ctx)
+		var names []string
+		for _, v := range vs {
+			names = append(names, v.Name+suffix)
 		}
-	}
-	if cmd.Name() == "create" {
-		return names, directive
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+		return names, err
+	})
+	return names, directive
 }
 
 // completeSubvolumes offers VOLUME/NAME.
 func (a *app) completeSubvolumes(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), completeTimeout)
-	defer cancel()
-	c := api.Unix(a.socket)
-	defer c.Close()
-	vs, err := c.Volumes(ctx)
-	var names []string
-	for _, v := range vs {
-		if v.Status != int(cluster.VolumeStarted) {
-			continue
+	names := a.complete(args, func(ctx context.Context, c *api.Client) ([]string, error) {
+		vs, err := c.Volumes(ctx)
+		var names []string
+		for _, v := range vs {
+			if v.Status != int(cluster.VolumeStarted) {
+				continue
+			}
+			some, serr := c.Subvolumes(ctx, v.Name)
+			err = errors.Join(err, serr)
+			for _, s := range some {
+				names = append(names, v.Name+"/"+s.Name)
+			}
 		}
-		some, serr := c.Subvolumes(ctx, v.Name)
-		err = errors.Join(err, serr)
-		for _, s := range some {
-			names = append(names, v.Name+"/"+s.Name)
-		}
-	}
-	if err != nil {
-		cobra.CompDebugln(err.Error(), false)
-	}
+		return names, err
+	})
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
