@@ -129,21 +129,20 @@ func (x *exec) account() error {
 // isTop reports whether n is the top directory of a subvolume.
 func (n *work) isTop() bool { return n.Subvolume == n.Ino }
 
-// users are the sessions that use a subvolume, by id.
-func (b *Brick) users(ino fsop.Ino) (all []*session) {
+// used reports whether a session uses a subvolume.
+func (b *Brick) used(ino fsop.Ino) bool {
 	for _, s := range b.sessions {
 		if _, uses := slices.BinarySearch(s.Uses, ino); uses && !s.Away {
-			all = append(all, s)
+			return true
 		}
 	}
-	slices.SortFunc(all, func(a, b *session) int { return cmp.Compare(a.ID, b.ID) })
-	return all
+	return false
 }
 
 // mayGo says whether the name of n may be taken away: EBUSY for a subvolume that
 // somebody uses.
 func (x *exec) mayGo(n *work) error {
-	if n.isTop() && len(x.b.users(n.Ino)) > 0 {
+	if n.isTop() && x.b.used(n.Ino) {
 		return fsop.EBUSY
 	}
 	return nil

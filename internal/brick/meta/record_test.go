@@ -13,6 +13,14 @@ import (
 	"mortar/internal/fsop"
 )
 
+func inodeAgain(k, v []byte) ([]byte, error) {
+	var n Inode
+	err := getInode(v, keyIno(k), &n)
+	out := make([]byte, inodeSize(&n))
+	putInode(out, &n)
+	return out, err
+}
+
 // codings has every kind of value: how it is read from a key and bytes, and
 // written again. The seeds are one good value each.
 var codings = []struct {
@@ -32,24 +40,12 @@ var codings = []struct {
 			Parent: 1, Content: cluster.Pos{Epoch: 2, Seq: 9}, Xattrs: 1, XattrNames: 7, Flags: Caps, WindowSince: 4,
 		})
 		return v
-	}, func(k, v []byte) ([]byte, error) {
-		var n Inode
-		err := getInode(v, keyIno(k), &n)
-		out := make([]byte, inodeSize(&n))
-		putInode(out, &n)
-		return out, err
-	}},
+	}, inodeAgain},
 	{"inode of a subvolume", key1(tableInode, 5), func() []byte {
 		v := make([]byte, inodeSubvolLen)
 		putInode(v, &Inode{Attr: fsop.Attr{Ino: 5, Mode: 0o100644, Size: 6}, Subvolume: 4})
 		return v
-	}, func(k, v []byte) ([]byte, error) {
-		var n Inode
-		err := getInode(v, keyIno(k), &n)
-		out := make([]byte, inodeSize(&n))
-		putInode(out, &n)
-		return out, err
-	}},
+	}, inodeAgain},
 	{"subvolume", key1(tableSubvol, 5), func() []byte {
 		v := make([]byte, subvolLen)
 		putSubvolume(v, &Subvolume{Size: 1, Inodes: 2, UsedSize: 3, UsedInodes: 4, Made: 5, Used: 6, Token: 7, Removed: true})
