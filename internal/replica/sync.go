@@ -300,15 +300,11 @@ func (l *loop) answerFsync() {
 	}
 }
 
-// syncRetry is after how long a brick is asked again: the question or the
-// answer may have been lost with a connection.
-const syncRetry = 500 * time.Millisecond
-
 func (l *loop) tickSync() {
 	l.releaseAck()
 	l.fsync.first = 0 // a round may take long
 	for _, s := range l.fsync.waiting {
-		if l.now >= s.asked+syncRetry {
+		if l.now >= s.asked+core.SyncRetry {
 			s.asked = l.now
 			l.fsync.ask = max(l.fsync.ask, s.seq)
 		}

@@ -384,8 +384,9 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 	return cluster.SetConfig{}, false
 }
 
-// syncRetry is after how long a backup is asked again to flush.
-const syncRetry = 500 * time.Millisecond
+// SyncRetry is after how long a brick is asked again to flush: the question or the
+// answer may have been lost.
+const SyncRetry = 500 * time.Millisecond
 
 // flushed reports whether b, whose log meets this one, has flushed it up to seq, and
 // has it do so.
@@ -393,7 +394,7 @@ func (m *Machine) flushed(now Instant, b BrickID, p *Progress, seq uint64) bool 
 	if p.durable >= seq {
 		return true
 	}
-	if p.asked < seq || now >= p.askedAt+syncRetry {
+	if p.asked < seq || now >= p.askedAt+SyncRetry {
 		p.asked, p.askedAt = p.acked, now
 		m.send(b, proto.KindSync, &proto.Sync{Epoch: m.cfg.Epoch, Seq: p.acked})
 	}
