@@ -121,16 +121,7 @@ func (e *engines) container(i int, volume, script string, flags ...string) strin
 // refuseDocker runs a command that must fail with words that contain all of the parts.
 func (e *engines) refuseDocker(i int, args []string, parts ...string) {
 	e.t.Helper()
-	r, err := e.Host(i).Run(e.ctx(patience), append([]string{"docker"}, args...)...)
-	if err == nil {
-		e.t.Errorf("docker %s succeeded:\n%s", strings.Join(args, " "), r.Stdout)
-		return
-	}
-	for _, part := range parts {
-		if !strings.Contains(r.Stdout+r.Stderr, part) {
-			e.t.Errorf("docker %s: the message lacks %q:\n%s", strings.Join(args, " "), part, r.Stdout+r.Stderr)
-		}
-	}
+	e.refuseProgram(i, "docker", args, parts...)
 }
 
 // uses are the uses of Docker volumes that the daemon of a machine has written down.

@@ -280,15 +280,22 @@ func (p *pool) json(v any, i int, args ...string) {
 // refuse runs a mortar command that must fail with words that contain all of the parts.
 func (p *pool) refuse(i int, args []string, parts ...string) {
 	p.t.Helper()
-	r, err := p.try(i, args...)
+	p.refuseProgram(i, mortar, args, parts...)
+}
+
+// refuseProgram is refuse for any program.
+func (p *pool) refuseProgram(i int, program string, args []string, parts ...string) {
+	p.t.Helper()
+	r, err := p.Host(i).Run(p.ctx(patience), append([]string{program}, args...)...)
+	command := filepath.Base(program) + " " + strings.Join(args, " ")
 	if err == nil {
-		p.t.Errorf("mortar %s succeeded:\n%s", strings.Join(args, " "), r.Stdout)
+		p.t.Errorf("%s succeeded:\n%s", command, r.Stdout)
 		return
 	}
 	text := r.Stdout + r.Stderr
 	for _, part := range parts {
 		if !strings.Contains(text, part) {
-			p.t.Errorf("mortar %s: the message lacks %q:\n%s", strings.Join(args, " "), part, text)
+			p.t.Errorf("%s: the message lacks %q:\n%s", command, part, text)
 		}
 	}
 }
