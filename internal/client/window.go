@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"mortar/internal/fsop"
@@ -46,51 +45,6 @@ type windows struct {
 
 	buffers buffers
 }
-
-// written is a file that this client has written to lately.
-type written struct {
-	ino     fsop.Ino
-	held    bool
-	asked   bool   // a write went through without a window: the next one asks for it
-	closing bool   // the window is being given up
-	last    bool   // with what was held back
-	closed  uint64 // windows.closings when it last was
-	used    time.Time
-
-	recalled time.Time // when somebody else wanted to see it
-
-	// held back: not yet sent
-	made *made      // to be done before data; nil: the set knows the file
-	left fsop.Reply // what the Make that closed it left of it, for flush
-	data []byte
-	off  uint64
-	kill bool
-	sync bool         // an fsync waits for it
-	then fsop.Setattr // to be done after data; Valid 0: nothing
-	born time.Time    // when the first of it came
-
-	streams bool // so much was written at a time that there will be more
-
-	// attr is what the file's attributes will be, but for times, while the window is held.
-	attr  fsop.Attr
-	sized bool // and its size is certain, so that what is appended has a place
-
-	flights []*flight
-	bytes   int   // held back or in flight
-	err     error // of a write that was acknowledged; reported once
-}
-
-// waits reports whether something is held back.
-func (f *written) waits() bool {
-	return len(f.data) > 0 || f.then.Valid != 0 || f.made != nil && !f.made.sent
-}
-
-// dirty reports whether something has not arrived.
-func (f *written) dirty() bool { return f.waits() || len(f.flights) > 0 || f.bytes > 0 || f.last }
-
-// flight is a write on its way. Attributes are a write to all of the file: they
-// change its times, so nothing may overtake them.
-type flight struct{ off, end uint64 }
 
 const (
 	windowBytes = 4 << 20  // of one file, held back or in flight: a few full requests of the kernel are under way while the next one is taken
@@ -404,22 +358,6 @@ func (w *windows) givenLocked(a *fsop.Attr, asked uint64) {
 	}
 }
 
-// hold notes that the session holds the window of f, which had these attributes
-// when it was given.
-func (f *written) hold(a *fsop.Attr) {
-	size := a.Size
-	if f.held {
-		if a.Change <= f.attr.Change {
-			return // answers to writes side by side come in any order
-		}
-		if f.sized {
-			size = max(size, f.attr.Size)
-		}
-	}
-	f.held, f.sized, f.attr = true, true, *a
-	f.attr.Size = size
-}
-
 // setattr puts attributes off until what was written before them is sent, if the
 // window of the file is held: archivers set them on every file just before they
 // close it. Its reply is not to be cached, because the times are not known yet.
@@ -529,12 +467,6 @@ func (w *windows) giveUpLater(f *written) {
 	w.wg.Go(func() { w.giveUp(f) })
 }
 
-func (f *written) takeError() error {
-	err := f.err
-	f.err = nil
-	return err
-}
-
 // sendLocked sends what is held back of f, as soon as nothing in flight overlaps it.
 func (w *windows) sendLocked(f *written) {
 	for f.waits() { // twice if too much was written for one Make
@@ -594,44 +526,6 @@ func (w *windows) fsync(ctx context.Context, ino fsop.Ino) (synced bool, err err
 	return synced, f.takeError()
 }
 
-// take makes an operation of what is held back of f: n bytes of data.
-func (f *written) take(window fsop.Window) (op fsop.Op, t *flight, n int) {
-	n = len(f.data)
-	t = &flight{f.off, f.off + uint64(n)}
-	if f.then.Valid != 0 {
-		t = &flight{0, fsop.MaxSize}
-	}
-	if f.made != nil && !f.made.sent {
-		return f.takeMake(window)
-	}
-	if n > 0 {
-		op = &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: window, Then: f.then, Sync: f.sync}
-	} else {
-		set := f.then
-		set.Ino, set.Window = f.ino, window
-		op = &set
-	}
-	f.data, f.then, f.sync = nil, fsop.Setattr{}, false
-	return op, t, n
-}
-
-// takeMake is take for the Make of f. Contents that are too large for it stay.
-func (f *written) takeMake(window fsop.Window) (op fsop.Op, t *flight, n int) {
-	f.made.sent = true
-	m := &fsop.Make{Node: f.made.Node, First: fsop.Write{Ino: f.ino}}
-	if window&fsop.WindowDone == 0 {
-		m.First.Window = fsop.WindowAsk
-	}
-	t = &flight{0, fsop.MaxSize}
-	if len(f.data) > makeBytes {
-		return m, t, 0
-	}
-	n = len(f.data)
-	m.First.Off, m.First.Data, m.First.KillPriv, m.First.Then, m.First.Sync = f.off, f.data, f.kill, f.then, f.sync
-	f.data, f.then, f.sync = nil, fsop.Setattr{}, false
-	return m, t, n
-}
-
 // waitLocked waits for something to land, or for ctx to end.
 func (w *windows) waitLocked(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() {
@@ -644,19 +538,6 @@ func (w *windows) waitLocked(ctx context.Context) error {
 	}
 	w.idle.Wait()
 	return ctx.Err()
-}
-
-// overtakes reports whether a flight that began before t has bytes in common with it.
-func (f *written) overtakes(t *flight) bool {
-	for _, o := range f.flights {
-		if o == t {
-			break
-		}
-		if o.off < t.end && t.off < o.end {
-			return true
-		}
-	}
-	return false
 }
 
 // landLocked counts n bytes that are held back or in flight no longer.
@@ -849,104 +730,4 @@ func (w *windows) drainAll(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// buffers are for what is held back. A stream of writes goes through a few of
-// them; made anew each would have to be cleared first and collected after.
-type buffers struct {
-	join sync.Pool // of *[joinBytes]byte
-	full sync.Pool // of *[fsop.MaxData]byte
-}
-
-// get returns an empty slice with room for n bytes.
-func (p *buffers) get(n int) []byte {
-	switch {
-	case n < joinBytes:
-		return make([]byte, 0, n)
-	case n == joinBytes:
-		if b, ok := p.join.Get().(*[joinBytes]byte); ok {
-			return b[:0]
-		}
-		return make([]byte, 0, joinBytes)
-	}
-	if b, ok := p.full.Get().(*[fsop.MaxData]byte); ok {
-		return b[:0]
-	}
-	return make([]byte, 0, fsop.MaxData)
-}
-
-// put takes back the data of an operation that was carried out.
-func (p *buffers) put(op fsop.Op) {
-	w := contents(op)
-	if w == nil {
-		return
-	}
-	switch cap(w.Data) {
-	case joinBytes:
-		p.join.Put((*[joinBytes]byte)(w.Data[:joinBytes]))
-	case fsop.MaxData:
-		p.full.Put((*[fsop.MaxData]byte)(w.Data[:fsop.MaxData]))
-	}
-	w.Data = nil
-}
-
-// merge adds what a later Setattr sets.
-func merge(s, later *fsop.Setattr) {
-	if later.Valid&fsop.SetMode != 0 {
-		s.Mode = later.Mode
-	}
-	if later.Valid&fsop.SetUID != 0 {
-		s.UID = later.UID
-	}
-	if later.Valid&fsop.SetGID != 0 {
-		s.GID = later.GID
-	}
-	if later.Valid&(fsop.SetAtime|fsop.SetAtimeNow) != 0 {
-		s.Atime = later.Atime
-		s.Valid &^= fsop.SetAtime | fsop.SetAtimeNow
-	}
-	if later.Valid&(fsop.SetMtime|fsop.SetMtimeNow) != 0 {
-		s.Mtime = later.Mtime
-		s.Valid &^= fsop.SetMtime | fsop.SetMtimeNow
-	}
-	s.Valid |= later.Valid
-}
-
-// foresee changes attributes as a Setattr will; times of the primary's clock
-// are guessed.
-func foresee(a *fsop.Attr, s *fsop.Setattr, now int64) {
-	if s.Valid&fsop.SetUID != 0 {
-		a.UID = s.UID
-	}
-	if s.Valid&fsop.SetGID != 0 {
-		a.GID = s.GID
-	}
-	if s.Valid&(fsop.SetUID|fsop.SetGID|fsop.SetKillPriv) != 0 {
-		a.Mode = killed(a.Mode)
-	}
-	if s.Valid&fsop.SetMode != 0 {
-		a.Mode = a.Type() | s.Mode&0o7777
-	}
-	if s.Valid&fsop.SetAtime != 0 {
-		a.Atime = s.Atime
-	}
-	if s.Valid&fsop.SetMtime != 0 {
-		a.Mtime = s.Mtime
-	}
-	if s.Valid&fsop.SetAtimeNow != 0 {
-		a.Atime = now
-	}
-	if s.Valid&fsop.SetMtimeNow != 0 {
-		a.Mtime = now
-	}
-	a.Ctime = now
-}
-
-// killed is a mode without what a change of contents or owner takes away.
-func killed(mode uint32) uint32 {
-	mode &^= syscall.S_ISUID
-	if mode&syscall.S_IXGRP != 0 {
-		mode &^= syscall.S_ISGID
-	}
-	return mode
 }
