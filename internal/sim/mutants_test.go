@@ -64,7 +64,7 @@ var mutants = []mutant{
 	{"4 a primary leaves before who it dropped has no lease", "replica/core/leave.go", "if now < m.holdUntil {", "if false {"},
 	{"4 a primary forgets its leases in an epoch without one", "replica/core/core.go", "m.gave = max(m.gave, p.grantedUntil)", "_ = p"},
 	{"I6 a brick joins with a log that is not flushed", "replica/core/primary.go", "	if p.durable >= seq {\n", "	{\n"},
-	{"5 reads do not wait for commit", "sim/brick.go", "if r.dep > commit {", "if false {"},
+	{"5 reads do not wait for commit", "sim/session.go", "if r.dep > commit {", "if false {"},
 	// Coming back.
 	{"6 logs are compared by sequence alone", "replica/core/backup.go", "case a.Prev == m.tail && m.loaded:", "case a.Prev.Seq == m.tail.Seq && m.loaded:"},
 	{"6 a brick that is not whole leads", "replica/core/core.go", "case !m.whole || m.past", "case m.past"},
@@ -73,8 +73,8 @@ var mutants = []mutant{
 	{"6 a brick without contents keeps its set waiting", "replica/core/core.go", "		r.Unfit = true\n", ""},
 	// The rest.
 	{"7 acknowledgements go on below min-in-sync", "replica/core/primary.go", "	if m.cfg.Writable() {\n", "	{\n"},
-	{"8 a change that is sent again is carried out again", "sim/brick.go", "if !b.disk.st.executed(&e) {", "{"},
-	{"I6 fsync does not wait for the backups", "sim/brick.go", "low = min(low, b.durable[b.w.brick(id).i])", "_ = id"},
+	{"8 a change that is sent again is carried out again", "sim/request.go", "if !b.disk.st.executed(&e) {", "{"},
+	{"I6 fsync does not wait for the backups", "sim/request.go", "low = min(low, b.durable[b.w.brick(id).i])", "_ = id"},
 	{"live: a lost acknowledgement is not repeated", "replica/core/primary.go", "	m.hasUpTo(now, from, p, a.Acked)\n", ""},
 }
 
