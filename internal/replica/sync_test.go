@@ -24,39 +24,48 @@ func (w *world) slow(id cluster.BrickID, d time.Duration) {
 	s.disk = slowDisk{takes: d}
 }
 
+// syncs has several writers make changes that are synced, one after the other each, on slow
+// disks. When one is answered every brick has it on its disk.
+func (w *world) syncs(t *testing.T, writers, times int, change func(c *client, k, i int) (*fsop.Reply, error)) {
+	t.Helper()
+	for _, id := range w.order {
+		w.slow(id, 2*time.Millisecond)
+	}
+	var wg sync.WaitGroup
+	for k := range writers {
+		wg.Go(func() {
+			c := &client{w: w, id: cluster.SessionID(k + 1)}
+			time.Sleep(time.Duration(k) * 100 * time.Microsecond) // virtual, as all that follow
+			for i := range times {
+				r, err := change(c, k, i)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for _, id := range w.order {
+					if d := w.nodes[id].store.Durable(); d < r.Seq {
+						t.Errorf("a change was answered as synced, and brick %v has change %d not on disk but %d", id, r.Seq, d)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // Several writers that sync at once share flushes, and none is answered before
 // every brick has what it wrote.
 func TestSyncsShareFlushes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)
-		for _, id := range w.order {
-			w.slow(id, 2*time.Millisecond)
-		}
 		const writers, times = 4, 25
-		var wg sync.WaitGroup
-		for k := range writers {
-			wg.Go(func() {
-				c := &client{w: w, id: cluster.SessionID(k + 1)}
-				time.Sleep(time.Duration(k) * 100 * time.Microsecond) // virtual, as all that follow
-				for i := range times {
-					r, err := c.do(t.Context(), &fsop.Setxattr{Ino: 1, Name: "k" + strconv.Itoa(k), Value: []byte(strconv.Itoa(i))})
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					if _, err := c.do(t.Context(), &fsop.Fsync{Ino: 1}); err != nil {
-						t.Error(err)
-						return
-					}
-					for _, id := range w.order {
-						if d := w.nodes[id].store.Durable(); d < r.Seq {
-							t.Errorf("fsync returned, and brick %v has change %d not on disk but %d", id, r.Seq, d)
-						}
-					}
-				}
-			})
-		}
-		wg.Wait()
+		w.syncs(t, writers, times, func(c *client, k, i int) (*fsop.Reply, error) {
+			r, err := c.do(t.Context(), &fsop.Setxattr{Ino: 1, Name: "k" + strconv.Itoa(k), Value: []byte(strconv.Itoa(i))})
+			if err == nil {
+				_, err = c.do(t.Context(), &fsop.Fsync{Ino: 1})
+			}
+			return r, err
+		})
 		for _, id := range w.order {
 			s := w.nodes[id].store
 			s.mu.Lock()
@@ -73,29 +82,10 @@ func TestSyncsShareFlushes(t *testing.T) {
 func TestSyncedWritesLeaveTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)
-		for _, id := range w.order {
-			w.slow(id, 2*time.Millisecond)
-		}
 		const writers, times = 4, 25
-		var wg sync.WaitGroup
-		for k := range writers {
-			wg.Go(func() {
-				c := &client{w: w, id: cluster.SessionID(k + 1)}
-				for i := range times {
-					r, err := c.do(t.Context(), &fsop.Write{Ino: fsop.Ino(k + 1), Off: uint64(i), Data: []byte("x"), Sync: true})
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					for _, id := range w.order {
-						if d := w.nodes[id].store.Durable(); d < r.Seq {
-							t.Errorf("a synced write returned, and brick %v has change %d not on disk but %d", id, r.Seq, d)
-						}
-					}
-				}
-			})
-		}
-		wg.Wait()
+		w.syncs(t, writers, times, func(c *client, k, i int) (*fsop.Reply, error) {
+			return c.do(t.Context(), &fsop.Write{Ino: fsop.Ino(k + 1), Off: uint64(i), Data: []byte("x"), Sync: true})
+		})
 		primary := w.nodes[w.order[0]]
 		primary.outMu.Lock()
 		defer primary.outMu.Unlock()
