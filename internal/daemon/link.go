@@ -37,6 +37,7 @@ type links struct {
 
 	mu    sync.Mutex // guards the fields below
 	peers map[cluster.PeerID]*link
+	gone  map[cluster.PeerID][]string // where those were that were detached: their vote may still be needed
 	in    map[cluster.PeerID][]*inbound
 }
 
@@ -107,7 +108,7 @@ const (
 func newLinks(ctx context.Context, keeper *pki.Keeper, hello proto.Hello, events linkEvents, log *slog.Logger) *links {
 	return &links{
 		ctx: ctx, self: keeper.ID(), keeper: keeper, hello: hello, events: events, log: log,
-		peers: map[cluster.PeerID]*link{}, in: map[cluster.PeerID][]*inbound{},
+		peers: map[cluster.PeerID]*link{}, gone: map[cluster.PeerID][]string{}, in: map[cluster.PeerID][]*inbound{},
 	}
 }
 
@@ -123,6 +124,9 @@ func (l *links) set(m *cluster.Map) {
 		if m.Peer(id) == nil {
 			k.stop(errors.New("no longer in the pool"))
 			delete(l.peers, id)
+			k.mu.Lock()
+			l.gone[id] = k.addrsLocked(k.lines[secure])
+			k.mu.Unlock()
 		}
 	}
 	for _, p := range m.Peers {
@@ -130,6 +134,7 @@ func (l *links) set(m *cluster.Map) {
 			continue
 		}
 		k := l.peers[p.ID]
+		delete(l.gone, p.ID)
 		if k == nil {
 			k = &link{id: p.ID}
 			k.ctx, k.stop = context.WithCancelCause(l.ctx)
@@ -398,10 +403,10 @@ func (l *links) state(peer cluster.PeerID) (connected bool, addr, problem string
 // addrsOf are the addresses at which a peer may be found, best first.
 func (l *links) addrsOf(peer cluster.PeerID) []string {
 	l.mu.Lock()
-	k := l.peers[peer]
+	k, gone := l.peers[peer], l.gone[peer]
 	l.mu.Unlock()
 	if k == nil {
-		return nil
+		return gone
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
