@@ -146,8 +146,29 @@ func (l *leader) recent(ctx context.Context) (index uint64, ok bool) {
 	l.c.mu.Lock()
 	index = l.c.applied
 	l.c.mu.Unlock()
-	// Only now: whoever leads after this moment, led when the index was read.
-	return index, l.c.raft.VerifyLeader().Error() == nil
+	// Only now: whoever leads after this moment, led when the index was read. The
+	// library counts answers to what it had sent before, too.
+	for read := time.Now(); ctx.Err() == nil && l.c.raft.VerifyLeader().Error() == nil; {
+		if l.heardSince(read) {
+			return index, true
+		}
+	}
+	return 0, false
+}
+
+// heardSince reports whether most voters have answered what was sent after t0.
+func (l *leader) heardSince(t0 time.Time) bool {
+	voters, heard := 0, 0
+	for _, s := range l.c.raft.GetConfiguration().Configuration().Servers {
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if s.ID == serverID(l.c.cfg.Self) || l.c.trans.answeredSince(s.ID, t0) {
+			heard++
+		}
+	}
+	return heard > voters/2
 }
 
 // end lets no more work begin.

@@ -63,8 +63,9 @@ type link struct {
 	lastBeat time.Time // last one sent; used by the heartbeat goroutine only
 
 	// guarded by transport.mu
-	known  bool // a heartbeat was answered or failed
-	alive  bool // the last one was answered
+	heard  time.Time // when the last heartbeat that was answered was sent
+	known  bool      // a heartbeat was answered or failed
+	alive  bool      // the last one was answered
 	since  time.Time
 	breaks uint64
 	up     chan struct{} // closed and replaced when alive becomes true
@@ -257,6 +258,14 @@ func (t *transport) reachable(id raft.ServerID) (alive bool, since time.Time) {
 	return false, time.Now()
 }
 
+// answeredSince reports whether the peer answered a heartbeat that was sent after t0.
+func (t *transport) answeredSince(id raft.ServerID, t0 time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.links[id]
+	return l != nil && l.heard.After(t0)
+}
+
 var errReleased = errors.New("the peer is unreachable and this peer no longer leads it")
 
 // AppendEntries implements raft.Transport.
@@ -292,14 +301,18 @@ func (t *transport) heartbeat(id raft.ServerID, target raft.ServerAddress, args 
 		}
 		timer.Stop()
 	}
+	sent := time.Now()
 	t.mu.Lock()
-	l.lastBeat = time.Now()
+	l.lastBeat = sent
 	t.mu.Unlock()
 	err := t.NetworkTransport.AppendEntries(id, target, args, resp)
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	alive := err == nil
+	if alive {
+		l.heard = sent
+	}
 	if !l.known || l.alive != alive {
 		l.known, l.alive, l.since = true, alive, time.Now()
 		if alive {
