@@ -62,7 +62,7 @@ var packages = []struct {
 	// The doors see an fsop.Handler, or an interface that they define.
 	{"mount", []string{"fsop", "proto"}, "FUSE in, operations out; proto only for the effects that it takes back from the kernel"},
 	{"nfs", []string{"fsop", "proto"}, "NFS in, operations out"},
-	{"dockervol", nil, "nine calls of Docker's over two interfaces of its own"},
+	{"dockervol", []string{"disk"}, "nine calls of Docker's over two interfaces of its own; disk protects its mount points"},
 	{"httpd", []string{"api", "httpd/web", "metrics"}, "handlers over interfaces of its own"},
 	{"httpd/web", nil, "an embedded page that uses nothing but the REST interface"},
 

@@ -23,6 +23,7 @@ import (
 	"mortar/internal/api"
 	"mortar/internal/cli/ui"
 	"mortar/internal/daemon"
+	"mortar/internal/disk"
 	"mortar/internal/mount"
 )
 
@@ -107,6 +108,7 @@ func (c *machines) close() {
 	dirs, _ := filepath.Glob(filepath.Join(c.dir, "m[0-9]"))
 	for _, d := range dirs {
 		unix.Unmount(d, unix.MNT_DETACH)
+		disk.SetImmutable(d, false)
 	}
 	for _, n := range c.nodes {
 		n.halt()

@@ -25,7 +25,8 @@ import (
 func newMount(a *app) *cobra.Command {
 	var (
 		foreground, sloppy, fake, verbose bool
-		noMtab                            bool
+		noMtab, enable                    bool
+		fstab                             string
 		options                           []string
 		namespace, fsType                 string
 		wait                              time.Duration
@@ -48,6 +49,9 @@ func newMount(a *app) *cobra.Command {
 		f.StringVarP(&fsType, "type", "t", "", "ignored")
 	} else {
 		f.BoolVarP(&foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
+		c.Long += enableHelp
+		f.BoolVar(&enable, "enable", false, "mount at each boot too; see above")
+		f.StringVar(&fstab, "fstab", defaultFstab, "the `file` that --enable writes to")
 	}
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		// Only the process that serves the mount, not the one that starts it.
@@ -94,9 +98,16 @@ func newMount(a *app) *cobra.Command {
 		}
 		if foreground {
 			cfg.Log = slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: o.level}))
+			if enable {
+				return &usageError{text: "--enable and --foreground do not go together"}
+			}
 			return mountFailed(cfg, "", daemon.RunMount(cmd.Context(), cfg))
 		}
-		return a.mountInBackground(cmd.Context(), cfg, o.logFile)
+		mount := func() error { return a.mountInBackground(cmd.Context(), cfg, o.logFile) }
+		if enable {
+			return a.enableMount(fstab, args[0], cfg.Dir, options, mount)
+		}
+		return mount()
 	}
 	return c
 }
@@ -134,6 +145,15 @@ Options:
   state-dir=DIR, run-dir=DIR     of a daemon that has others than the usual ones
 
 Other options of mount.glusterfs are accepted and have no effect.
+`
+
+const enableHelp = `
+With --enable it is mounted now and at each boot. DIR has to be empty, and is
+made if it does not exist. It becomes immutable (chattr +i), so that nothing can be
+written to it while the volume is not mounted. The line in /etc/fstab makes
+systemd mount it after the daemon and before Docker, and on first use, so that a bind mount
+waits for the volume in place of seeing an empty directory. "mortar umount
+--disable DIR" takes all that back.
 `
 
 // parseSource reads HOST[,HOST...]:/VOLUME[/SUBDIR]. The first slash may be missing.
@@ -388,17 +408,26 @@ func openLog(path string) (*os.File, error) {
 }
 
 func newUmount(a *app) *cobra.Command {
-	var lazy bool
+	var (
+		lazy, disable bool
+		fstab         string
+	)
 	c := verb("umount DIR", "unmount a volume", 1, 1, func(ctx context.Context, args []string) error {
 		dir, err := filepath.Abs(args[0])
 		if err != nil {
 			return err
+		}
+		if disable {
+			a.stopAutomount(fstab, dir)
 		}
 		raw, err := os.ReadFile("/proc/self/mountinfo")
 		if err != nil {
 			return err
 		}
 		if !mounted(string(raw), dir) {
+			if disable {
+				return a.disableMount(fstab, dir)
+			}
 			return fmt.Errorf("%s: no mortar volume is mounted here", dir)
 		}
 		flags := 0
@@ -413,8 +442,13 @@ func newUmount(a *app) *cobra.Command {
 		case err != nil:
 			return fmt.Errorf("%s: %w", dir, err)
 		}
+		if disable {
+			return a.disableMount(fstab, dir)
+		}
 		return a.done("%s is unmounted", dir)
 	})
+	c.Flags().BoolVar(&disable, "disable", false, "take back \"mortar mount --enable\": do not mount it at boot any more")
+	c.Flags().StringVar(&fstab, "fstab", defaultFstab, "the `file` that --disable writes to")
 	c.Flags().BoolVarP(&lazy, "lazy", "l", false, "unmount as soon as nobody uses it any more")
 	return c
 }

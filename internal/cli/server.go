@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net"
+	"os"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
@@ -80,9 +82,32 @@ func (a *app) serve(ctx context.Context, cfg daemon.Config) error {
 		debug.SetMemoryLimit(limit)
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))
+	cfg.Ready = func() {
+		if err := notifyReady(os.Getenv("NOTIFY_SOCKET")); err != nil {
+			cfg.Log.Warn("systemd was not told that this daemon is up", "error", err)
+		}
+	}
 	n, err := daemon.New(cfg)
 	if err != nil {
 		return err
 	}
 	return n.Run(ctx)
+}
+
+// notifyReady tells systemd, at the socket that it names in $NOTIFY_SOCKET, that
+// the daemon is up: what is ordered after it, such as Docker, may start.
+func notifyReady(socket string) error {
+	if socket == "" {
+		return nil
+	}
+	if socket[0] == '@' { // an abstract one
+		socket = "\x00" + socket[1:]
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write([]byte("READY=1"))
+	return err
 }

@@ -61,6 +61,9 @@ type Config struct {
 
 	// NewIdentity, once and by flag only, makes a cloned machine another one.
 	NewIdentity bool `toml:"-"`
+	// Ready is called once programs on this machine can ask the node, Docker's
+	// engine included.
+	Ready func() `toml:"-"`
 	// Log gets what happens. nil: discarded.
 	Log *slog.Logger `toml:"-"`
 }

@@ -223,6 +223,9 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 	})
 	n.log.Info("mortar is up", "version", version(), "peer", n.ID(), "listen", n.tcp.Addr().String(), "socket", n.cfg.APISocket())
+	if n.cfg.Ready != nil {
+		n.cfg.Ready()
+	}
 	err := g.Wait()
 	endInner()
 	if derr := doors.Wait(); err == nil && derr != nil && !errors.Is(derr, context.Canceled) {

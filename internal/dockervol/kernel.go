@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"mortar/internal/disk"
 )
 
 // Kernel is what the driver asks of the kernel.
@@ -87,30 +89,6 @@ func (k Linux) Lives(dir string) bool {
 	}
 }
 
-// immutable is FS_IMMUTABLE_FL: not even root changes anything in it.
-const immutable = 0x10
-
-// setImmutable sets or takes back the flag of a directory.
-func setImmutable(dir string, on bool) error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
-	if err != nil {
-		return err
-	}
-	if flags&^immutable|immutable == flags == on {
-		return nil
-	}
-	flags &^= immutable
-	if on {
-		flags |= immutable
-	}
-	return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags)
-}
-
 // Prepare implements Kernel.
 func (k Linux) Prepare(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
@@ -119,7 +97,7 @@ func (k Linux) Prepare(dir string) error {
 	if err := os.Mkdir(dir, 0); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := setImmutable(dir, true); err != nil {
+	if err := disk.SetImmutable(dir, true); err != nil {
 		k.Log.Debug("the mount point cannot be made immutable; it is removed when it is not in use", "dir", dir, "error", err)
 	}
 	return nil
@@ -140,7 +118,7 @@ func (k Linux) Unmount(dir string) error {
 			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 	}
-	if err := setImmutable(dir, false); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := disk.SetImmutable(dir, false); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		k.Log.Debug("the mount point stays immutable", "dir", dir, "error", err)
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
