@@ -6,12 +6,14 @@ import (
 	"mortar/internal/brick/meta"
 	"mortar/internal/cluster"
 	"mortar/internal/fsop"
+	"mortar/internal/proto"
 )
 
-// maxReplies bounds the replies that are kept for a session that acknowledges
-// none. The oldest are forgotten; a client that has so many requests under way
-// waits for a lock with the oldest ones, and may ask for that again.
-const maxReplies = 8192
+// maxReplies bounds the replies that are kept for a session. The oldest are forgotten,
+// which nobody asks for again: those that a client may still want are the last
+// proto.MaxAhead, and as many waits for locks have room beside them. A forgotten one
+// of these is carried out once more.
+const maxReplies = 2 * proto.MaxAhead
 
 // session is what the brick has in memory of a session. The rest is in the KV.
 type session struct {

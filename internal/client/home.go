@@ -259,8 +259,11 @@ func (h *home) drain(ctx context.Context) {
 func (h *home) closeSession() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	o := &outcome{op: &fsop.CloseSession{Session: uint64(h.as)}, number: h.c.numbers.begin()}
-	if _, err := h.do(ctx, o, h.c.numbers.acked()); err != nil {
+	number, err := h.c.numbers.begin(ctx, false)
+	if err == nil {
+		_, err = h.do(ctx, &outcome{op: &fsop.CloseSession{Session: uint64(h.as)}, number: number}, h.c.numbers.acked())
+	}
+	if err != nil {
 		h.c.log.Debug("closing the session", "err", err)
 	}
 }

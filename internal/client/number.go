@@ -11,34 +11,75 @@ import (
 )
 
 // numbers gives the session's changes their numbers, and knows below which all
-// have been answered.
+// have been answered. None runs further ahead of one that has no answer than the
+// replicas remember (proto.MaxAhead): behind that they could not tell a change that
+// was carried out from one that never came, and would have to refuse both. A wait
+// for a lock may fall behind, since it can be asked for again.
 type numbers struct {
-	mu   sync.Mutex
-	base uint64 // all below are answered
-	done []bool // done[i]: base+i is answered; as long as numbers were given
+	mu      sync.Mutex
+	base    uint64        // all below are answered
+	given   []given       // given[i] is base+i
+	firm    uint64        // the first that has no answer and must not fall behind, or the next
+	changed chan struct{} // closed when firm moves; nil if nobody waits
 }
 
-func (n *numbers) init() { n.base = 1 }
+// given is what became of a number.
+type given struct{ answered, wait bool }
 
-// begin returns the next number.
-func (n *numbers) begin() uint64 {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.done = append(n.done, false)
-	return n.base + uint64(len(n.done)) - 1
+func (n *numbers) init() { n.base, n.firm = 1, 1 }
+
+// begin returns the next number, as soon as it may be used. wait: it is for a wait
+// for a lock.
+func (n *numbers) begin(ctx context.Context, wait bool) (uint64, error) {
+	for {
+		n.mu.Lock()
+		next := n.base + uint64(len(n.given))
+		if next < n.firm+proto.MaxAhead {
+			n.given = append(n.given, given{wait: wait})
+			n.pass()
+			n.mu.Unlock()
+			return next, nil
+		}
+		if n.changed == nil {
+			n.changed = make(chan struct{})
+		}
+		changed := n.changed
+		n.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
 }
 
 // end says that the number was answered, or never sent.
 func (n *numbers) end(number uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.done[number-n.base] = true
+	n.given[number-n.base].answered = true
 	i := 0
-	for i < len(n.done) && n.done[i] {
+	for i < len(n.given) && n.given[i].answered {
 		i++
 	}
 	n.base += uint64(i)
-	n.done = slices.Delete(n.done, 0, i)
+	n.given = slices.Delete(n.given, 0, i)
+	n.pass()
+}
+
+// pass moves firm past what is answered or may fall behind.
+func (n *numbers) pass() {
+	was := n.firm
+	n.firm = max(n.firm, n.base)
+	for end := n.base + uint64(len(n.given)); n.firm < end; n.firm++ {
+		if g := n.given[n.firm-n.base]; !g.answered && !g.wait {
+			break
+		}
+	}
+	if n.firm != was && n.changed != nil {
+		close(n.changed)
+		n.changed = nil
+	}
 }
 
 // acked is the number below which all have been answered.
@@ -78,7 +119,12 @@ func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	if !op.Kind().Mutates() {
 		return n.next.send(ctx, o)
 	}
-	o.number = n.c.numbers.begin()
+	lock, _ := op.(*fsop.Setlk)
+	number, err := n.c.numbers.begin(ctx, lock != nil && lock.Wait)
+	if err != nil {
+		return nil, err
+	}
+	o.number = number
 	reply, err := n.next.send(ctx, o)
 	if ctx.Err() == nil || !o.sent || answered(err) {
 		n.c.numbers.end(o.number)

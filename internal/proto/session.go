@@ -97,6 +97,10 @@ type Do struct {
 	Op     fsop.Op
 }
 
+// MaxAhead is how far a session's numbers may run ahead of the oldest change that has no
+// answer, waits for locks not counted. Replicas remember at least so many answers.
+const MaxAhead = 4096
+
 func (m *Do) Code(c *codec.Coder) {
 	c.U64(&m.Number)
 	c.U64(&m.Acked)

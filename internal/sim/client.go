@@ -75,7 +75,7 @@ func (c *client) begin() {
 
 // ask has the client do something, unless too much is under way.
 func (c *client) ask(verb string, reg int) {
-	if len(c.ops) >= maxWindow {
+	if len(c.ops) >= maxWindow || verb == "write" && c.number+1 >= c.answered()+maxAhead {
 		return
 	}
 	o := &op{verb: verb, reg: reg, began: c.w.now, floor: c.w.oracle.newest[reg], era: c.w.oracle.era}
@@ -101,6 +101,17 @@ func (c *client) writes(reg int) bool {
 	return slices.ContainsFunc(c.ops, func(o *op) bool { return o.verb == "write" && o.reg == reg })
 }
 
+// answered returns the number below which all changes have been answered.
+func (c *client) answered() uint64 {
+	acked := c.number + 1
+	for _, o := range c.ops {
+		if o.number != 0 {
+			acked = min(acked, o.number)
+		}
+	}
+	return acked
+}
+
 // issue sends the op to the home.
 func (c *client) issue(o *op) {
 	if c.s == nil {
@@ -111,15 +122,10 @@ func (c *client) issue(o *op) {
 		o.grant = c.grants
 	}
 	gen := c.gen
-	acked := c.number + 1
-	for _, o := range c.ops {
-		if o.number != 0 {
-			acked = min(acked, o.number)
-		}
-	}
+	acked := c.answered()
 	c.tell(func(s *session) {
 		b := s.b
-		answer := func(a answer) { b.toClient(c, gen, func() { c.answered(o, a) }) }
+		answer := func(a answer) { b.toClient(c, gen, func() { c.take(o, a) }) }
 		switch o.verb {
 		case "read":
 			s.read(o.reg, answer)
@@ -144,7 +150,7 @@ func (b *brick) toClient(c *client, gen int, f func()) {
 	})
 }
 
-func (c *client) answered(o *op, a answer) {
+func (c *client) take(o *op, a answer) {
 	if !slices.Contains(c.ops, o) {
 		return
 	}

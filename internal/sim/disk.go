@@ -12,7 +12,8 @@ import (
 const (
 	maxRegs     = 4
 	maxSessions = 8
-	maxWindow   = 4 // changes of one session that are under way
+	maxWindow   = 4 // what one client waits for at once
+	maxAhead    = 8 // proto.MaxAhead, here
 )
 
 // entry is a change, or the noop with which an epoch begins. Every entry that
@@ -44,7 +45,7 @@ type register struct {
 type memory struct {
 	acked uint64 // those below have been answered
 	n     int
-	done  [2 * maxWindow]done
+	done  [maxAhead]done
 }
 
 type done struct{ number, seq uint64 }
