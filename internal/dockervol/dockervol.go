@@ -85,6 +85,7 @@ type Config struct {
 	Pool    Pool
 	Mounter Mounter
 	Kernel  Kernel
+	Engine  Engine
 	// Dir is where the mount points are.
 	Dir string
 	// File keeps the uses.

@@ -131,7 +131,7 @@ func (w *world) Shows(pid int, dir string) error {
 
 // daemon starts one in the world.
 func (w *world) daemon(t interface{ Fatal(...any) }) *Driver {
-	d, err := New(Config{Pool: w, Mounter: w, Kernel: w, Dir: "/mnt", File: filepath.Join(w.dir, "docker.json"), Boot: w.boot,
+	d, err := New(Config{Pool: w, Mounter: w, Kernel: w, Engine: new(lazy), Dir: "/mnt", File: filepath.Join(w.dir, "docker.json"), Boot: w.boot,
 		Patience: time.Second, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

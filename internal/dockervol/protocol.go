@@ -142,6 +142,7 @@ func (d *Driver) Serve(ctx context.Context, ln net.Listener) error {
 	var tending sync.WaitGroup
 	tctx, end := context.WithCancel(ctx)
 	tending.Go(func() { d.tend(tctx) })
+	tending.Go(func() { d.greet(tctx) })
 	defer tending.Wait()
 	defer end()
 	ended := make(chan struct{})
