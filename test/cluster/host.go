@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -152,6 +153,31 @@ func (h *Host) RunInput(ctx context.Context, stdin string, argv ...string) (Resu
 		return r, fmt.Errorf("%s: %s: %w\n%s%s", h.Name, strings.Join(argv, " "), err, r.Stdout, r.Stderr)
 	}
 	return r, nil
+}
+
+// Dial connects to a TCP address, numbers only, as a process of the host does. It
+// gives up after a few seconds.
+func (h *Host) Dial(addr string) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	res := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked, as in start
+		fd, err := unix.PidfdOpen(h.init.cmd.Process.Pid, 0)
+		if err == nil {
+			err = errors.Join(unix.Setns(fd, unix.CLONE_NEWNET), unix.Close(fd))
+		}
+		if err != nil {
+			res <- result{nil, fmt.Errorf("enter %s: %w", h.Name, err)}
+			return
+		}
+		conn, err := net.DialTimeout("tcp", addr, 5*time.Second) // the socket is made by this thread
+		res <- result{conn, err}
+	}()
+	r := <-res
+	return r.conn, r.err
 }
 
 // Signal sends a signal, SIGKILL, SIGSTOP or SIGCONT say.

@@ -22,6 +22,7 @@ type engines struct {
 	procs     []*cluster.Process
 	contained []*cluster.Process // what runs their containers
 	ran       bool               // they have run, so they can
+	nodes     map[string]string  // machines by the id that the Swarm has given them
 }
 
 // dockerImage is an image with nothing but a shell.

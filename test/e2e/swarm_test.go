@@ -1,0 +1,323 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// deployDir are the files that users take.
+const deployDir = "../../deploy"
+
+// swarm makes one Swarm of all engines, each a manager. Down is how long a silent
+// machine is given, one third of which passes between two signs of life.
+func (e *engines) swarm(down time.Duration) {
+	e.t.Helper()
+	for i := range e.Hosts() {
+		e.within(20*time.Second, fmt.Sprintf("the engine of n%d knows the driver", i+1), func() error {
+			if drivers := e.docker(i+1, "info", "--format", "{{.Plugins.Volume}}"); !strings.Contains(drivers, "mortar") {
+				return fmt.Errorf("volume drivers %s", drivers)
+			}
+			return nil
+		})
+	}
+	e.docker(1, "swarm", "init", "--advertise-addr", e.Host(1).Addr, "--dispatcher-heartbeat", (down / 3).String())
+	token := e.docker(1, "swarm", "join-token", "-q", "manager")
+	for i := 2; i <= len(e.Hosts()); i++ {
+		e.docker(i, "swarm", "join", "--token", token, "--advertise-addr", e.Host(i).Addr, e.Host(1).Addr+":2377")
+	}
+	e.nodes = map[string]string{}
+	for i, h := range e.Hosts() {
+		e.nodes[e.docker(i+1, "info", "--format", "{{.Swarm.NodeID}}")] = h.Name
+	}
+}
+
+// task is a container of a service as the Swarm knows it.
+type task struct {
+	ID           string
+	ServiceID    string
+	NodeID       string
+	DesiredState string
+	Status       struct {
+		State     string
+		Timestamp time.Time
+		Err       string
+	}
+}
+
+// tasks are the tasks of a service that are to run, as machine i knows it, by node's name.
+func (e *engines) tasks(i int, service string) (running []task, nodes []string, err error) {
+	ids, err := e.Host(i).Run(e.ctx(10*time.Second), "docker", "service", "ps", "-q", "--no-trunc", "--filter", "desired-state=running", service)
+	if err != nil || strings.TrimSpace(ids.Stdout) == "" {
+		return nil, nil, errors.Join(err, errors.New("no task is to run"))
+	}
+	r, err := e.Host(i).Run(e.ctx(10*time.Second), append([]string{"docker", "inspect", "--type", "task"}, strings.Fields(ids.Stdout)...)...)
+	if err == nil {
+		err = json.Unmarshal([]byte(r.Stdout), &running)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, t := range running {
+		if t.Status.State != "running" {
+			return running, nil, fmt.Errorf("%s: a task is %s %s", service, t.Status.State, t.Status.Err)
+		}
+		nodes = append(nodes, e.nodes[t.NodeID])
+	}
+	slices.Sort(nodes)
+	return running, nodes, nil
+}
+
+// settles waits until a service has so many running tasks and none of them, nor one
+// that is to run, on a machine that was left; it returns where they are, and when
+// the last of them ran.
+func (e *engines) settles(limit time.Duration, service string, want int, left ...string) (on []string, last time.Time) {
+	e.t.Helper()
+	e.within(limit, fmt.Sprintf("%s has %d running containers", service, want), func() error {
+		running, nodes, err := e.tasks(1, service)
+		if err != nil {
+			return err
+		}
+		if len(nodes) != want || slices.ContainsFunc(left, func(n string) bool { return slices.Contains(nodes, n) }) {
+			return fmt.Errorf("they are on %v", nodes)
+		}
+		on, last = nodes, time.Time{}
+		for _, t := range running {
+			if t.Status.Timestamp.After(last) {
+				last = t.Status.Timestamp
+			}
+		}
+		return nil
+	})
+	return on, last
+}
+
+// http is a client on a machine.
+func (p *pool) http(i int) *http.Client {
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(_ context.Context, _, addr string) (net.Conn, error) { return p.Host(i).Dial(addr) }}}
+}
+
+// get fetches a page on a machine, and says which container it came from.
+func (p *pool) get(i int, url string) (text, container string, err error) {
+	resp, err := p.http(i).Get(url)
+	if err != nil {
+		return "", "", err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode >= 300 {
+		err = fmt.Errorf("%s: %s: %s", url, resp.Status, raw)
+	}
+	return string(raw), resp.Header.Get("X-Container"), err
+}
+
+// demoImage makes the demo application's image on every machine.
+func (e *engines) demoImage() {
+	e.t.Helper()
+	dir := filepath.Join(e.Dir, "demo")
+	cmd := exec.Command("go", "build", "-o", dir+"/demoapp", "mortar/deploy/demoapp")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		out, err = exec.Command("tar", "-C", dir, "-cf", dir+".tar", ".").CombinedOutput()
+	}
+	if err != nil {
+		e.t.Fatalf("%v\n%s", err, out)
+	}
+	for i := range e.Hosts() {
+		e.docker(i+1, "import", "-c", `ENTRYPOINT ["/demoapp"]`, dir+".tar", "demoapp")
+	}
+}
+
+// stack deploys a file of deploy/ from machine 1, with pairs of texts replaced.
+func (e *engines) stack(file, name string, edits ...string) {
+	e.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(deployDir, file))
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	text := string(raw)
+	for k := 0; k+1 < len(edits); k += 2 {
+		if !strings.Contains(text, edits[k]) {
+			e.t.Fatalf("%s has no %q", file, edits[k])
+		}
+		text = strings.ReplaceAll(text, edits[k], edits[k+1])
+	}
+	copied := filepath.Join(e.Dir, name+".yml")
+	if err := os.WriteFile(copied, []byte(text), 0o644); err != nil {
+		e.t.Fatal(err)
+	}
+	e.docker(1, "stack", "deploy", "--resolve-image", "never", "-c", copied, name)
+}
+
+// TestSwarm is the walkthrough of a Swarm of three machines with an application that is
+// scaled: deployed with a stack file, its containers on all machines have the same
+// files; those of a machine that is drained, or dies, come back elsewhere with their data,
+// as fast as those of the same application without a volume.
+func TestSwarm(t *testing.T) {
+	p := start(t, setup{mounts: -1})
+	e := startEngines(t, p)
+	defer e.stopEngines()
+	e.demoImage()
+	e.swarm(pick(3*time.Second, 15*time.Second))
+	const volume = "demoapp_app"
+	e.stack("swarm/demoapp.yml", "demoapp")
+	// The same without a volume: how fast a Swarm is by itself.
+	e.stack("swarm/demoapp.yml", "bare", "    volumes:\n      - app:/app\n", "", `"/app"]`, `"/"]`, "published: 8080", "published: 8081")
+	e.settles(40*time.Second, "demoapp_web", 3)
+	e.settles(20*time.Second, "demoapp_app", 1)
+
+	// A one-off container writes the project.
+	write := func(i int, text string) {
+		t.Helper()
+		e.docker(i, "run", "--rm", "--network", "none", "--mount", "type=volume,src="+volume+",dst=/app,volume-driver=mortar", "demoapp", "write", "/app/index.html", text)
+	}
+	// same demands that every machine is answered with a text, by so many machines' containers.
+	same := func(text string, containers int) {
+		t.Helper()
+		by := map[string]bool{}
+		for n := 0; n < 3*len(p.Hosts()) || len(by) < containers && n < 100; n++ {
+			i := n%len(p.Hosts()) + 1
+			got, container, err := p.get(i, "http://"+p.Host(i).Addr+":8080/")
+			if err != nil || got != text+"\n" {
+				t.Fatalf("n%d is answered %q, %v; want %q", i, got, err, text)
+			}
+			by[container] = true
+		}
+		if len(by) != containers {
+			t.Errorf("answers come from %v", by)
+		}
+	}
+	write(2, "one")
+	same("one", 1)
+	e.docker(1, "service", "scale", "--detach", "demoapp_app=3", "bare_app=3")
+	if nodes, _ := e.settles(30*time.Second, "demoapp_app", 3); !slices.Equal(nodes, []string{"n1", "n2", "n3"}) {
+		t.Errorf("scaled to three, it runs on %v", nodes)
+	}
+	e.settles(30*time.Second, "bare_app", 3)
+	same("one", 3)
+	write(3, "two")
+	same("two", 3)
+	for i := range p.Hosts() {
+		if got := e.docker(i+1, "volume", "ls", "--format", "{{.Driver}} {{.Name}}"); got != "mortar "+volume {
+			t.Errorf("volume ls on n%d says %q", i+1, got)
+		}
+	}
+	e.refuseDocker(1, []string{"volume", "rm", volume}, "in use")
+
+	// What guests were told is written stays so, whatever happens to the containers.
+	end, guests := make(chan struct{}), make(chan []string, 1)
+	go func() {
+		var told []string
+		client := p.http(1)
+		for k := 0; ; k++ {
+			select {
+			case <-end:
+				guests <- told
+				return
+			default:
+			}
+			name := fmt.Sprint("guest ", k)
+			resp, err := client.Post("http://"+p.Host(1).Addr+":8080/guests", "text/plain", strings.NewReader(name))
+			if err != nil {
+				continue
+			}
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusCreated {
+				told = append(told, name)
+			}
+		}
+	}()
+	// moved waits until nothing of either application is on a machine, and compares.
+	moved := func(from string, what string) {
+		t.Helper()
+		var last [2]time.Time
+		for k, service := range []string{"demoapp_app", "bare_app"} {
+			var nodes []string
+			if nodes, last[k] = e.settles(60*time.Second, service, 3, from); slices.Contains(nodes, from) {
+				t.Errorf("%s: %s runs on %v", what, service, nodes)
+			}
+		}
+		late := last[0].Sub(last[1])
+		t.Logf("%s: containers with the volume ran %.2f s after those without", what, late.Seconds())
+		if late > 2*time.Second {
+			t.Errorf("%s: with the volume it took %v longer", what, late)
+		}
+		got, _, err := p.get(1, "http://"+p.Host(1).Addr+":8080/")
+		if err != nil || got != "two\n" {
+			t.Errorf("%s: n1 is answered %q, %v", what, got, err)
+		}
+	}
+	e.docker(1, "node", "update", "--availability", "drain", "n2")
+	moved("n2", "n2 drained")
+	e.nothingMounted(2)
+	e.docker(1, "node", "update", "--availability", "active", "n2")
+	if err := errors.Join(p.Host(3).Unplug(), p.Host(3).KillAll()); err != nil {
+		t.Fatal(err)
+	}
+	moved("n3", "n3 dead")
+	close(end)
+	told := <-guests
+	text, _, err := p.get(2, "http://"+p.Host(2).Addr+":8080/guests")
+	if err != nil {
+		t.Fatal(err)
+	}
+	book := map[string]bool{}
+	for line := range strings.Lines(text) {
+		book[strings.TrimSpace(line)] = true
+	}
+	for _, name := range told {
+		if !book[name] {
+			t.Errorf("%s was told that he is in the book, and is not", name)
+		}
+	}
+	if len(told) < 20 {
+		t.Errorf("only %d guests", len(told))
+	}
+	t.Logf("%d guests", len(told))
+
+	// The machine comes back, and does its part again.
+	if err := p.Host(3).Plug(); err != nil {
+		t.Fatal(err)
+	}
+	p.startDaemon(3)
+	p.waitDaemon(3)
+	e.startContainerd(3)
+	e.startEngine(3)
+	e.waitEngine(3)
+	e.docker(1, "stack", "rm", "bare")
+	if long {
+		// It tells the Swarm what drivers it has every 20 s.
+		p.within(60*time.Second, "n3 takes containers again", func() error {
+			e.docker(1, "service", "update", "--detach", "--force", "demoapp_app")
+			nodes, _ := e.settles(30*time.Second, "demoapp_app", 3)
+			if !slices.Contains(nodes, "n3") {
+				return fmt.Errorf("%v", nodes)
+			}
+			return nil
+		})
+		same("two", 3)
+	}
+	e.docker(1, "stack", "rm", "demoapp")
+	for i := range p.Hosts() {
+		e.nothingMounted(i + 1)
+	}
+	p.within(20*time.Second, "the volume can be removed", func() error {
+		_, err := p.Host(3).Run(p.ctx(patience), "docker", "volume", "rm", volume)
+		return err
+	})
+	p.healed(1, 30*time.Second)
+	p.identical(1)
+}
