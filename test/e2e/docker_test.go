@@ -161,13 +161,17 @@ func (e *engines) nothingMounted(i int) {
 
 // stopEngines ends everything of Docker's, and what it leaves of the machine's own.
 func (e *engines) stopEngines() {
-	for i, p := range e.procs {
-		for _, p := range []*cluster.Process{p, e.contained[i]} {
+	for _, group := range [][]*cluster.Process{e.procs, e.contained} {
+		for _, p := range group {
 			p.Signal(syscall.SIGTERM)
+		}
+		for _, p := range group {
 			if p.Wait(e.ctx(20*time.Second)) != nil {
 				p.Kill()
 			}
 		}
+	}
+	for i := range e.procs {
 		for _, parent := range []string{"/sys/fs/cgroup/mortar-", "/sys/fs/cgroup/*/mortar-"} {
 			dirs, _ := filepath.Glob(parent + e.Host(i+1).Name)
 			for _, dir := range dirs {
