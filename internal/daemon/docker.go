@@ -66,7 +66,7 @@ func (n *Node) serveDocker(ctx context.Context) error {
 	d, err := dockervol.New(dockervol.Config{
 		Pool: dockerPool{n}, Mounter: dockerMounter{n}, Kernel: dockervol.Linux{Log: log},
 		Engine: dockervol.Dockerd{Socket: "/run/docker.sock", PIDFile: "/run/docker.pid"},
-		Dir: filepath.Join(n.cfg.RunDir, dockerDir), File: n.path(dockerFile), Boot: string(bytes.TrimSpace(boot)),
+		Dir:    filepath.Join(n.cfg.RunDir, dockerDir), File: n.path(dockerFile), Boot: string(bytes.TrimSpace(boot)),
 		Default: n.cfg.DockerVolume, Patience: dockervol.Patience, Log: log,
 	})
 	if err != nil {
