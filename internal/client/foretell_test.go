@@ -524,6 +524,35 @@ func TestForetoldIsSeenElsewhere(t *testing.T) {
 	})
 }
 
+// Another session may want a new directory's window back before its maker hears that
+// it is there: nothing is foretold in it, however soon the maker goes on.
+func TestRecallOvertakesTheReplyToMkdir(t *testing.T) {
+	withCommons(t, 9, 1, func(c *commons, m []*member) {
+		m[0].ownDir(t, "first")
+		inner := m[0].w.next
+		m[0].w.next = fsop.HandlerFunc(func(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+			r, err := inner.Do(ctx, op)
+			if op.Kind() == fsop.KindMkdir && err == nil {
+				m[0].w.Recall(r.Attr.Ino)
+			}
+			return r, err
+		})
+		for i := range 100 {
+			d, err := m[0].mkdir(fsop.RootIno, fmt.Sprint(i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ino, foretold, err := m[0].create(d, "a")
+			if err == nil {
+				err = m[0].fill(ino, 10)
+			}
+			if foretold || err != nil {
+				t.Fatalf("directory %d: foretold %v, %v", i, foretold, err)
+			}
+		}
+	})
+}
+
 // A Make that fails is reported by close, and the kernel is told to forget.
 func TestMakeFails(t *testing.T) {
 	withCommons(t, 5, 1, func(c *commons, m []*member) {

@@ -633,21 +633,22 @@ func (w *windows) Recall(ino fsop.Ino) {
 		w.giveBackLocked(d)
 		return
 	}
-	w.wg.Go(func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		f := w.fileLocked(ino)
-		f.recalled = time.Now()
-		switch {
-		case f.closing:
-		case f.held:
+	f := w.fileLocked(ino)
+	f.recalled = time.Now()
+	switch {
+	case f.closing:
+	case f.held:
+		w.wg.Go(func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
 			_ = w.closeLocked(w.life, f) // ends with the session at the latest
-		default:
-			// The set thinks that this session holds it: the answer is on its way, or
-			// nobody waited for it.
-			w.giveUpLater(f)
-		}
-	})
+		})
+	default:
+		// The set thinks that this session holds it: the answer is on its way, or
+		// nobody waited for it. It is given up from now on, for that answer may be
+		// the next thing that comes.
+		w.giveUpLater(f)
+	}
 }
 
 // closeLocked has everything sent and the window given up: when it returns, both
