@@ -50,6 +50,7 @@ var mutants = []mutant{
 	// Leases.
 	{"4 a new primary does not outwait leases", "replica/core/core.go", "				m.holdUntil = granted\n", ""},
 	{"4 a primary does not outwait whom it drops", "replica/core/core.go", "m.holdUntil = max(m.holdUntil, p.grantedUntil)", "_ = p"},
+	{"4 a primary commits after its lease", "replica/core/primary.go", " || now >= m.primaryLease() {\n\t\treturn", " {\n\t\treturn"},
 	{"4 leases of the former primary's are forgotten", "replica/core/core.go", "			p.grantedUntil = granted\n", ""},
 	{"4 a release counts for everybody's lease", "replica/core/core.go", "return b != old.Primary && !m.cfg.IsInSync(b)", "return false"},
 	{"4 anybody's release counts for the primary's", "replica/core/backup.go", " && from == m.heirTo:", ":"},

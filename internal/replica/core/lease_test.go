@@ -54,3 +54,26 @@ func TestLeasesBeginTogether(t *testing.T) {
 		t.Error("the primary holds no lease")
 	}
 }
+
+// A primary that was stopped for longer than its lease commits nothing by what it was
+// told before: meanwhile those who said it may have lost that with their power, and a
+// new primary gone on without it.
+func TestCommitNeedsALease(t *testing.T) {
+	_, m, _, b := pair(t)
+	now := time.Second
+	m.Connected(now, b)
+	round := sent[proto.Probe](t, m, b)[0].Round
+	m.ProbeAck(now, b, &proto.ProbeAck{Epoch: 1, Round: round, Whole: true})
+	asked := now
+	m.BeatAck(now, b, &proto.BeatAck{Epoch: 1, Round: round, Echo: uint64(asked), Stamp: 1})
+	now += cluster.Lease
+	m.AppendAck(now, b, &proto.AppendAck{Epoch: 1, Round: round, Seq: 1})
+	m.Tick(now)
+	if m.Commit() != 0 || m.Acked() != 0 {
+		t.Fatalf("committed up to %d after the lease", m.Commit())
+	}
+	m.BeatAck(now, b, &proto.BeatAck{Epoch: 1, Round: round, Echo: uint64(now) - 1, Stamp: 2})
+	if m.Commit() != 1 || m.Acked() != 1 {
+		t.Errorf("committed up to %d under the new lease, want 1", m.Commit())
+	}
+}

@@ -270,9 +270,10 @@ func (m *Machine) tellCommit(now Instant, b BrickID, p *Progress) {
 	}
 }
 
-// advance commits what every required brick has.
+// advance commits what every required brick has, under the lease that they gave:
+// later they may have lost their power, and the set gone on with less.
 func (m *Machine) advance(now Instant) {
-	if m.role != Primary || !m.loaded || now < m.holdUntil {
+	if m.role != Primary || !m.loaded || now < m.holdUntil || now >= m.primaryLease() {
 		return
 	}
 	seq := m.clear
