@@ -113,8 +113,9 @@ type Client struct {
 
 	mu      sync.Mutex // guards the fields below
 	session cluster.SessionID
-	opened  int64 // when the set opened it, 0: it has not
-	home    *home // nil while there is none
+	opened  int64  // when the set opened it, 0: it has not
+	turn    uint64 // of the last Attach
+	home    *home  // nil while there is none
 	changed chan struct{}
 	closed  error            // set when Run has returned
 	vm      *proto.VolumeMap // newest known, nil at first

@@ -158,7 +158,8 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 	c.lapse("the session moves")
 	ask := &proto.Attach{Version: proto.Version, Set: set, Client: c.cfg.Name, Holds: holds}
 	c.mu.Lock()
-	ask.Session, ask.Opened = c.session, c.opened
+	c.turn++
+	ask.Session, ask.Opened, ask.Turn = c.session, c.opened, c.turn
 	c.mu.Unlock()
 	var a proto.AttachReply
 	if err := h.call(ctx, proto.KindAttach, ask, &a); err != nil {

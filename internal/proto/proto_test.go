@@ -222,7 +222,7 @@ func TestLimits(t *testing.T) {
 		at    int // where the length is; -1: the last four bytes of a zero message
 		set   func(m codec.Coded, n int)
 	}{
-		{"Attach.Client", new(proto.Attach), 1024, 2 + 18 + 8 + 8, func(m codec.Coded, n int) { m.(*proto.Attach).Client = text(n) }},
+		{"Attach.Client", new(proto.Attach), 1024, 2 + 18 + 8 + 8 + 8, func(m codec.Coded, n int) { m.(*proto.Attach).Client = text(n) }},
 		{"Attach.Holds", new(proto.Attach), 4 << 20, -1, func(m codec.Coded, n int) { m.(*proto.Attach).Holds = make([]proto.Hold, n) }},
 		{"AttachReply.Text", new(proto.AttachReply), 4096, 1, func(m codec.Coded, n int) { m.(*proto.AttachReply).Text = text(n) }},
 		{"Forget.Holds", new(proto.Forget), 1 << 20, -1, func(m codec.Coded, n int) { m.(*proto.Forget).Holds = make([]proto.Hold, n) }},

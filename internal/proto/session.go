@@ -33,6 +33,7 @@ type Attach struct {
 	Set     cluster.SetID
 	Session cluster.SessionID
 	Opened  int64  // as AttachReply said; 0: the session is new
+	Turn    uint64 // counts what the client has asked: one that a later one has overtaken is refused
 	Client  string // host and mount point, for people
 	// Holds are the inodes that the client's kernel still knows: unlinked ones
 	// among them must live on. They replace what this replica knew of the session.
@@ -57,6 +58,7 @@ func (m *Attach) Code(c *codec.Coder) {
 	SetID(c, &m.Set)
 	c.U64((*uint64)(&m.Session))
 	c.I64(&m.Opened)
+	c.U64(&m.Turn)
 	c.String(&m.Client, 1024)
 	codec.Slice(c, &m.Holds, 4<<20, func(c *codec.Coder, h *Hold) { h.Code(c) })
 }

@@ -12,9 +12,12 @@ import (
 	"mortar/internal/replica"
 )
 
-type sink struct{ detached chan string }
+type sink struct {
+	detached chan string
+	invals   int
+}
 
-func (s *sink) Invalidate(*proto.Inval) error { return nil }
+func (s *sink) Invalidate(*proto.Inval) error { s.invals++; return nil }
 func (s *sink) Detached(text string)          { s.detached <- text }
 
 // A session that was out of touch for long comes back as what it was, and one that
@@ -25,7 +28,7 @@ func TestSessionsComeBack(t *testing.T) {
 		home, other := w.nodes[w.order[0]].live(), w.nodes[w.order[1]].live()
 		attach := func(r *replica.Replica, opened int64, owner string) (*replica.Session, proto.AttachReply, *sink) {
 			t.Helper()
-			k := &sink{make(chan string, 1)}
+			k := &sink{detached: make(chan string, 1)}
 			s, reply := r.Attach(t.Context(), owner, &proto.Attach{Session: 1, Opened: opened, Client: "c"}, k)
 			return s, reply, k
 		}
@@ -59,7 +62,7 @@ func TestSessionsComeBack(t *testing.T) {
 		// It is away again, and its home does not know.
 		primary := w.nodes[w.order[0]].live()
 		closer, r, _ := func() (*replica.Session, proto.AttachReply, *sink) {
-			k := &sink{make(chan string, 1)}
+			k := &sink{detached: make(chan string, 1)}
 			s, reply := primary.Attach(t.Context(), "me", &proto.Attach{Session: 2, Client: "c"}, k)
 			return s, reply, k
 		}()
@@ -118,7 +121,7 @@ func TestLeaseEndsWithTheHomes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)
 		home := w.nodes[w.order[1]].live()
-		k := &sink{make(chan string, 1)}
+		k := &sink{detached: make(chan string, 1)}
 		s, r := home.Attach(t.Context(), "me", &proto.Attach{Session: 1, Client: "c"}, k)
 		if r.Status != proto.OK {
 			t.Fatalf("%+v", r)
@@ -149,7 +152,7 @@ func TestSilentWhileTheSetTakesNoChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 3)
 		primary := w.nodes[w.order[0]].live()
-		s, r := primary.Attach(t.Context(), "me", &proto.Attach{Session: 1, Client: "c"}, &sink{make(chan string, 1)})
+		s, r := primary.Attach(t.Context(), "me", &proto.Attach{Session: 1, Client: "c"}, &sink{detached: make(chan string, 1)})
 		if r.Status != proto.OK {
 			t.Fatalf("%+v", r)
 		}
@@ -163,6 +166,46 @@ func TestSilentWhileTheSetTakesNoChanges(t *testing.T) {
 			if info.ID == 1 && !info.Away {
 				t.Errorf("after %v of silence: %+v", 3*cluster.SessionTimeout, info)
 			}
+		}
+	})
+}
+
+// An Attach that the same client's next one has overtaken, and one in the name of a
+// session that is another client's, are refused and take nothing away: what the session
+// has cached is still taken back.
+func TestAttachTakesNothingAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		home := w.nodes[w.order[0]].live()
+		attach := func(turn uint64, owner string) (*replica.Session, proto.AttachReply, *sink) {
+			t.Helper()
+			k := &sink{detached: make(chan string, 1)}
+			s, reply := home.Attach(t.Context(), owner, &proto.Attach{Session: 1, Turn: turn, Client: "c"}, k)
+			return s, reply, k
+		}
+		s, r, k := attach(2, "me")
+		if r.Status != proto.OK || !s.Ping(&proto.Ping{}).Serving {
+			t.Fatalf("%+v", r)
+		}
+		if d := s.Do(t.Context(), &proto.Do{Op: &fsop.Getattr{Ino: 1}}); d.Status != proto.OK {
+			t.Fatalf("%+v", d)
+		}
+		if _, r, _ := attach(1, "me"); r.Status != proto.NotServing {
+			t.Errorf("an Attach that was overtaken: %+v", r)
+		}
+		if _, r, _ := attach(3, "another"); r.Status != proto.Refused {
+			t.Errorf("another client's: %+v", r)
+		}
+		writer := &client{w: w, id: 2, home: 1}
+		if err := writer.set(t.Context(), "k", "v"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if k.invals != 1 {
+			t.Errorf("the session was told %d times of a change of what it has cached", k.invals)
+		}
+		if _, r, _ := attach(3, "me"); r.Status != proto.OK {
+			t.Errorf("the next Attach: %+v", r)
 		}
 	})
 }

@@ -30,6 +30,7 @@ type Session struct {
 	r      *Replica
 	id     cluster.SessionID
 	client string
+	turn   uint64 // of its Attach
 	sink   Sink
 
 	mu sync.Mutex
@@ -60,7 +61,8 @@ type clearing struct {
 }
 
 // Attach makes this replica the home of a session. What the session had here
-// before is replaced: its client has dropped its caches before it asked. owner is
+// before is replaced: its client has dropped its caches before it asked. If it had
+// given that up since, and asked again, and that came first, it is refused. owner is
 // the key that the client proved to have; a session is its owner's alone.
 func (r *Replica) Attach(ctx context.Context, owner string, a *proto.Attach, sink Sink) (*Session, proto.AttachReply) {
 	refuse := func(s proto.Status, text string) (*Session, proto.AttachReply) {
@@ -76,8 +78,11 @@ func (r *Replica) Attach(ctx context.Context, owner string, a *proto.Attach, sin
 	if !ok {
 		return refuse(proto.NotServing, "this brick is not in sync, or out of touch with its primary")
 	}
+	if info, known := r.session(a.Session); known && info.Owner != owner {
+		return refuse(proto.Refused, "the session belongs to another client")
+	}
 	s := &Session{
-		r: r, id: a.Session, client: a.Client, sink: sink,
+		r: r, id: a.Session, client: a.Client, turn: a.Turn, sink: sink,
 		known: make(map[fsop.Ino]interest, len(a.Holds)), waits: map[uint64]*clearing{}, lapsed: true,
 	}
 	for _, h := range a.Holds {
@@ -85,6 +90,10 @@ func (r *Replica) Attach(ctx context.Context, owner string, a *proto.Attach, sin
 	}
 	r.sessionsMu.Lock()
 	old := r.sessions[a.Session]
+	if old != nil && a.Turn < old.turn {
+		r.sessionsMu.Unlock()
+		return refuse(proto.NotServing, "the session's client has asked again since")
+	}
 	r.sessions[a.Session] = s
 	r.sessionsMu.Unlock()
 	if old != nil {

@@ -275,6 +275,13 @@ func (b *brick) doIn(life int, f func()) {
 	}
 }
 
+// goIn is doIn a moment later, in any order with others.
+func (b *brick) goIn(life int, f func()) {
+	b.doIn(life, func() {
+		b.w.after(time.Duration(b.r.IntN(300))*time.Microsecond, func() { b.doIn(life, f) })
+	})
+}
+
 // act does what the machine wants done, in the order of replica's loop.
 func (b *brick) act() {
 	for b.applyReady(); ; b.applyReady() {

@@ -199,7 +199,7 @@ func (c *client) move(to int) {
 func (c *client) leave() {
 	c.w.say("%v leaves %v", c, c.home)
 	if c.home != nil {
-		c.w.net.drop(c.node, c.home.i)
+		c.w.net.abandon(c.node, c.home.i)
 		c.w.net.drop(c.home.i, c.node)
 	}
 	c.home, c.s = nil, nil
@@ -242,14 +242,9 @@ func (c *client) attach() {
 	}
 	life := b.life
 	_ = c.w.net.send(c.node, to, func() {
-		b.doIn(life, func() {
-			if c.gen != gen {
-				return // see doc/simulation.md: an attach that the next one has overtaken
-			}
+		// Each is taken in a goroutine of its own, so that the next may overtake it.
+		b.goIn(life, func() {
 			b.attaches = append(b.attaches, &attach{c: c, gen: gen, since: b.now(), reply: func(s *session) {
-				if s != nil {
-					s.gen = gen
-				}
 				b.toClient(c, gen, func() {
 					if s == nil {
 						c.leave()

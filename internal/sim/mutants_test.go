@@ -65,6 +65,7 @@ var mutants = []mutant{
 	{"4 a primary leaves before who it dropped has no lease", "replica/core/leave.go", "if now < m.holdUntil {", "if false {"},
 	{"4 a primary forgets its leases in an epoch without one", "replica/core/core.go", "m.gave = max(m.gave, p.grantedUntil)", "_ = p"},
 	{"I6 a brick joins with a log that is not flushed", "replica/core/primary.go", "	if p.durable >= seq {\n", "	{\n"},
+	{"5 an attach that was overtaken takes the newer one's place", "sim/session.go", "if old != nil && a.gen < old.gen {", "if false {"},
 	{"5 reads do not wait for commit", "sim/session.go", "if r.dep > commit {", "if false {"},
 	// Coming back.
 	{"6 logs are compared by sequence alone", "replica/core/backup.go", "case a.Prev == m.tail && m.loaded:", "case a.Prev.Seq == m.tail.Seq && m.loaded:"},

@@ -28,6 +28,7 @@ type connection struct {
 	life    int           // of the brick at the other end
 	last    time.Duration // when the last message arrives
 	held    []func()      // messages that a cut holds up
+	left    []func()      // likewise, of former connections
 	back    []func()      // answers to calls, likewise
 	dialing bool
 	doomed  bool // somebody will notice the cut
@@ -67,12 +68,18 @@ func (n *network) carry(l *connection, f func()) {
 	l.last = max(l.last, n.w.now) + n.delay()/4
 	l.last = max(l.last, n.w.now+n.delay())
 	n.w.at(l.last, func() {
-		// Of what was on its way when the connection broke, some is lost and some
-		// arrives all the same, perhaps after what a newer one carried.
-		if l.gen != gen && n.r.IntN(3) > 0 {
+		if l.gen == gen {
+			f()
 			return
 		}
-		f()
+		// Of what was on its way when the connection broke, some is lost and some arrives
+		// all the same, perhaps after what a newer one carried, and perhaps long after.
+		switch n.r.IntN(4) {
+		case 0:
+			f()
+		case 1:
+			n.w.after(time.Duration(n.r.Int64N(int64(time.Second))), f)
+		}
 	})
 }
 
@@ -126,6 +133,18 @@ func (n *network) drop(from, to int) bool {
 	l.gen++
 	l.last = n.w.now
 	return was
+}
+
+// abandon is drop by the sender. What a cut has held up may arrive all the same when
+// that is mended: the sender's machine goes on trying.
+func (n *network) abandon(from, to int) {
+	l := &n.links[from][to]
+	for _, f := range l.held {
+		if n.r.IntN(2) == 0 {
+			l.left = append(l.left, f)
+		}
+	}
+	n.drop(from, to)
 }
 
 // broke ends a connection between bricks of which the sender hears.
@@ -208,6 +227,10 @@ func (n *network) mend(from, to int) {
 	for _, f := range held {
 		n.carry(l, f)
 	}
+	for _, f := range l.left {
+		n.w.after(n.delay(), f)
+	}
+	l.left = nil
 	l = &n.links[to][from]
 	held = l.back
 	l.back = nil

@@ -47,11 +47,15 @@ func (b *brick) answerAttach() {
 	b.attaches = nil
 	for _, a := range all {
 		switch cfg := b.m.Config(); {
-		case b.m.Leaving() || a.c.gen != a.gen:
+		case b.m.Leaving():
 			a.reply(nil)
 		case serving:
-			s := &session{b: b, c: a.c, waits: map[uint64]*clearing{}, lapsed: true}
 			old := b.sessions[a.c.i]
+			if old != nil && a.gen < old.gen {
+				a.reply(nil)
+				continue
+			}
+			s := &session{b: b, c: a.c, gen: a.gen, waits: map[uint64]*clearing{}, lapsed: true}
 			b.sessions[a.c.i] = s
 			if old != nil {
 				old.lapse()
