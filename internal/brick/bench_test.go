@@ -279,7 +279,7 @@ func BenchmarkUnlink(b *testing.B) {
 		do(&fsop.Unlink{Parent: dir, Name: fmt.Sprintf("file-%d", i)})
 		if i%1000 == 999 || i == b.N-1 {
 			began := time.Now()
-			do(&fsop.Reap{Inos: o.Orphans(8192)})
+			do(&fsop.Reap{Inos: o.Orphans(0, 8192)})
 			reap += time.Since(began)
 		}
 	}

@@ -700,16 +700,20 @@ func (b *Brick) Entries(after uint64, maxBytes int) ([][]byte, error) {
 	return raws, err
 }
 
-// Orphans returns up to limit inodes that have lost their last name.
-func (b *Brick) Orphans(limit int) (inos []fsop.Ino) {
+// Orphans returns up to limit inodes after one, in order, that have no name and
+// whose window nobody holds: they go when nobody has them open.
+func (b *Brick) Orphans(after fsop.Ino, limit int) (inos []fsop.Ino) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	if limit <= 0 || b.closed.Load() {
 		return nil
 	}
-	err := b.store.Orphans(func(ino fsop.Ino) bool {
-		inos = append(inos, ino)
-		return len(inos) < limit
+	err := b.store.Orphans(after, func(ino fsop.Ino) (bool, error) {
+		n, err := b.load(ino)
+		if err == nil && n != nil && b.holder(n) == 0 {
+			inos = append(inos, ino)
+		}
+		return len(inos) < limit, err
 	})
 	if err != nil {
 		b.fail(err)

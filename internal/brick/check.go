@@ -60,7 +60,7 @@ type checkNode struct {
 	links, subdirs, attr uint32 // found
 	entries, runs        uint64 // found
 	orphan, target       bool   // found
-	sparse               bool
+	sparse, linkable     bool
 }
 
 func (n *checkNode) typ() uint32 { return n.mode & syscall.S_IFMT }
@@ -132,7 +132,7 @@ func (c *checker) inodes(ctx context.Context) error {
 		c.blocks += n.Blocks
 		c.nodes[n.Ino] = &checkNode{
 			mode: n.Mode, nlink: n.Nlink, xattrs: n.Xattrs, parent: n.Parent,
-			size: n.Size, blocks: n.Blocks, subvol: n.Subvolume, sparse: n.Flags&meta.Sparse != 0,
+			size: n.Size, blocks: n.Blocks, subvol: n.Subvolume, sparse: n.Flags&meta.Sparse != 0, linkable: n.Flags&meta.Linkable != 0,
 		}
 		c.order = append(c.order, n.Ino)
 		return true, nil
@@ -244,6 +244,9 @@ func (c *checker) names(ctx context.Context) error {
 			}
 		case n.nlink != n.links:
 			c.bad(at, "has link count %d, found %d", n.nlink, n.links)
+		}
+		if n.linkable && (n.nlink != 0 || n.typ() != syscall.S_IFREG) {
+			c.bad(at, "is marked as a file that never had a name, with link count %d and mode %o", n.nlink, n.mode)
 		}
 		if n.orphan != (n.nlink == 0) {
 			c.bad(at, "has link count %d; on the list of those without a name: %v", n.nlink, n.orphan)

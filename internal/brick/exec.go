@@ -196,6 +196,8 @@ func (x *exec) do() error {
 		return x.setattr(op)
 	case *fsop.Create:
 		return x.create(op)
+	case *fsop.Tmpfile:
+		return x.tmpfile(op)
 	case *fsop.Mkdir:
 		return x.mkdir(op)
 	case *fsop.Mknod:

@@ -26,16 +26,17 @@ type model struct {
 }
 
 type mInode struct {
-	subvol  fsop.Ino
-	attr    fsop.Attr // but for Blocks, Size of directories and files
-	data    []byte
-	blocks  map[uint64]bool
-	xattrs  map[string]string
-	target  string
-	entries map[string]fsop.Ino
-	parent  fsop.Ino
-	posix   map[mOwner]map[uint64]mHeld // byte (of the few that tests lock) → lock
-	flock   map[mOwner]fsop.LockType
+	subvol   fsop.Ino
+	linkable bool      // never had a name, may get one
+	attr     fsop.Attr // but for Blocks, Size of directories and files
+	data     []byte
+	blocks   map[uint64]bool
+	xattrs   map[string]string
+	target   string
+	entries  map[string]fsop.Ino
+	parent   fsop.Ino
+	posix    map[mOwner]map[uint64]mHeld // byte (of the few that tests lock) → lock
+	flock    map[mOwner]fsop.LockType
 }
 
 type mOwner struct {
@@ -211,6 +212,8 @@ func (x *mExec) op() error {
 			}
 		}
 		return x.make(&op.Node, syscall.S_IFREG|op.Mode, 0, "")
+	case *fsop.Tmpfile:
+		return x.tmpfile(op)
 	case *fsop.Mkdir:
 		if err := x.make(&op.Node, syscall.S_IFDIR|op.Mode, 0, ""); err != nil {
 			return err
@@ -364,10 +367,15 @@ func (x *mExec) op() error {
 	return fsop.EINVAL
 }
 
+// scarce says whether there is so little room left that windows are not given.
+func (x *mExec) scarce(n *mInode) bool {
+	s, ok := x.subvols[n.subvol]
+	return ok && s.size > 0 && n.attr.IsRegular() && x.before[n.subvol].bytes+min(64<<20, s.size/4) > s.size
+}
+
 // ask gives the window of a new inode.
 func (x *mExec) ask(ino fsop.Ino, w fsop.Window) {
-	n := x.inodes[ino]
-	if s, ok := x.subvols[n.subvol]; ok && s.size > 0 && n.attr.IsRegular() && x.before[n.subvol].bytes+min(64<<20, s.size/4) > s.size {
+	if x.scarce(x.inodes[ino]) {
 		return
 	}
 	if w&fsop.WindowAsk != 0 && x.e.Session != 0 {
@@ -434,13 +442,8 @@ func (x *mExec) make(p *fsop.Node, mode, rdev uint32, target string) error {
 	if _, ok := d.entries[p.Name]; ok {
 		return fsop.EEXIST
 	}
-	n := &mInode{subvol: d.subvol, target: target, attr: fsop.Attr{
-		Ino: fsop.MakeIno(x.set, x.next), Mode: mode, Nlink: 1, UID: p.UID, GID: p.GID, Rdev: rdev, Atime: x.e.Time,
-	}}
-	x.next++
-	if d.attr.Mode&syscall.S_ISGID != 0 {
-		n.attr.GID = d.attr.GID
-	}
+	n := x.child(d, p, mode)
+	n.target, n.attr.Rdev = target, rdev
 	if n.attr.IsDir() {
 		n.attr.Nlink = 2
 		n.attr.Mode |= d.attr.Mode & syscall.S_ISGID
@@ -449,9 +452,36 @@ func (x *mExec) make(p *fsop.Node, mode, rdev uint32, target string) error {
 		d.attr.Nlink++
 	}
 	d.entries[p.Name] = n.attr.Ino
-	x.inodes[n.attr.Ino] = n
 	x.touch(d, true)
+	x.r.reply.Attr = n.attrs()
+	return nil
+}
+
+// child makes an inode with what it has of its directory but a name.
+func (x *mExec) child(d *mInode, p *fsop.Node, mode uint32) *mInode {
+	n := &mInode{subvol: d.subvol, attr: fsop.Attr{
+		Ino: fsop.MakeIno(x.set, x.next), Mode: mode, Nlink: 1, UID: p.UID, GID: p.GID, Atime: x.e.Time,
+	}}
+	x.next++
+	if d.attr.Mode&syscall.S_ISGID != 0 {
+		n.attr.GID = d.attr.GID
+	}
+	x.inodes[n.attr.Ino] = n
 	x.touch(n, true)
+	return n
+}
+
+func (x *mExec) tmpfile(op *fsop.Tmpfile) error {
+	d, err := x.dir(op.Parent)
+	if err != nil {
+		return err
+	}
+	n := x.child(d, &op.Node, syscall.S_IFREG|op.Mode)
+	n.attr.Nlink, n.linkable = 0, !op.Excl
+	if x.e.Session != 0 {
+		n.attr.Window = uint64(x.e.Session)
+		x.r.reply.Window = !x.scarce(n)
+	}
 	x.r.reply.Attr = n.attrs()
 	return nil
 }
@@ -474,13 +504,14 @@ func (x *mExec) link(op *fsop.Link) error {
 	if n.attr.IsDir() {
 		return fsop.EPERM
 	}
-	if n.attr.Nlink == 0 {
+	if n.attr.Nlink == 0 && !n.linkable {
 		return fsop.ENOENT
 	}
 	if n.subvol != d.subvol {
 		return fsop.EXDEV
 	}
 	n.attr.Nlink++
+	n.linkable = false
 	d.entries[op.Name] = op.Ino
 	x.touch(d, true)
 	x.touch(n, false)

@@ -34,23 +34,7 @@ func (x *exec) makeNodeIn(p *fsop.Node, mode uint32, ino, subvol fsop.Ino) (n *w
 	} else if ok {
 		return nil, fsop.EEXIST
 	}
-	if dir.Attr.Flags&fsop.FlagImmutable != 0 {
-		return nil, fsop.EPERM
-	}
-	if ino == 0 {
-		ino = x.nextIno()
-	}
-	if subvol == 0 {
-		subvol = dir.Subvolume
-	}
-	n = x.newNode(ino, subvol, mode, p.UID, p.GID)
-	if dir.Mode&syscall.S_ISGID != 0 {
-		n.GID = dir.GID
-		if n.IsDir() {
-			n.Mode |= syscall.S_ISGID
-		}
-	}
-	if err := x.inherit(dir, n, p.Umask); err != nil {
+	if n, err = x.child(dir, p, mode, ino, subvol); err != nil {
 		return nil, err
 	}
 	if n.IsDir() {
@@ -61,6 +45,49 @@ func (x *exec) makeNodeIn(p *fsop.Node, mode uint32, ino, subvol fsop.Ino) (n *w
 	x.addEntry(dir, p.Name, n)
 	x.reply.Attr = n.Attr
 	return n, nil
+}
+
+// child makes an inode with what it has of dir but a name.
+func (x *exec) child(dir *work, p *fsop.Node, mode uint32, ino, subvol fsop.Ino) (*work, error) {
+	if dir.Attr.Flags&fsop.FlagImmutable != 0 {
+		return nil, fsop.EPERM
+	}
+	if ino == 0 {
+		ino = x.nextIno()
+	}
+	if subvol == 0 {
+		subvol = dir.Subvolume
+	}
+	n := x.newNode(ino, subvol, mode, p.UID, p.GID)
+	if dir.Mode&syscall.S_ISGID != 0 {
+		n.GID = dir.GID
+		if n.IsDir() {
+			n.Mode |= syscall.S_ISGID
+		}
+	}
+	return n, x.inherit(dir, n, p.Umask)
+}
+
+func (x *exec) tmpfile(op *fsop.Tmpfile) error {
+	dir, err := x.dir(op.Parent)
+	if err != nil {
+		return err
+	}
+	n, err := x.child(dir, &op.Node, syscall.S_IFREG|op.Mode&permMask, 0, 0)
+	if err != nil {
+		return err
+	}
+	n.Nlink = 0
+	x.batch.SetOrphan(n.Ino)
+	if !op.Excl {
+		n.Flags |= meta.Linkable
+	}
+	if x.e.Session != 0 {
+		x.openWindow(n)
+		x.reply.Window = !x.scarce(n)
+	}
+	x.reply.Attr = n.Attr
+	return nil
 }
 
 func (x *exec) nextIno() fsop.Ino {
@@ -183,7 +210,7 @@ func (x *exec) link(op *fsop.Link) error {
 		return err
 	case n.IsDir():
 		return fsop.EPERM
-	case n.Nlink == 0:
+	case n.Nlink == 0 && n.Flags&meta.Linkable == 0:
 		return fsop.ENOENT
 	case frozen(n), dir.Attr.Flags&fsop.FlagImmutable != 0:
 		return fsop.EPERM
@@ -191,6 +218,10 @@ func (x *exec) link(op *fsop.Link) error {
 		return fsop.EMLINK
 	case n.Subvolume != dir.Subvolume:
 		return fsop.EXDEV
+	}
+	if n.Nlink == 0 {
+		n.Flags &^= meta.Linkable
+		x.batch.DeleteOrphan(n.Ino)
 	}
 	n.Nlink++
 	n.Ctime = x.e.Time

@@ -427,7 +427,7 @@ func TestOrphan(t *testing.T) {
 	if got := o.contents(f); len(got) != 100000 || !bytes.Equal(got[50:55], []byte("still")) {
 		t.Error("contents of an unlinked file")
 	}
-	if got := o.Orphans(10); len(got) != 1 || got[0] != f {
+	if got := o.Orphans(0, 10); len(got) != 1 || got[0] != f {
 		t.Errorf("orphans: %v", got)
 	}
 	o.settleAll()

@@ -248,9 +248,9 @@ func TestSweepOfASubvolume(t *testing.T) {
 	steps := 0
 	rng := rand.New(rand.NewPCG(1, 1))
 	for len(o.Swept(1)) > 0 {
-		orphans := len(o.Orphans(1 << 16))
+		orphans := len(o.Orphans(0, 1<<16))
 		o.must(&fsop.Sweep{Ino: top})
-		if n := len(o.Orphans(1<<16)) - orphans; n > fsop.SweepMost+1 || n == 0 {
+		if n := len(o.Orphans(0, 1<<16)) - orphans; n > fsop.SweepMost+1 || n == 0 {
 			t.Errorf("step %d removed %d names", steps, n)
 		}
 		steps++
@@ -273,7 +273,7 @@ func TestSweepOfASubvolume(t *testing.T) {
 		t.Errorf("a step too much: %+v, %v", r, err)
 	}
 	o = checked(t, o, fs)
-	orphans := o.Orphans(1 << 16)
+	orphans := o.Orphans(0, 1<<16)
 	o.must(&fsop.Reap{Inos: slices.DeleteFunc(orphans, func(i fsop.Ino) bool { return i == held })})
 	o = checked(t, o, fs)
 	if s := o.subvols[top]; s == nil || s.UsedInodes != 1 || s.UsedSize != 4096 {

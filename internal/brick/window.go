@@ -44,7 +44,7 @@ func (x *exec) window(n *work, w fsop.Window) error {
 		x.closeTheWindow(n)
 	case w&fsop.WindowAsk != 0 && x.scarce(n):
 	case w&fsop.WindowAsk != 0 && !held && x.b.holder(&n.node) == 0:
-		n.Attr.Window, n.WindowSince = uint64(x.e.Session), x.e.Time
+		x.openWindow(n)
 		x.reply.Window = true
 	case w&fsop.WindowAsk != 0 && held:
 		x.reply.Window = true
@@ -61,6 +61,10 @@ const scarceRoom = 64 << 20
 func (x *exec) scarce(n *work) bool {
 	s := x.b.subvols[n.Subvolume]
 	return s != nil && s.Size > 0 && n.IsRegular() && s.UsedSize+min(scarceRoom, s.Size/4) > s.Size
+}
+
+func (x *exec) openWindow(n *work) {
+	n.Attr.Window, n.WindowSince = uint64(x.e.Session), x.e.Time
 }
 
 func (x *exec) closeTheWindow(n *work) {

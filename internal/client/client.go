@@ -203,6 +203,9 @@ func (c *Client) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	if m, ok := op.(*fsop.Make); ok && (c.windows == nil || !c.cfg.Foretell) {
 		op = &fsop.Create{Node: m.Node, Excl: true} // nobody foretells it
 	}
+	if _, ok := op.(*fsop.Tmpfile); ok && c.windows == nil {
+		return nil, fsop.EOPNOTSUPP // nobody would give up its window
+	}
 	return c.chain.Do(ctx, op)
 }
 

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -135,6 +136,36 @@ func TestGivenUp(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// TestAbandonedTmpfile gives up the making of a file without a name. Nobody will ever
+// use it, so nobody else closes its window, without which it is not removed.
+func TestAbandonedTmpfile(t *testing.T) {
+	s := newSet(t, 1)
+	c := newClient(t, s, &fakeKernel{})
+	awaitReady(t, c)
+	d := s.daemons[0]
+	d.set(func() { d.mute = true })
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := make(chan error, 1)
+	go func() { _, err := c.chain.Do(ctx, &fsop.Tmpfile{Node: fsop.Node{Parent: 1}}); errs <- err }()
+	eventually(t, "sent", func() bool { return c.home.inflight.Load() == 1 })
+	cancel()
+	if err := <-errs; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	d.set(func() { d.mute = false })
+	d.cut()
+	eventually(t, "the window is given up, and the file forgotten", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return slices.Equal(s.given, []fsop.Ino{1001}) && slices.Equal(d.forgets, []proto.Hold{{Ino: 1001, N: 1}})
+	})
+	if _, err := c.Do(t.Context(), &fsop.Tmpfile{Node: fsop.Node{Parent: 1}}); err != fsop.EOPNOTSUPP {
+		t.Errorf("by a client without windows: %v, want EOPNOTSUPP", err)
+	}
 }
 
 // TestAbandonedLookup gives up a lookup: the hold that its answer counts goes back.

@@ -32,6 +32,7 @@ type fakeSet struct {
 	mu       sync.Mutex
 	seq      uint64
 	answers  map[uint64]proto.DoReply
+	given    []fsop.Ino        // whose windows were
 	executed map[uint64]int    // by number
 	names    map[string]uint64 // made by Create, with the number that made it
 	acked    uint64
@@ -352,6 +353,10 @@ func (s *fakeSet) do(do *proto.Do) proto.DoReply {
 	case *fsop.Write:
 		r.Reply.Attr = fsop.Attr{Ino: op.Ino, Size: op.Off + uint64(len(op.Data))}
 		r.Reply.Data = slices.Clone(op.Data[:min(len(op.Data), 64)])
+	case *fsop.Tmpfile:
+		r.Reply.Attr = fsop.Attr{Ino: fsop.Ino(1000 + do.Number)}
+	case *fsop.CloseWindow:
+		s.given = append(s.given, op.Ino)
 	case *fsop.CloseSession:
 		s.closed = true
 	}

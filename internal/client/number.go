@@ -135,8 +135,12 @@ func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		// It ends with the session at the latest.
 		reply, err := n.next.send(n.c.life, o)
 		n.c.numbers.end(o.number)
-		if err == nil {
-			n.c.unused(op, reply)
+		if err != nil {
+			return
+		}
+		n.c.unused(op, reply)
+		if _, ok := op.(*fsop.Tmpfile); ok { // nobody knows it, so nobody else will
+			_, _ = n.Do(n.c.life, &fsop.CloseWindow{Ino: reply.Attr.Ino, Session: uint64(o.as)})
 		}
 	})
 	return nil, err
@@ -174,14 +178,12 @@ func clone(op fsop.Op) fsop.Op {
 func (c *Client) unused(op fsop.Op, r *fsop.Reply) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch op := op.(type) {
-	case *fsop.Lookup, *fsop.Create, *fsop.Make, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
+	if fsop.Introduces(op) {
 		c.dropped[r.Attr.Ino]++
-	case *fsop.Readdir:
-		if op.Plus {
-			for i := range r.Entries {
-				c.dropped[r.Entries[i].Ino]++
-			}
+	}
+	if list, ok := op.(*fsop.Readdir); ok && list.Plus {
+		for i := range r.Entries {
+			c.dropped[r.Entries[i].Ino]++
 		}
 	}
 }

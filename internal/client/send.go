@@ -108,7 +108,7 @@ func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply
 	var body []byte
 	var err error
 	o.sent, o.as = true, h.as
-	if names(o.op) {
+	if holds(o.op) {
 		body, err = h.ask(ctx, o, parts)
 	} else {
 		body, err = h.conn.Call(ctx, proto.KindDo, parts...)
@@ -130,15 +130,10 @@ func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply
 // largeData is from which length on it pays to use a body again.
 const largeData = 16 << 10
 
-// names reports whether the answer counts as a hold (proto.Hold).
-func names(op fsop.Op) bool {
-	switch op := op.(type) {
-	case *fsop.Lookup, *fsop.Create, *fsop.Make, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
-		return true
-	case *fsop.Readdir:
-		return op.Plus
-	}
-	return false
+// holds reports whether the answer counts as a hold, or several (proto.Hold).
+func holds(op fsop.Op) bool {
+	list, ok := op.(*fsop.Readdir)
+	return ok && list.Plus || fsop.Introduces(op)
 }
 
 // ask is Call for operations whose answer must not get lost when the caller

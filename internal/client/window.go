@@ -170,6 +170,8 @@ func (w *windows) do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		return w.next.Do(ctx, op)
 	case *fsop.Create:
 		return w.create(ctx, op)
+	case *fsop.Tmpfile:
+		return w.tmpfile(ctx, op)
 	case *fsop.Mkdir:
 		return w.mkdir(ctx, op)
 	case *fsop.Setattr:
@@ -341,6 +343,25 @@ func (w *windows) create(ctx context.Context, op *fsop.Create) (*fsop.Reply, err
 	// The name is there for all to see before this reply is: a recall may have
 	// come first, and then the window is given up already.
 	w.givenLocked(&reply.Attr, asked)
+	return reply, nil
+}
+
+// tmpfile makes a file without a name, whose window comes with it. It is given up
+// when the file is not used for a while; by then the home has counted the answer.
+func (w *windows) tmpfile(ctx context.Context, op *fsop.Tmpfile) (*fsop.Reply, error) {
+	w.mu.Lock()
+	asked := w.closings
+	w.mu.Unlock()
+	reply, err := w.next.Do(ctx, op)
+	if err != nil {
+		return reply, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.givenLocked(&reply.Attr, asked)
+	if f := w.files[reply.Attr.Ino]; !reply.Window && !f.closing {
+		w.giveUpLater(f)
+	}
 	return reply, nil
 }
 

@@ -77,6 +77,12 @@ func (g *granter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		}
 		g.setattrs++
 		return g.next.Do(ctx, op)
+	case *fsop.Tmpfile:
+		r, err := g.next.Do(ctx, op)
+		if err == nil {
+			g.held[r.Attr.Ino], r.Window = true, !g.scarce
+		}
+		return r, err
 	case *fsop.Create:
 		r, err := g.next.Do(ctx, op)
 		if err == nil && op.Window&fsop.WindowAsk != 0 {
@@ -174,6 +180,29 @@ func TestScarceRoomClosesTheWindow(t *testing.T) {
 		}
 		mustDo(t, w, &fsop.Flush{Ino: ino})
 	})
+}
+
+// The window that keeps a file without a name is given back: when it has been idle
+// or, if it is good for nothing, at once.
+func TestWindowOfAFileWithoutAName(t *testing.T) {
+	for _, scarce := range []bool{false, true} {
+		withWindows(t, 4, func(ctx context.Context, w *windows, g *granter) {
+			g.scarce = scarce
+			ino := mustDo(t, w, &fsop.Tmpfile{Node: fsop.Node{Parent: fsop.RootIno, Mode: 0o600}}).Attr.Ino
+			mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("x")})
+			if n, _ := g.state(ino); (n == 1) != scarce {
+				t.Errorf("scarce %v: %d writes arrived before the answer", scarce, n)
+			}
+			mustDo(t, w, &fsop.Link{Ino: ino, Parent: fsop.RootIno, Name: "f"})
+			if r := mustDo(t, g.next, &fsop.Read{Ino: ino, Len: 10}); string(r.Data) != "x" {
+				t.Errorf("linked with %q", r.Data)
+			}
+			time.Sleep(windowIdle + 2*holdBack) // of the bubble's time
+			if _, held := g.state(ino); held {
+				t.Errorf("scarce %v: the window is still held", scarce)
+			}
+		})
+	}
 }
 
 // A database's page is one write, which is answered when it is durable.

@@ -43,6 +43,7 @@ const (
 	KindReserve     Kind = 47
 	KindMake        Kind = 48
 	KindUse         Kind = 49
+	KindTmpfile     Kind = 50
 
 	// Operations of the system itself, never accepted from a mount.
 	KindOpenSession  Kind = 64
@@ -90,6 +91,7 @@ var kinds = [...]struct {
 	KindReserve:      {"reserve", func() Op { return new(Reserve) }},
 	KindMake:         {"make", func() Op { return new(Make) }},
 	KindUse:          {"use", func() Op { return new(Use) }},
+	KindTmpfile:      {"tmpfile", func() Op { return new(Tmpfile) }},
 	KindOpenSession:  {"open-session", func() Op { return new(OpenSession) }},
 	KindCloseSession: {"close-session", func() Op { return new(CloseSession) }},
 	KindReap:         {"reap", func() Op { return new(Reap) }},
@@ -258,6 +260,19 @@ type Create struct {
 	Window Window
 }
 
+// Tmpfile makes a regular file without a name, as O_TMPFILE does: in Parent's
+// subvolume, with what Parent lets its files inherit. Name does not count. Unless
+// Excl, one Link may give it a name.
+//
+// Until somebody holds it, which is when the answer has arrived, nothing would keep
+// such a file from being reaped. So its session has its window from the start,
+// always, and nobody reaps a file whose window is held. Reply: Attr, and Window if
+// the session may acknowledge writes to it; otherwise it gives the window up at once.
+type Tmpfile struct {
+	Node
+	Excl bool
+}
+
 // Mkdir makes a directory. Reply: Attr, and Window if WindowAsk was set, which is
 // all that counts of Window: nobody else knows the directory yet.
 type Mkdir struct {
@@ -304,7 +319,8 @@ type Symlink struct {
 	Target string
 }
 
-// Link gives an inode another name. Reply: Attr.
+// Link gives an inode another name, or its first if it is from a Tmpfile. ENOENT if it
+// has none any more. Reply: Attr.
 type Link struct {
 	Ino    Ino
 	Parent Ino
@@ -547,6 +563,7 @@ func (*CloseSession) Kind() Kind { return KindCloseSession }
 func (*Reap) Kind() Kind         { return KindReap }
 func (*Noop) Kind() Kind         { return KindNoop }
 func (*Use) Kind() Kind          { return KindUse }
+func (*Tmpfile) Kind() Kind      { return KindTmpfile }
 
 func (*MakeSubvolume) Kind() Kind   { return KindMakeSubvolume }
 func (*LimitSubvolume) Kind() Kind  { return KindLimitSubvolume }
@@ -599,6 +616,7 @@ func (n *Node) code(c *codec.Coder) {
 	c.U32(&n.GID)
 }
 func (o *Create) Code(c *codec.Coder)  { o.code(c); c.Bool(&o.Excl); o.Window.code(c) }
+func (o *Tmpfile) Code(c *codec.Coder) { o.code(c); c.Bool(&o.Excl) }
 func (o *Mkdir) Code(c *codec.Coder)   { o.code(c); o.Window.code(c) }
 func (o *Reserve) Code(*codec.Coder)   {}
 func (o *Make) Code(c *codec.Coder)    { o.code(c); o.First.Code(c) }
@@ -779,6 +797,16 @@ func (r *Reply) Code(c *codec.Coder) {
 	c.Bytes(&r.Data, MaxData)
 }
 
+// Introduces says whether the reply to op tells of an inode, in Attr, as looking it
+// up does: whoever gets it holds the inode from then on.
+func Introduces(op Op) bool {
+	switch op.(type) {
+	case *Lookup, *Create, *Make, *Tmpfile, *Mkdir, *Mknod, *Symlink, *Link:
+		return true
+	}
+	return false
+}
+
 // String prints an operation the way traces and test scripts show it.
 func String(op Op) string {
 	if m, ok := op.(*Make); ok {
@@ -814,7 +842,7 @@ func Space(op Op) (need uint64, frees bool) {
 		return 4*uint64(len(op.Value)) + opSpace, false
 	case *Symlink:
 		return 4*uint64(len(op.Target)) + opSpace, false
-	case *Create, *Mkdir, *Mknod, *Link, *MakeSubvolume:
+	case *Create, *Tmpfile, *Mkdir, *Mknod, *Link, *MakeSubvolume:
 		return opSpace, false
 	}
 	return opSpace, true

@@ -99,7 +99,7 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 			return f.foretold(r, &reply.Attr, dir, name, &out.EntryOut)
 		case err == nil:
 			f.opened(in.Flags, &out.OpenOut)
-			return f.made(r, reply, dir, name, &out.EntryOut)
+			return f.made(r, reply, dir, name, false, &out.EntryOut)
 		case err != fsop.EEXIST:
 			return f.status(r, err)
 		}
@@ -108,7 +108,7 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 		reply, err := f.handler.Do(r, op)
 		if err == nil {
 			f.opened(in.Flags, &out.OpenOut)
-			return f.made(r, reply, dir, name, &out.EntryOut)
+			return f.made(r, reply, dir, name, false, &out.EntryOut)
 		}
 		if err != fsop.EEXIST || in.Flags&syscall.O_EXCL != 0 {
 			return f.status(r, err)
@@ -136,6 +136,36 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 		return st
 	}
 	return fuse.Status(syscall.ESTALE)
+}
+
+// Tmpfile implements fuse.RawFileSystem: O_TMPFILE. The kernel itself refuses to
+// link what was opened with O_EXCL.
+func (f *fileSystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	if f.o.LocksNode {
+		return fuse.ENOSYS // as CREATE; there is nothing to go on with, so open says EOPNOTSUPP
+	}
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	reply, err := f.handler.Do(r, &fsop.Tmpfile{
+		Node: newNode(&in.InHeader, "", in.Mode, in.Umask), Excl: in.Flags&syscall.O_EXCL != 0,
+	})
+	if err != nil {
+		return f.status(r, err)
+	}
+	a := &reply.Attr
+	if !plausible(a) {
+		f.log.Error("mount: implausible attributes of a new file", "directory", in.NodeId, "attr", *a)
+		f.nodes.unused(a.Ino)
+		return fuse.EIO
+	}
+	if f.nodes.named(a, reply.Seq, r.began) {
+		out.SetAttrTimeout(f.cacheTimeout())
+	}
+	f.nodes.setNoCap(a.Ino, reply.Seq, r.began)
+	out.NodeId, out.Generation = uint64(a.Ino), generation
+	fillAttr(&out.Attr, a)
+	f.opened(in.Flags, &out.OpenOut)
+	return fuse.OK
 }
 
 // mayOpen says whether the caller certainly may open a file: it does not know

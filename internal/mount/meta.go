@@ -12,7 +12,7 @@ import (
 
 // fileSystem is the Mount as go-fuse wants it: a method per request of the
 // kernel. What is not here is answered ENOSYS, upon which the kernel does
-// without: ACCESS (default_permissions), BMAP, STATX, TMPFILE.
+// without: ACCESS (default_permissions), BMAP, STATX.
 type fileSystem struct {
 	fuse.RawFileSystem
 	*Mount
@@ -170,11 +170,10 @@ func (m *Mount) foundAgain(r *request, dir fsop.Ino, name string, out *fuse.Entr
 // the attributes of such a reply even over an invalidation that came later, so
 // it must not keep them, unless the inode is new: then it has none that could be
 // invalidated, and Invalidate waits until it does.
-func (m *Mount) made(r *request, reply *fsop.Reply, parent fsop.Ino, name string, out *fuse.EntryOut) fuse.Status {
+func (m *Mount) made(r *request, reply *fsop.Reply, parent fsop.Ino, name string, link bool, out *fuse.EntryOut) fuse.Status {
 	m.changedDir(r, reply, parent)
 	st := m.found(r, &reply.Attr, reply.Seq, parent, name, out)
 	if st == fuse.OK {
-		link := reply.Attr.Nlink > 1 && !reply.Attr.IsDir()
 		if link {
 			out.SetAttrTimeout(0)
 		}
@@ -433,7 +432,8 @@ func (f *fileSystem) make(cancel <-chan struct{}, h *fuse.InHeader, name string,
 	if err != nil {
 		return f.status(r, err)
 	}
-	return f.made(r, reply, dir, name, out)
+	_, link := op.(*fsop.Link)
+	return f.made(r, reply, dir, name, link, out)
 }
 
 // Unlink implements fuse.RawFileSystem.

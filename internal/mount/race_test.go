@@ -329,14 +329,12 @@ func (h *holdCounter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch op := op.(type) {
-	case *fsop.Lookup, *fsop.Create, *fsop.Make, *fsop.Mkdir, *fsop.Mknod, *fsop.Symlink, *fsop.Link:
+	if fsop.Introduces(op) {
 		h.n[r.Attr.Ino]++
-	case *fsop.Readdir:
-		if op.Plus {
-			for i := range r.Entries {
-				h.n[r.Entries[i].Ino]++
-			}
+	}
+	if list, ok := op.(*fsop.Readdir); ok && list.Plus {
+		for i := range r.Entries {
+			h.n[r.Entries[i].Ino]++
 		}
 	}
 	return r, nil

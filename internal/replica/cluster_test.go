@@ -45,6 +45,7 @@ type memStore struct {
 	epoch     cluster.Epoch // promised
 	failHeals int           // so many comparisons fail first
 	full      bool          // there is no room
+	orphans   []fsop.Ino    // in order
 	disk      slowDisk
 }
 
@@ -130,10 +131,15 @@ func (s *memStore) Admit(op fsop.Op) error {
 	return nil
 }
 func (s *memStore) Free() uint64            { return 1 << 40 }
-func (s *memStore) Orphans(int) []fsop.Ino  { return nil }
 func (s *memStore) Swept(int) []fsop.Ino    { return nil }
 func (s *memStore) Failed() <-chan struct{} { return s.failed }
 func (s *memStore) Err() error              { return s.err }
+func (s *memStore) Orphans(after fsop.Ino, limit int) []fsop.Ino {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, _ := slices.BinarySearch(s.orphans, after+1)
+	return slices.Clone(s.orphans[i:min(i+limit, len(s.orphans))])
+}
 func (s *memStore) LastTime() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -282,6 +288,8 @@ func (s *memStore) do(e *proto.Entry) (*replica.Result, error) {
 		default:
 			s.locks[op.Ino] = me
 		}
+	case *fsop.Reap:
+		s.orphans = slices.DeleteFunc(s.orphans, func(ino fsop.Ino) bool { return slices.Contains(op.Inos, ino) })
 	case *fsop.Noop:
 	default:
 		return nil, fsop.EOPNOTSUPP

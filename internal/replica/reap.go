@@ -16,6 +16,7 @@ import (
 type reaper struct {
 	next     core.Instant
 	round    uint64
+	after    fsop.Ino // where the last batch ended; many may be held for long
 	inos     []fsop.Ino
 	held     map[fsop.Ino]bool
 	sessions map[cluster.SessionID]bool
@@ -35,8 +36,9 @@ func (l *loop) tickReap() {
 	}
 	p.next = l.now + reapEvery
 	cfg := l.m.Config()
-	p.inos = l.store.Orphans(reapBatch)
+	p.inos = l.store.Orphans(p.after, reapBatch)
 	if len(p.inos) == 0 || !cfg.Writable() {
+		p.after = 0
 		return
 	}
 	p.round++
@@ -106,6 +108,11 @@ func (l *loop) reapCount(sessions []cluster.SessionID, held []fsop.Ino) {
 			return // it is between two homes, or about to end
 		}
 	}
+	p.after = 0
+	if len(p.inos) == reapBatch {
+		p.after = p.inos[reapBatch-1]
+		p.next = l.now // there may be more
+	}
 	free := p.inos[:0]
 	for _, ino := range p.inos {
 		if !p.held[ino] {
@@ -114,9 +121,6 @@ func (l *loop) reapCount(sessions []cluster.SessionID, held []fsop.Ino) {
 	}
 	if len(free) == 0 {
 		return
-	}
-	if len(free) == reapBatch {
-		p.next = l.now // there are more
 	}
 	l.order(&request{do: proto.Do{Op: &fsop.Reap{Inos: free}}, done: make(chan proto.DoReply, 1)})
 }

@@ -114,7 +114,9 @@ type Store interface {
 	Entries(after uint64, maxBytes int) ([][]byte, error)
 	Admit(op fsop.Op) error
 	Free() uint64
-	Orphans(limit int) []fsop.Ino
+	// Orphans returns inodes after one, in order, that have no name and whose window
+	// nobody holds.
+	Orphans(after fsop.Ino, limit int) []fsop.Ino
 	// Swept returns removed subvolumes that still have names.
 	Swept(limit int) []fsop.Ino
 	Sessions() []SessionInfo

@@ -502,6 +502,44 @@ func TestDeafClientCostsItsLease(t *testing.T) {
 	})
 }
 
+// However many removed files are open, those behind them that are not go.
+func TestReapsBehindHeldFiles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		const first, held, free = 100, 3000, 20
+		var holds []proto.Hold
+		for i := range held {
+			holds = append(holds, proto.Hold{Ino: fsop.Ino(first + i), N: 1})
+		}
+		for _, n := range w.nodes {
+			n.store.mu.Lock()
+			for i := range held + free {
+				n.store.orphans = append(n.store.orphans, fsop.Ino(first+i))
+			}
+			n.store.mu.Unlock()
+		}
+		c := &client{w: w, id: 1, home: 1}
+		s, reply := w.nodes[w.order[1]].live().Attach(t.Context(), "", &proto.Attach{Version: proto.Version, Set: w.set, Session: 1, Client: "test", Holds: holds}, c)
+		if reply.Status != proto.OK {
+			t.Fatal(reply)
+		}
+		s.Ping(&proto.Ping{})
+		left := func() int {
+			st := w.nodes[w.order[0]].store
+			st.mu.Lock()
+			defer st.mu.Unlock()
+			return len(st.orphans)
+		}
+		for range 40 {
+			time.Sleep(100 * time.Millisecond)
+			s.Ping(&proto.Ping{})
+		}
+		if n := left(); n != held {
+			t.Errorf("%d are left, of which %d are held", n, held)
+		}
+	})
+}
+
 func TestLockWaiterIsWoken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)

@@ -470,7 +470,7 @@ func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
 	// The answer is as old as its position. Only if nothing has happened to the
 	// inode since may the client keep it; likewise what is said of the directory.
 	var hold uint64
-	if names(do.Op) {
+	if fsop.Introduces(do.Op) {
 		hold = 1
 	}
 	r := &reply.Reply
@@ -491,15 +491,6 @@ func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
 		r.Seq = 0
 	}
 	return reply
-}
-
-// names reports whether the reply to op gives the client an inode (proto.Hold).
-func names(op fsop.Op) bool {
-	switch op.Kind() {
-	case fsop.KindLookup, fsop.KindCreate, fsop.KindMake, fsop.KindMkdir, fsop.KindMknod, fsop.KindSymlink, fsop.KindLink:
-		return true
-	}
-	return false
 }
 
 // directories lists those whose names the client may have cached after op.
@@ -620,7 +611,7 @@ func (s *Session) readStore(ctx context.Context, op fsop.Op, shut *[]fsop.Ino) (
 		// What is not there may be cached too, as of now.
 		return &fsop.Reply{Seq: s.r.store.Tail().Seq}, dep, nil, err
 	}
-	if names(op) {
+	if fsop.Introduces(op) {
 		s.note(reply.Attr.Ino, cachesAttr, 1)
 		given = append(given, proto.Hold{Ino: reply.Attr.Ino, N: 1})
 	}

@@ -2,10 +2,14 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // mountsOf are the paths by which one process sees a directory through all mounts.
@@ -222,7 +226,8 @@ func race(t *testing.T, duration time.Duration, args ...string) {
 	p.identical(1)
 }
 
-// What programs may expect of files that are open while others remove them.
+// What programs may expect of files that are open while others remove them, and of
+// those that never had a name.
 func TestOpenAndRemoved(t *testing.T) {
 	p := start(t, setup{})
 	p.run(1, "sh", "-c", "echo contents > /mnt/wp/file")
@@ -238,6 +243,23 @@ func TestOpenAndRemoved(t *testing.T) {
 	})
 	p.run(1, "rm", "/mnt/wp/file")
 	p.run(3, "sh", "-c", "! test -e /mnt/wp/file")
+	dir := p.outside(2, "/mnt/wp")
+	inodes := func() uint64 { _, _, all, free := p.df(dir); return all - free }
+	before := inodes()
+	nameless := func(text string) *os.File {
+		t.Helper()
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), "a file without a name")
+		if _, err := f.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	kept, gone := nameless("kept"), nameless("gone")
+	defer kept.Close()
 	at := p.primary(1) // and it lives through a fail-over
 	p.killDaemon(at)
 	p.startDaemon(at)
@@ -250,5 +272,22 @@ func TestOpenAndRemoved(t *testing.T) {
 	if log := p.Host(2).Log("reader"); log != "open\ncontents\n" {
 		t.Errorf("the removed file reads %q", log)
 	}
+	if _, err := kept.WriteString(" through a fail-over"); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Linkat(int(kept.Fd()), "", unix.AT_FDCWD, filepath.Join(dir, "linked"), unix.AT_EMPTY_PATH); err != nil {
+		t.Error(err)
+	}
+	if out := p.run(3, "cat", "/mnt/wp/linked"); out != "kept through a fail-over" {
+		t.Errorf("the file that was linked reads %q on another machine", out)
+	}
+	gone.Close()
+	p.within(15*time.Second, "what nobody has open any more is gone", func() error {
+		// The linked file stays, the removed one was still there before.
+		if n := inodes(); n != before {
+			return fmt.Errorf("%d inodes are in use, %d before", n, before)
+		}
+		return nil
+	})
 	p.identical(1)
 }

@@ -50,8 +50,10 @@ const (
 	// Caps says that there is a security.capability attribute, which writing
 	// takes away.
 	Caps
+	// Linkable is a file that never had a name and may be given one.
+	Linkable
 
-	allFlags = Sparse | Caps
+	allFlags = Sparse | Caps | Linkable
 )
 
 const (

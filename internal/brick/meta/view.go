@@ -194,13 +194,16 @@ func (v View) Runs(ino fsop.Ino, from uint64, fn func(Run) (bool, error)) error 
 	return it.Error()
 }
 
-// Orphans calls fn for the inodes without a name, in order, until it returns false.
-func (v View) Orphans(fn func(fsop.Ino) bool) error {
-	return v.scan([]byte{tableOrphan}, []byte{tableOrphan + 1}, func(k, val []byte) (bool, error) {
+// Orphans calls fn for the inodes without a name after one, in order, until it returns false.
+func (v View) Orphans(after fsop.Ino, fn func(fsop.Ino) (bool, error)) error {
+	return v.scan(key1(tableOrphan, uint64(after)+1), []byte{tableOrphan + 1}, func(k, val []byte) (bool, error) {
 		if len(k) != 9 {
 			return false, fmt.Errorf("%w: key %x", ErrFormat, k)
 		}
-		return fn(keyIno(k)), check(val, "orphan", 1)
+		if err := check(val, "orphan", 1); err != nil {
+			return false, err
+		}
+		return fn(keyIno(k))
 	})
 }
 

@@ -41,13 +41,14 @@ type FS struct {
 }
 
 type node struct {
-	attr    fsop.Attr
-	data    []byte
-	target  string
-	xattrs  map[string][]byte
-	entries map[string]entry // of a directory
-	parent  fsop.Ino         // of a directory
-	cookie  uint64           // the last one given
+	attr     fsop.Attr
+	data     []byte
+	target   string
+	xattrs   map[string][]byte
+	entries  map[string]entry // of a directory
+	parent   fsop.Ino         // of a directory
+	cookie   uint64           // the last one given
+	linkable bool             // never had a name, may get one
 }
 
 type entry struct {
@@ -227,6 +228,8 @@ func (c *call) do(op fsop.Op) (*fsop.Reply, error) {
 		return c.make(&op.Node, syscall.S_IFREG, nil)
 	case *fsop.Make:
 		return c.foretold(op)
+	case *fsop.Tmpfile:
+		return c.tmpfile(op)
 	case *fsop.Reserve:
 		first := c.last + 1
 		c.last += fsop.ReserveCount
@@ -364,6 +367,22 @@ func (c *call) make(a *fsop.Node, typ uint32, set func(*node)) (*fsop.Reply, err
 	if d.attr.Nlink == 0 {
 		return nil, fsop.ENOENT
 	}
+	n := c.born(d, a, typ)
+	if typ == syscall.S_IFDIR {
+		n.entries, n.parent, n.cookie = map[string]entry{}, a.Parent, 2
+		n.attr.Nlink = 2
+		d.attr.Nlink++
+	}
+	if set != nil {
+		set(n)
+	}
+	d.put(a.Name, n.attr.Ino)
+	c.renamed(d, a.Name)
+	return &fsop.Reply{Attr: n.attr, Dir: d.attr}, nil
+}
+
+// born makes an inode that has no name yet.
+func (c *call) born(d *node, a *fsop.Node, typ uint32) *node {
 	c.last++
 	t := c.tick()
 	n := &node{attr: fsop.Attr{
@@ -376,18 +395,18 @@ func (c *call) make(a *fsop.Node, typ uint32, set func(*node)) (*fsop.Reply, err
 			n.attr.Mode |= syscall.S_ISGID
 		}
 	}
-	if typ == syscall.S_IFDIR {
-		n.entries, n.parent, n.cookie = map[string]entry{}, a.Parent, 2
-		n.attr.Nlink = 2
-		d.attr.Nlink++
-	}
-	if set != nil {
-		set(n)
-	}
 	c.nodes[n.attr.Ino] = n
-	d.put(a.Name, n.attr.Ino)
-	c.renamed(d, a.Name)
-	return &fsop.Reply{Attr: n.attr, Dir: d.attr}, nil
+	return n
+}
+
+func (c *call) tmpfile(op *fsop.Tmpfile) (*fsop.Reply, error) {
+	d, err := c.dir(op.Parent)
+	if err != nil {
+		return nil, err
+	}
+	n := c.born(d, &op.Node, syscall.S_IFREG)
+	n.attr.Nlink, n.linkable = 0, !op.Excl
+	return &fsop.Reply{Attr: n.attr}, nil
 }
 
 // foretold makes a file of the number that it was told of under. Windows, and what
@@ -433,7 +452,7 @@ func (c *call) link(op *fsop.Link) (*fsop.Reply, error) {
 		return nil, fsop.CheckName(op.Name)
 	case n.attr.IsDir():
 		return nil, fsop.EPERM
-	case n.attr.Nlink == 0 || d.attr.Nlink == 0:
+	case n.attr.Nlink == 0 && !n.linkable || d.attr.Nlink == 0:
 		return nil, fsop.ENOENT
 	case n.attr.Nlink >= fsop.MaxLinks:
 		return nil, fsop.EMLINK
@@ -442,6 +461,7 @@ func (c *call) link(op *fsop.Link) (*fsop.Reply, error) {
 		return nil, fsop.EEXIST
 	}
 	n.attr.Nlink++
+	n.linkable = false
 	c.touch(n, false)
 	d.put(op.Name, op.Ino)
 	c.renamed(d, op.Name)
