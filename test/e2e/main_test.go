@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 			}
 		}
 		for out, pkg := range programs {
-			cmd := exec.Command("go", "build", "-o", out, pkg)
+			cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg) // as for packages (packaging), so that it is compiled once
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if text, err := cmd.CombinedOutput(); err != nil {
 				fmt.Fprintf(os.Stderr, "go build %s: %v\n%s", pkg, err, text)
