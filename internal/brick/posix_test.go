@@ -352,6 +352,14 @@ func TestReplies(t *testing.T) {
 	if r, err := do(last-10, waiting, create(0)); err != nil || !r.Dup {
 		t.Errorf("a recent request again: %+v, %v", r, err)
 	}
+	if r, ok, err := o.Answered(id, last-10); err != nil || !ok || r.Attr.Ino == 0 {
+		t.Errorf("the answer to a recent request: %+v, %v, %v", r, ok, err)
+	}
+	for _, n := range []uint64{waiting, waiting + 1, last + 1} {
+		if _, ok, err := o.Answered(id, n); ok || err != nil {
+			t.Errorf("an answer to %d: %v, %v", n, ok, err)
+		}
+	}
 	if _, err := do(waiting+1, waiting, create(0)); !errors.Is(err, fsop.ESTALE) {
 		t.Errorf("a request whose reply was forgotten: %v", err)
 	}

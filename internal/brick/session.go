@@ -36,6 +36,22 @@ func (s *session) done(number uint64, op fsop.Op) (known, gone bool) {
 	return false, number < s.floor && !lock
 }
 
+// Answered returns what a session's request was answered, if it was executed and the
+// answer is remembered.
+func (b *Brick) Answered(id cluster.SessionID, number uint64) (r fsop.Reply, ok bool, err error) {
+	b.mu.RLock()
+	s := b.sessions[id]
+	if s != nil && !s.Away {
+		_, ok = slices.BinarySearch(s.replies, number)
+	}
+	b.mu.RUnlock()
+	if !ok {
+		return r, false, nil
+	}
+	kept, ok, err := b.store.Reply(id, number)
+	return kept.Reply, ok, err
+}
+
 // sessionEdit is what an entry changes in a session's window.
 type sessionEdit struct {
 	s      *session

@@ -53,16 +53,20 @@ const MaxHistory = 4096
 // history codes the first positions of the epochs of a log.
 func history(c *codec.Coder, h *[]cluster.Pos) { codec.Slice(c, h, MaxHistory, Pos) }
 
-// Forward carries a client's request from its home to the primary.
+// Forward carries a client's request from its home to the primary of the epoch. Turn is
+// that of the session's Attach there: once the client has asked through a newer home,
+// what an older one forwarded is not carried out any more.
 type Forward struct {
 	Epoch   cluster.Epoch
 	Session cluster.SessionID
+	Turn    uint64
 	Do      Do
 }
 
 func (m *Forward) Code(c *codec.Coder) {
 	c.U64((*uint64)(&m.Epoch))
 	c.U64((*uint64)(&m.Session))
+	c.U64(&m.Turn)
 	m.Do.Code(c)
 }
 

@@ -209,3 +209,41 @@ func TestAttachTakesNothingAway(t *testing.T) {
 		}
 	})
 }
+
+// What a client asked through a home that it has left is not carried out any more once it
+// has asked through the next one: there it may have been refused, and gone on.
+func TestLateForward(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		attach := func(brick int, turn uint64) *replica.Session {
+			t.Helper()
+			s, r := w.nodes[w.order[brick]].live().Attach(t.Context(), "me", &proto.Attach{Session: 1, Turn: turn, Client: "c"}, &sink{detached: make(chan string, 1)})
+			if r.Status != proto.OK {
+				t.Fatalf("%+v", r)
+			}
+			return s
+		}
+		set := func(s *replica.Session, n uint64, name string) proto.DoReply {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			return s.Do(ctx, &proto.Do{Number: n, Acked: 1, Op: &fsop.Setxattr{Ino: 1, Name: name, Value: []byte("v")}})
+		}
+		for _, left := range []int{0, 1} { // the primary's own, and one that forwards
+			turn := uint64(2 * left)
+			before := attach(left, turn+1)
+			if r := set(before, turn+1, "a"); r.Status != proto.OK || r.Errno != 0 {
+				t.Fatalf("%+v", r)
+			}
+			after := attach(2, turn+2)
+			if r := set(before, turn+2, "b"); r.Status != proto.OK || r.Errno != 0 {
+				t.Errorf("before anything came through the next home: %+v", r)
+			}
+			if r := set(after, turn+2, "b"); r.Status != proto.OK || r.Errno != 0 {
+				t.Errorf("through the next home: %+v", r)
+			}
+			if r := set(before, 9, "c"); r.Status != proto.NotServing {
+				t.Errorf("after that, through the one that was left: %+v", r)
+			}
+		}
+	})
+}

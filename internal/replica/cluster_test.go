@@ -223,6 +223,15 @@ func (s *memStore) Execute(e *proto.Entry, raw []byte) (*replica.Result, error) 
 	return res, nil
 }
 
+func (s *memStore) Answered(session cluster.SessionID, number uint64) (fsop.Reply, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.replies[key(&proto.Entry{Session: session, Number: number})]; r != nil {
+		return *r, true, nil
+	}
+	return fsop.Reply{}, false, nil
+}
+
 func key(e *proto.Entry) string { return fmt.Sprint(e.Session, e.Number) }
 
 func (s *memStore) do(e *proto.Entry) (*replica.Result, error) {
@@ -793,4 +802,10 @@ func (n *node) Suspect(ctx context.Context, set cluster.SetID, epoch cluster.Epo
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.commitLocked(next)
+}
+
+func (s *memStore) setFull(full bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full = full
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -53,6 +54,7 @@ type loop struct {
 	reap    reaper
 	swept   uint64                             // position of this primary's last Sweep
 	seen    map[cluster.SessionID]core.Instant // as primary: when a session was last known alive
+	turns   map[cluster.SessionID]uint64       // as primary: the newest that a session has asked under (Attach.Turn)
 	room    room
 
 	sources  map[uint64]*openSource
@@ -80,6 +82,7 @@ func newLoop(r *Replica) *loop {
 		parked:  map[fsop.Ino][]*request{},
 		recalls: map[fsop.Ino]*recall{},
 		seen:    map[cluster.SessionID]core.Instant{},
+		turns:   map[cluster.SessionID]uint64{},
 		room:    room{of: map[cluster.BrickID]report{}},
 		sources: map[uint64]*openSource{},
 		fsync:   syncer{durable: map[cluster.BrickID]uint64{}},
@@ -340,6 +343,7 @@ func (l *loop) roleChanged(old *view, to core.Role) {
 				l.seen[s.ID] = l.now
 			}
 		}
+		maps.DeleteFunc(l.turns, func(id cluster.SessionID, _ uint64) bool { return l.seen[id] == 0 })
 	}
 	if !cfg.IsInSync(l.self) {
 		l.detachAll("the brick is not in sync")

@@ -24,6 +24,8 @@ type requestKey struct {
 type request struct {
 	from    cluster.BrickID // the home that forwarded it; zero if it is this brick
 	session cluster.SessionID
+	turn    uint64        // of the session's Attach through which it came
+	epoch   cluster.Epoch // that its home was in; 0: this primary's own wish
 	do      proto.Do
 
 	since   core.Instant // when it began to wait for a lock
@@ -54,7 +56,7 @@ func (r *Replica) order(ctx context.Context, q *request) proto.DoReply {
 // order carries out a request as far as can be done at once.
 func (l *loop) order(q *request) {
 	pos, ok := l.m.Next()
-	if !ok || l.stopped {
+	if !ok || l.stopped || l.overtaken(q) {
 		q.finish(proto.DoReply{Status: proto.NotServing})
 		return
 	}
@@ -71,6 +73,9 @@ func (l *loop) order(q *request) {
 	}
 	cfg := l.m.Config()
 	if !cfg.Writable() {
+		if l.repeat(q) {
+			return
+		}
 		if l.now < l.leanEnd {
 			l.lean = append(l.lean, q)
 			return
@@ -79,7 +84,7 @@ func (l *loop) order(q *request) {
 		return
 	}
 	if err := l.admit(q.do.Op); err != nil {
-		if !l.parkRoom(q, err) {
+		if !l.repeat(q) && !l.parkRoom(q, err) {
 			q.finish(failure(err))
 		}
 		return
@@ -104,19 +109,64 @@ func (l *loop) order(q *request) {
 			l.recent.put(recentOf(q, e, res.Raw))
 			if o, ok := q.do.Op.(*fsop.CloseSession); ok {
 				delete(l.seen, cluster.SessionID(o.Session))
+				delete(l.turns, cluster.SessionID(o.Session))
 			} else if q.session != 0 {
 				l.seen[q.session] = l.now
 			}
 		}
-		if w := written(q.do.Op); w != nil && w.Sync {
-			if res.Raw != nil {
-				l.fsync.hold(e.Pos.Seq, len(res.Raw))
-			}
-			l.waitSync(&syncRequest{seq: l.m.Tail().Seq, req: q, reply: proto.DoReply{Reply: res.Reply}})
-			return
+		if w := written(q.do.Op); w != nil && w.Sync && res.Raw != nil {
+			l.fsync.hold(e.Pos.Seq, len(res.Raw))
 		}
-		l.reply(q, l.m.Tail().Seq, proto.DoReply{Reply: res.Reply})
+		l.executed(q, l.m.Tail().Seq, res.Reply)
 	}
+}
+
+// overtaken reports whether a request comes from an older epoch than this, or through a
+// home that its client has left since. Its client asks again, under the same number, and
+// may have been refused already: then it must not be carried out late.
+func (l *loop) overtaken(q *request) bool {
+	if q.epoch == 0 {
+		return false
+	}
+	if q.epoch != l.m.Config().Epoch || q.turn < l.turns[q.session] {
+		return true
+	}
+	if q.session != 0 {
+		l.turns[q.session] = q.turn
+	}
+	return false
+}
+
+// executed answers a request that was executed at seq, now or before, when that may be told.
+func (l *loop) executed(q *request, seq uint64, r fsop.Reply) {
+	if w := written(q.do.Op); w != nil && w.Sync {
+		l.waitSync(&syncRequest{seq: seq, req: q, reply: proto.DoReply{Reply: r}})
+		return
+	}
+	l.reply(q, l.m.Tail().Seq, proto.DoReply{Reply: r})
+}
+
+// repeat answers a request that is to be refused, for want of room or of bricks in sync,
+// if it was executed before and only the answer was lost: a refusal would not be true.
+func (l *loop) repeat(q *request) bool {
+	if q.do.Number == 0 {
+		return false
+	}
+	r, ok, err := l.store.Answered(q.session, q.do.Number)
+	switch w := written(q.do.Op); {
+	case err != nil:
+		l.log.Error("the brick failed", "err", err)
+		q.finish(proto.DoReply{Status: proto.NotServing})
+	case !ok:
+		return false
+	case r.Seq <= l.m.Acked() && (w == nil || !w.Sync):
+		// What comes after it may not be acknowledged for long. It is in the log already, but
+		// perhaps of this very round, and that flushes before it answers.
+		l.mail.post(func(*loop) { q.finish(proto.DoReply{Reply: r}) })
+	default:
+		l.executed(q, r.Seq, r)
+	}
+	return true
 }
 
 // written returns what op writes, nil if nothing.
@@ -274,7 +324,7 @@ func failure(err error) proto.DoReply {
 // forward has the primary, wherever it is, carry out a request of one of this
 // replica's sessions, through fail-overs, until ctx is done or this replica is
 // no longer in sync.
-func (r *Replica) forward(ctx context.Context, session cluster.SessionID, do proto.Do) proto.DoReply {
+func (r *Replica) forward(ctx context.Context, session cluster.SessionID, turn uint64, do proto.Do) proto.DoReply {
 	if w := written(do.Op); w != nil && len(w.Data) >= stubMin {
 		key := requestKey{session, do.Number}
 		r.pendingMu.Lock()
@@ -296,9 +346,9 @@ func (r *Replica) forward(ctx context.Context, session cluster.SessionID, do pro
 		switch {
 		case v.cfg.Primary.IsZero():
 		case v.cfg.Primary == r.self:
-			reply = r.order(ctx, &request{session: session, do: do})
+			reply = r.order(ctx, &request{session: session, turn: turn, epoch: v.cfg.Epoch, do: do})
 		default:
-			msg := &proto.Forward{Epoch: v.cfg.Epoch, Session: session, Do: do}
+			msg := &proto.Forward{Epoch: v.cfg.Epoch, Session: session, Turn: turn, Do: do}
 			body, err := r.callPrimary(ctx, v, codec.Append(nil, msg))
 			if err == nil {
 				if err = codec.Decode(body, &reply); err != nil {

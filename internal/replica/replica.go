@@ -102,6 +102,8 @@ type Store interface {
 	// as it was. Any other error means that the store has failed for good.
 	// raw is the encoded entry if the caller has it.
 	Execute(e *proto.Entry, raw []byte) (*Result, error)
+	// Answered returns what a request was answered, if it was executed and that is remembered.
+	Answered(session cluster.SessionID, number uint64) (r fsop.Reply, ok bool, err error)
 	// Flush hands everything executed to the operating system, so that it
 	// survives the death of this process.
 	Flush() error
@@ -424,7 +426,7 @@ func (r *Replica) Call(ctx context.Context, env proto.Envelope, kind uint8, body
 		if err := codec.Decode(body, &m); err != nil {
 			return nil, err
 		}
-		reply := r.order(ctx, &request{from: env.From, session: m.Session, do: m.Do})
+		reply := r.order(ctx, &request{from: env.From, session: m.Session, turn: m.Turn, epoch: m.Epoch, do: m.Do})
 		return codec.Append(nil, &reply), nil
 	case proto.KindSeal:
 		var m proto.Seal

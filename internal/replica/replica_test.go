@@ -724,3 +724,51 @@ func randomFaults(t *testing.T, seed uint64) {
 		}
 	}
 }
+
+// What was carried out and is sent again, because the answer was lost, is answered and
+// not refused, while the set takes no changes or has no room: when the change was
+// acknowledged before, at once, and else with the answer that it would have had.
+func TestRefusedIsNotCarriedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		c := &client{w: w, id: 1, home: 0}
+		if err := c.set(t.Context(), "k", "v"); err != nil {
+			t.Fatal(err)
+		}
+		ask := func(n uint64) proto.DoReply {
+			return c.s.Do(t.Context(), &proto.Do{Number: n, Acked: 1, Op: &fsop.Setxattr{Ino: 1, Name: "k", Value: []byte{byte(n)}}})
+		}
+		acked := ask(2)
+		store := w.nodes[w.order[0]].store
+		store.setFull(true)
+		if again := ask(2); again.Errno != 0 || again.Reply.Seq != acked.Reply.Seq {
+			t.Errorf("without room: %+v, at first %+v", again, acked)
+		}
+		if other := ask(9); other.Errno != fsop.ENOSPC {
+			t.Errorf("another without room: %+v", other)
+		}
+		store.setFull(false)
+		w.isolate(w.order[1], true)
+		w.isolate(w.order[2], true)
+		begun := make(chan proto.DoReply, 2)
+		go func() { begun <- ask(3) }()
+		time.Sleep(3 * time.Second)
+		if again := ask(2); again.Status != proto.OK || again.Errno != 0 || again.Reply.Seq != acked.Reply.Seq {
+			t.Errorf("with one of three: %+v, at first %+v", again, acked)
+		}
+		if other := ask(4); other.Errno != fsop.EROFS {
+			t.Errorf("another with one of three: %+v", other)
+		}
+		go func() { begun <- ask(3) }()
+		time.Sleep(time.Second)
+		if len(begun) > 0 {
+			t.Fatalf("answered %+v while nothing may be acknowledged", <-begun)
+		}
+		w.isolate(w.order[1], false)
+		w.isolate(w.order[2], false)
+		if a, b := <-begun, <-begun; a.Status != proto.OK || a.Errno != 0 || a.Reply.Seq <= acked.Reply.Seq || a.Reply.Seq != b.Reply.Seq {
+			t.Errorf("what was under way: %+v and %+v", a, b)
+		}
+		w.settled(10 * time.Second)
+	})
+}

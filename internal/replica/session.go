@@ -128,7 +128,7 @@ func (r *Replica) open(ctx context.Context, owner string, a *proto.Attach) (Sess
 	case known && !info.Away:
 		return info, nil
 	}
-	d := r.forward(ctx, a.Session, proto.Do{Op: &fsop.OpenSession{Client: a.Client, Owner: owner, Opened: a.Opened}})
+	d := r.forward(ctx, a.Session, a.Turn, proto.Do{Op: &fsop.OpenSession{Client: a.Client, Owner: owner, Opened: a.Opened}})
 	switch {
 	case d.Status != proto.OK:
 		return info, errors.New("the set has no primary that could open the session")
@@ -430,13 +430,13 @@ func (s *Session) Do(ctx context.Context, do *proto.Do) proto.DoReply {
 	case k == fsop.KindCloseSession && do.Op.(*fsop.CloseSession).Session == uint64(s.id):
 		s.Detach()
 		s.lapse()
-		return s.r.forward(ctx, s.id, *do)
+		return s.r.forward(ctx, s.id, s.turn, *do)
 	case k >= fsop.KindOpenSession:
 		return proto.DoReply{Errno: fsop.EPERM}
 	case k.Mutates():
 		return s.backToAttach(s.mutate(ctx, do))
 	case k == fsop.KindFsync:
-		return s.backToAttach(s.r.forward(ctx, s.id, *do))
+		return s.backToAttach(s.r.forward(ctx, s.id, s.turn, *do))
 	}
 	return s.read(ctx, do.Op)
 }
@@ -463,7 +463,7 @@ func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
 	for _, dir := range directories(do.Op) {
 		s.note(dir, cachesNames, 0)
 	}
-	reply := s.r.forward(ctx, s.id, *do)
+	reply := s.r.forward(ctx, s.id, s.turn, *do)
 	if reply.Status != proto.OK || reply.Errno != 0 || reply.Reply.Attr.Ino == 0 {
 		return reply
 	}

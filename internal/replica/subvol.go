@@ -18,7 +18,7 @@ var ErrNotServing = errors.New("the brick is not in sync, or out of touch with i
 func (r *Replica) System(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	var d proto.DoReply
 	if op.Kind().Mutates() {
-		d = r.forward(ctx, 0, proto.Do{Op: op})
+		d = r.forward(ctx, 0, 0, proto.Do{Op: op})
 	} else {
 		d = r.look(ctx, op)
 	}

@@ -53,7 +53,8 @@ type brick struct {
 	reads    []*reading
 	attaches []*attach
 	sessions [maxSessions]*session
-	healing  int // number of the comparison under way, 0 if there is none
+	turns    [maxSessions]int // as primary: the newest that a client has asked under
+	healing  int              // number of the comparison under way, 0 if there is none
 	heals    int
 	ahead    bool // of the machine, which has yet to hear of the end of a comparison
 	stopping bool
@@ -115,7 +116,7 @@ func (b *brick) start() {
 	b.epoch, b.role, b.config, b.commit, b.acked = 0, core.Waiting, cluster.SetConfig{}, 0, 0
 	b.messages, b.streams, b.syncs = nil, nil, nil
 	b.replies, b.clearing, b.fsyncs, b.lean, b.asks, b.reads, b.attaches = nil, nil, nil, nil, nil, nil, nil
-	b.sessions = [maxSessions]*session{}
+	b.sessions, b.turns = [maxSessions]*session{}, [maxSessions]int{}
 	b.durable, b.out = [5]uint64{}, [5]outbox{}
 	b.healing, b.ahead, b.stopping = 0, false, false
 	if cfg, known := b.w.plane.atStart(b); known {

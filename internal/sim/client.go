@@ -130,7 +130,7 @@ func (c *client) issue(o *op) {
 		case "read":
 			s.read(o.reg, answer)
 		default:
-			s.change(&request{c: c, number: o.number, acked: acked, reg: o.reg, val: o.val}, answer)
+			s.change(&request{c: c, turn: s.gen, number: o.number, acked: acked, reg: o.reg, val: o.val}, answer)
 		}
 	})
 }
@@ -158,7 +158,8 @@ func (c *client) take(o *op, a answer) {
 	case a.status == notServing:
 		c.leave()
 		return
-	case a.status == readOnly: // it may have been carried out when it was sent before
+	case a.status == readOnly:
+		c.w.oracle.refused(c, o)
 	case o.verb == "write":
 		c.cache[o.reg].ok = false
 		c.inval[o.reg] = max(c.inval[o.reg], a.seq)

@@ -52,16 +52,18 @@ type done struct{ number, seq uint64 }
 
 // executed reports whether a change was carried out before.
 func (s *contents) executed(e *entry) bool {
-	if e.session < 0 {
-		return false
-	}
-	m := &s.sess[e.session]
+	return e.session >= 0 && (s.answered(e.session, e.number) != 0 || e.number < s.sess[e.session].acked)
+}
+
+// answered returns where a session's change was carried out, if that is remembered; 0 if not.
+func (s *contents) answered(session int, number uint64) uint64 {
+	m := &s.sess[session]
 	for _, d := range m.done[:m.n] {
-		if d.number == e.number {
-			return true
+		if d.number == number {
+			return d.seq
 		}
 	}
-	return e.number < m.acked
+	return 0
 }
 
 // apply carries out an entry. It must be the next.

@@ -75,6 +75,8 @@ var mutants = []mutant{
 	{"6 a brick without contents keeps its set waiting", "replica/core/core.go", "		r.Unfit = true\n", ""},
 	// The rest.
 	{"7 acknowledgements go on below min-in-sync", "replica/core/primary.go", "	if m.cfg.Writable() {\n", "	{\n"},
+	{"8 a change that was carried out is refused", "sim/request.go", "switch seq := b.disk.st.answered(q.c.i, q.number); {", "switch seq := uint64(0); {"},
+	{"8 what a former home forwards is carried out late", "sim/request.go", "if q.epoch != b.m.Config().Epoch || q.turn < b.turns[q.c.i] {", "if false {"},
 	{"8 a change that is sent again is carried out again", "sim/request.go", "if !b.disk.st.executed(&e) {", "{"},
 	{"I6 fsync does not wait for the backups", "sim/request.go", "low = min(low, b.durable[b.w.brick(id).i])", "_ = id"},
 	{"live: a lost acknowledgement is not repeated", "replica/core/primary.go", "	m.hasUpTo(now, from, p, a.Acked)\n", ""},

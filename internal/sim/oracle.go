@@ -19,6 +19,7 @@ type oracle struct {
 	leaders map[cluster.Epoch]leadership
 	led     cluster.Epoch // the newest that had a primary
 	numbers map[numberKey]uint64
+	no      map[numberKey]bool
 
 	// newest is the last change of each register that anybody was told of, or
 	// has read: nobody may read an older one.
@@ -45,7 +46,7 @@ type numberKey struct {
 }
 
 func newOracle(w *world) *oracle {
-	return &oracle{w: w, byPos: map[cluster.Pos]int32{}, byVal: map[uint64]int32{}, leaders: map[cluster.Epoch]leadership{}, numbers: map[numberKey]uint64{}}
+	return &oracle{w: w, byPos: map[cluster.Pos]int32{}, byVal: map[uint64]int32{}, leaders: map[cluster.Epoch]leadership{}, numbers: map[numberKey]uint64{}, no: map[numberKey]bool{}}
 }
 
 func (o *oracle) committed() uint64 { return uint64(len(o.log)) }
@@ -190,6 +191,9 @@ func (o *oracle) commit(b *brick, cfg *cluster.SetConfig, n int32) {
 		if was := o.numbers[key]; was != 0 {
 			o.w.fail("change %d of c%d is carried out at %v, and was at %d (invariant 8)", e.number, e.session, e.pos, was)
 		}
+		if o.no[key] {
+			o.w.fail("change %d of c%d is carried out at %v, and was refused", e.number, e.session, e.pos)
+		}
 		o.numbers[key] = e.pos.Seq
 		o.byVal[e.val] = n
 	}
@@ -233,6 +237,14 @@ func (o *oracle) acked(c *client, p *op) {
 	o.newest[p.reg] = max(o.newest[p.reg], seq)
 	o.lastAck = max(o.lastAck, seq)
 	o.history[p.reg].wrote(p.val, o.w.now)
+}
+
+// refused is called when a client hears that a change was not carried out.
+func (o *oracle) refused(c *client, p *op) {
+	if was := o.numbers[numberKey{c.i, p.number}]; was != 0 {
+		o.w.fail("change %d of %v is refused, and was carried out at %d", p.number, c, was)
+	}
+	o.no[numberKey{c.i, p.number}] = true
 }
 
 // synced is called when an fsync is answered: what anybody knew of the register

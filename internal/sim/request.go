@@ -18,7 +18,9 @@ type order struct {
 // request is a client's wish for a change or an fsync.
 type request struct {
 	c      *client
-	number uint64 // 0: an fsync
+	turn   int           // of the client's attach
+	epoch  cluster.Epoch // that its home is in
+	number uint64        // 0: an fsync
 	acked  uint64
 	reg    int
 	val    uint64
@@ -65,7 +67,7 @@ type ask struct {
 // order carries out a request, as primary.
 func (b *brick) order(o *order) {
 	pos, may := b.m.Next()
-	if !may {
+	if !may || b.overtaken(o.q) {
 		o.reply(answer{status: notServing})
 		return
 	}
@@ -77,9 +79,14 @@ func (b *brick) order(o *order) {
 		return
 	}
 	if cfg := b.m.Config(); !cfg.Writable() {
-		if b.now() < b.leanEnd {
+		switch seq := b.disk.st.answered(q.c.i, q.number); {
+		case seq != 0 && seq <= b.m.Acked():
+			o.reply(answer{seq: seq})
+		case seq != 0:
+			b.replies = append(b.replies, waiting{b.m.Tail().Seq, o.reply, answer{seq: seq}})
+		case b.now() < b.leanEnd:
 			b.lean = append(b.lean, o)
-		} else {
+		default:
 			o.reply(answer{status: readOnly})
 		}
 		return
@@ -90,6 +97,15 @@ func (b *brick) order(o *order) {
 	}
 	seq := b.m.Tail().Seq
 	b.replies = append(b.replies, waiting{seq, o.reply, answer{seq: seq}})
+}
+
+// overtaken is replica's.
+func (b *brick) overtaken(q *request) bool {
+	if q.epoch != b.m.Config().Epoch || q.turn < b.turns[q.c.i] {
+		return true
+	}
+	b.turns[q.c.i] = q.turn
+	return false
 }
 
 func (b *brick) endLean() {
@@ -227,18 +243,20 @@ func (b *brick) forward(a *ask) {
 			b.finish(a, r)
 		}
 	}
+	q := *a.q
+	q.epoch = cfg.Epoch
 	switch {
 	case !cfg.IsInSync(b.id):
 		b.finish(a, answer{status: notServing})
 	case cfg.Primary.IsZero():
 		b.again(a)
 	case cfg.Primary == b.id:
-		b.order(&order{a.q, done})
+		b.order(&order{&q, done})
 	default:
 		to := b.w.brick(cfg.Primary)
 		err := b.w.net.rpc(b.i, to.i, func(answered func(func())) {
 			to.do(func() {
-				to.order(&order{a.q, func(r answer) {
+				to.order(&order{&q, func(r answer) {
 					life := b.life
 					answered(func() { b.doIn(life, func() { done(r) }) })
 				}})
