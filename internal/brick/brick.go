@@ -28,6 +28,8 @@
 //  3. The log is trimmed, and data files are removed, only when a flush has made
 //     it durable that nothing refers to them.
 //
+// A fourth is about the checksums of data files: see sums.go.
+//
 // Undoing entries that were never committed is the same as a crash: the KV is
 // opened again without a flush, the log is cut, and what is left is replayed
 // (Rewind). Because of rule 2 nothing on disk has to be undone; if F is beyond
@@ -75,6 +77,9 @@ type Options struct {
 	// brick goes on with what it has, whatever is damaged, as far as it can. It is
 	// called without locks held and must not block.
 	Alone func() bool
+	// Others, if set, asks the other bricks of the set for a block of a file that has
+	// rotted here. It is called without locks held.
+	Others Others
 	// Identity is what the brick must be; the zero Identity accepts any.
 	Identity Identity
 	Log      *slog.Logger // nil: none
@@ -147,6 +152,7 @@ type Brick struct {
 	data *data.Files
 
 	reading readBuffers
+	blocks  blockBuffers
 
 	clean     bool // see Clean
 	promised  cluster.Epoch
@@ -173,8 +179,9 @@ type Brick struct {
 	settle    settler
 
 	// wmu is held by whoever changes the KV.
-	wmu  sync.Mutex
-	exec exec // guarded by wmu
+	wmu   sync.Mutex
+	exec  exec                  // guarded by wmu
+	fresh map[fsop.Ino]struct{} // files that may lack checksums; guarded by wmu
 
 	// mu guards what readers see. It is held for writing only while a batch is
 	// committed that was prepared before. Changes are also made under wmu, so
@@ -192,6 +199,12 @@ type Brick struct {
 	garbage  []garbage
 	jobs     map[fsop.Ino]*job // what is being settled
 	held     map[*held]struct{}
+	rotten   map[data.Name]map[uint64]*meta.Rotten // blocks; records are replaced, never changed
+	scrub    meta.ScrubState
+
+	repairWanted chan struct{}
+	repairsMu    sync.Mutex
+	repairs      []*repair // for the settler; guarded by repairsMu
 
 	backlog backlog
 	space   space
@@ -226,9 +239,10 @@ func Open(o Options) (*Brick, error) {
 		waitc:  make(chan struct{}),
 		cache:  newCache(o.Inodes),
 		names:  newNames(o.Names),
-		jobs:   map[fsop.Ino]*job{}, held: map[*held]struct{}{},
+		jobs:   map[fsop.Ino]*job{}, held: map[*held]struct{}{}, fresh: map[fsop.Ino]struct{}{},
 	}
 	b.settle.wake = make(chan struct{}, 1)
+	b.repairWanted = make(chan struct{}, 1)
 	b.data = data.New(o.FS, b.path(dataName), 128)
 	b.lock, err = o.FS.Lock(b.path(lockName))
 	if err != nil {
@@ -376,6 +390,9 @@ func (b *Brick) loadMemory() error {
 	b.subvols = map[fsop.Ino]*meta.Subvolume{}
 	b.garbage = nil
 	b.backlog.reset()
+	if err := b.loadRotten(); err != nil {
+		return err
+	}
 	err = b.store.Extents(func(ino fsop.Ino, e meta.Extent) error {
 		b.replaceExtents(ino, nil, []meta.Extent{e})
 		return nil

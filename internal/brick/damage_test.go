@@ -64,7 +64,7 @@ func (o *opened) dataFile(ino fsop.Ino) string {
 }
 
 // change opens a file of the brick's disk.
-func change(t *testing.T, fs disk.FS, name string, do func(f disk.File) error) {
+func change(t testing.TB, fs disk.FS, name string, do func(f disk.File) error) {
 	t.Helper()
 	f, err := fs.OpenFile(name, os.O_RDWR)
 	if err == nil {

@@ -74,6 +74,7 @@ func (b *Brick) digestContents(ctx context.Context, v meta.View, n *meta.Inode, 
 	}
 	defer c.close()
 	buf := make([]byte, min(n.Size, healBlock))
+	checked := uint64(0) // 1 + the block that was checked last
 	for _, r := range rs {
 		for at, end := r.Start*blockSize, min(r.End*blockSize, n.Size); at < end; {
 			if err := ctx.Err(); err != nil {
@@ -82,7 +83,18 @@ func (b *Brick) digestContents(ctx context.Context, v meta.View, n *meta.Inode, 
 			if b.backlog.load.Load() > digestBacklog*b.opts.Backlog {
 				return fmt.Errorf("too much is being written to brick %s for a digest; try again at a quieter time", b.opts.Dir)
 			}
-			p := buf[:min(uint64(len(buf)), end-at)]
+			if k := at / sumSize; k+1 != checked {
+				// What has rotted is not taken for what the file has.
+				checked = k + 1
+				found, err := b.checkBlock(n.Ino, k, false)
+				if err != nil {
+					return err
+				}
+				if found == blockRotten {
+					return fmt.Errorf("bytes %d to %d of inode %d have rotted on brick %s; \"mortar volume scrub VOLUME status\" shows what becomes of them", k*sumSize, (k+1)*sumSize, n.Ino, b.opts.Dir)
+				}
+			}
+			p := buf[:min(uint64(len(buf)), end-at, sumSize-at%sumSize)]
 			if err := c.readAt(p, at); err != nil {
 				return err
 			}

@@ -551,6 +551,7 @@ func (h *healing) beginLarge(ctx context.Context, files []toCopy) (bases []meta.
 	if err := b.data.SyncDirs(names); err != nil {
 		return nil, own(err)
 	}
+	var forget []data.Name
 	err = h.commit(func(batch *meta.Batch) error {
 		for i, c := range files {
 			if fresh[i] {
@@ -560,12 +561,22 @@ func (h *healing) beginLarge(ctx context.Context, files []toCopy) (bases []meta.
 			}
 			batch.SetBase(c.n.Ino, &bases[i])
 			batch.SetDoubt(c.n.Ino)
+			// It is changed in place from now on (sums.go, rule 4).
+			if err := batch.DropSums(b.store.View, c.n.Ino, bases[i].Incarnation); err != nil {
+				return err
+			}
+			forget = append(forget, data.Name{Ino: c.n.Ino, Incarnation: bases[i].Incarnation})
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
+	b.mu.Lock()
+	for _, name := range forget {
+		delete(b.rotten, name)
+	}
+	b.mu.Unlock()
 	if err := b.store.Flush(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

@@ -11,6 +11,7 @@ import (
 
 	"mortar/internal/brick/data"
 	"mortar/internal/brick/meta"
+	"mortar/internal/cluster"
 	"mortar/internal/fsop"
 	"mortar/internal/oplog"
 )
@@ -27,7 +28,7 @@ func (b *Brick) Read(ctx context.Context, op fsop.Op) (reply *fsop.Reply, dep ui
 	if err := ctx.Err(); err != nil {
 		return nil, 0, context.Cause(ctx)
 	}
-	reply, dep, err = b.read(op)
+	reply, dep, err = b.read(ctx, op)
 	if err == nil {
 		return reply, dep, nil
 	}
@@ -36,17 +37,20 @@ func (b *Brick) Read(ctx context.Context, op fsop.Op) (reply *fsop.Reply, dep ui
 		if cause := b.Err(); cause != nil {
 			return nil, dep, cause
 		}
-		if b.lost(err) {
+		if b.lost(err) || b.onlyRotten(err) {
 			return nil, dep, fsop.EIO
+		}
+		if ctx.Err() != nil {
+			return nil, dep, context.Cause(ctx)
 		}
 		return nil, dep, b.failWith(fmt.Errorf("%s: %w", fsop.String(op), err))
 	}
 	return nil, dep, errno
 }
 
-func (b *Brick) read(op fsop.Op) (*fsop.Reply, uint64, error) {
+func (b *Brick) read(ctx context.Context, op fsop.Op) (*fsop.Reply, uint64, error) {
 	if op, ok := op.(*fsop.Read); ok {
-		return b.readData(op)
+		return b.readData(ctx, op)
 	}
 	b.mu.RLock()
 	defer b.mu.RUnlock()
@@ -361,21 +365,25 @@ func (p *readBuffers) get(n int) (b []byte, free func()) {
 
 // piece is a part of what a Read wants, and where it is.
 type piece struct {
-	p   []byte // where it goes
-	seg *oplog.Segment
-	off int64 // in the segment, or in the data file
+	p      []byte // where it goes
+	seg    *oplog.Segment
+	off    int64        // in the segment, or in the data file
+	rotten *meta.Rotten // of a block of the data file that is not to be read
 }
 
 // maxTries is how often a read of a data file is repeated because the file was
 // written meanwhile, before writers are made to wait.
 const maxTries = 4
 
-func (b *Brick) readData(op *fsop.Read) (*fsop.Reply, uint64, error) {
+func (b *Brick) readData(ctx context.Context, op *fsop.Read) (*fsop.Reply, uint64, error) {
 	if op.Len > fsop.MaxData {
 		return nil, 0, fsop.EINVAL
 	}
 	for try := 1; ; try++ {
-		r, dep, again, err := b.tryRead(op, try == maxTries)
+		if ctx.Err() != nil {
+			return nil, 0, context.Cause(ctx)
+		}
+		r, dep, again, err := b.tryRead(ctx, op, try >= maxTries)
 		if !again {
 			return r, dep, err
 		}
@@ -384,8 +392,8 @@ func (b *Brick) readData(op *fsop.Read) (*fsop.Reply, uint64, error) {
 
 // tryRead reads once. It plans under the lock and reads without it, because the
 // disk may be slow; again says that the plan was overtaken. With exclusive it
-// keeps the lock.
-func (b *Brick) tryRead(op *fsop.Read, exclusive bool) (r *fsop.Reply, dep uint64, again bool, err error) {
+// keeps the lock, but not while another brick is asked for what has rotted here.
+func (b *Brick) tryRead(ctx context.Context, op *fsop.Read, exclusive bool) (r *fsop.Reply, dep uint64, again bool, err error) {
 	b.mu.RLock()
 	locked := true
 	unlock := func() {
@@ -430,10 +438,11 @@ func (b *Brick) tryRead(op *fsop.Read, exclusive bool) (r *fsop.Reply, dep uint6
 	if len(pieces) == 0 {
 		return r, n.Change, false, nil
 	}
+	exclusive = exclusive && !slices.ContainsFunc(pieces, func(p piece) bool { return p.rotten != nil })
 	if !exclusive {
 		unlock()
 	}
-	err = b.readPieces(name, pieces)
+	err = b.readPieces(ctx, n.Content, name, pieces)
 	if exclusive {
 		return r, n.Change, false, err
 	}
@@ -470,7 +479,7 @@ func (b *Brick) plan(n *node, p []byte, off uint64) (name data.Name, pieces []pi
 	fill := func(to uint64) {
 		if to = min(to, end); base.Kind == meta.BaseFile && at < min(to, base.Len) {
 			name = data.Name{Ino: n.Ino, Incarnation: base.Incarnation}
-			pieces = append(pieces, piece{p: p[at-off : min(to, base.Len)-off], off: int64(at)})
+			pieces = b.filePieces(pieces, name, p[at-off:min(to, base.Len)-off], at)
 		}
 	}
 	b.extents[n.Ino].each(off, end, func(e *meta.Extent) bool {
@@ -496,6 +505,21 @@ func (b *Brick) plan(n *node, p []byte, off uint64) (name data.Name, pieces []pi
 	return name, pieces, err
 }
 
+// filePieces plans to read p from off on of a data file. b.mu is held.
+func (b *Brick) filePieces(pieces []piece, name data.Name, p []byte, off uint64) []piece {
+	if len(b.rotten) > 0 {
+		if blocks := b.rotten[name]; blocks != nil {
+			for len(p) > 0 {
+				n := min(uint64(len(p)), sumSize-off%sumSize)
+				pieces = append(pieces, piece{p: p[:n], off: int64(off), rotten: blocks[off/sumSize]})
+				p, off = p[n:], off+n
+			}
+			return pieces
+		}
+	}
+	return append(pieces, piece{p: p, off: int64(off)})
+}
+
 // knownBase is baseOf that remembers. b.mu is held.
 func (b *Brick) knownBase(n *node) (meta.Base, error) {
 	if n.baseKnown {
@@ -511,8 +535,8 @@ func (b *Brick) knownBase(n *node) (meta.Base, error) {
 	return base, nil
 }
 
-// readPieces carries out a plan.
-func (b *Brick) readPieces(name data.Name, pieces []piece) error {
+// readPieces carries out a plan for a file with that Content.
+func (b *Brick) readPieces(ctx context.Context, content cluster.Pos, name data.Name, pieces []piece) error {
 	var f *data.File
 	if name != (data.Name{}) {
 		var err error
@@ -525,6 +549,12 @@ func (b *Brick) readPieces(name data.Name, pieces []piece) error {
 		if p.seg != nil {
 			if err := p.seg.ReadAt(p.p, p.off); err != nil {
 				return logCut(err)
+			}
+			continue
+		}
+		if p.rotten != nil {
+			if err := b.readElsewhere(ctx, content, name, &p); err != nil {
+				return err
 			}
 			continue
 		}

@@ -138,6 +138,7 @@ type settler struct {
 	quit  context.CancelFunc
 	done  chan struct{}
 	tight atomic.Bool // the disk is nearly full: keep no log that is not needed
+	keep  atomic.Bool // flush the KV for what scrubbing has done
 
 	// Guarded by Brick.settling.
 	sweep     bool   // look for data files that nothing refers to
@@ -326,14 +327,29 @@ func (b *Brick) settleCycle(ctx context.Context, force bool) error {
 		b.backlog.setIdle(true)
 		return nil
 	}
-	return b.settleNow(ctx, force, b.committed.Load(), func() bool { return b.interrupt.Load() > 0 })
+	stop := func() bool { return b.interrupt.Load() > 0 }
+	b.makeRepairs(stop)
+	if b.settle.keep.Swap(false) {
+		if err := b.store.Flush(ctx); err != nil {
+			return err
+		}
+	}
+	return b.settleNow(ctx, force, b.committed.Load(), stop)
 }
 
 // settleNow is settleCycle with b.settling held. Nothing behind sequence upto
 // is settled.
 func (b *Brick) settleNow(ctx context.Context, force bool, upto uint64, stop func() bool) error {
 	s := &b.settle
+	unsigned := uint64(0)
 	if force {
+		var err error
+		if unsigned, err = b.unsign(func() bool { return stop() || ctx.Err() != nil }); err != nil {
+			return err
+		}
+		if stop() || ctx.Err() != nil {
+			return nil
+		}
 		if err := b.store.Flush(ctx); err != nil {
 			return err
 		}
@@ -357,7 +373,7 @@ func (b *Brick) settleNow(ctx context.Context, force bool, upto uint64, stop fun
 		return err
 	}
 	if force {
-		limit := min(upto, durable)
+		limit := min(upto, durable, unsigned)
 		inos := b.settleable(limit)
 		for len(inos) > 0 {
 			if stop() || ctx.Err() != nil {
@@ -596,9 +612,16 @@ func (b *Brick) commitJobs(jobs []*job, limit uint64) error {
 	batch := b.store.NewBatch()
 	defer batch.Close()
 	drop := map[fsop.Ino][]meta.Extent{}
+	rotten := map[*job]map[uint64]*meta.Rotten{}
 	for _, j := range jobs {
 		if j.cancelled {
 			continue
+		}
+		if j.after.Kind == meta.BaseFile {
+			b.freshFile(j.ino)
+		}
+		if j.base.Kind == meta.BaseFile {
+			rotten[j] = b.settledOver(batch, j.file.Name(), j.base.Len, j.exts)
 		}
 		// Entries since then may have cut the extents. What they wrote
 		// themselves is younger than limit and stays.
@@ -619,6 +642,9 @@ func (b *Brick) commitJobs(jobs []*job, limit uint64) error {
 		}
 		b.replaceExtents(j.ino, drop[j.ino], nil)
 		j.fresh = false // it is referred to
+		if rotten[j] != nil {
+			b.setRotten(j.file.Name(), rotten[j])
+		}
 		if n := b.cache.get(j.ino); n != nil {
 			c := *n
 			c.base, c.baseKnown = j.after, true
@@ -655,6 +681,9 @@ func (b *Brick) dropGarbage(durable uint64) error {
 	done := map[incarnation]bool{}
 	for _, g := range gone {
 		batch.DeleteGarbage(g.ino, g.inc)
+		if err := batch.DropSums(b.store.View, g.ino, g.inc); err != nil {
+			return err
+		}
 		done[g.incarnation] = true
 	}
 	b.mu.Lock()
@@ -663,6 +692,9 @@ func (b *Brick) dropGarbage(durable uint64) error {
 		return err
 	}
 	b.garbage = slices.DeleteFunc(b.garbage, func(g garbage) bool { return done[g.incarnation] })
+	for g := range done {
+		delete(b.rotten, data.Name{Ino: g.ino, Incarnation: g.inc})
+	}
 	return nil
 }
 

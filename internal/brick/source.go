@@ -200,7 +200,7 @@ func (b *Brick) Source() (*Source, error) {
 			return nil, err
 		}
 		if h.state.Pos == before {
-			return &Source{h, history}, nil
+			return &Source{h: h, history: history}, nil
 		}
 		// An entry came in between, or the log is not replayed.
 		behind := h.state.Pos.Seq < before.Seq
@@ -315,9 +315,20 @@ func (s *Source) records(v meta.View, q *healRequest) (*recordsReply, error) {
 	return r, err
 }
 
-// read reads committed contents of a file; n is nil if it is gone.
+// read reads committed contents of a file, from the start of a block on; n is nil if
+// it is gone. Blocks that have rotted are found: what is given away here is believed.
 func (s *Source) read(ctx context.Context, ino fsop.Ino, off uint64, size uint32) (p []byte, n *meta.Inode, err error) {
-	b := s.h.b
+	if _, err := s.h.b.checkBlock(ino, off/sumSize, false); err != nil {
+		if s.h.b.lost(err) {
+			return nil, nil, fsop.EIO
+		}
+		return nil, nil, s.h.b.failWith(err)
+	}
+	return s.h.b.readCommitted(ctx, ino, off, size)
+}
+
+// readCommitted reads committed contents of a file; n is nil if it is gone.
+func (b *Brick) readCommitted(ctx context.Context, ino fsop.Ino, off uint64, size uint32) (p []byte, n *meta.Inode, err error) {
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, nil, context.Cause(ctx)

@@ -212,7 +212,7 @@ func (off *Offline) Pos() cluster.Pos { return off.b.Applied() }
 // read is Brick.Read for a brick that may be damaged: an error concerns what was
 // asked for, and not the brick.
 func (off *Offline) read(op fsop.Op) (*fsop.Reply, error) {
-	r, _, err := off.b.read(op)
+	r, _, err := off.b.read(context.Background(), op)
 	return r, err
 }
 

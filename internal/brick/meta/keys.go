@@ -28,10 +28,15 @@ import (
 //	Y ino(8)                     target of a symbolic link
 //
 //	b ino(8)                     settled contents     Base
+//	c ino(8) incarnation(8) chunk(8)
+//	                             checksums of blocks  Sums
 //	e ino(8) offset(8)           contents in the log  Extent
 //	g ino(8) incarnation(8)      data file to remove
 //	h ino(8)                     contents in doubt
 //	p                            position and counters  State
+//	r ino(8) incarnation(8) block(8)
+//	                             rotten block         Rotten
+//	s                            how far scrubbing is ScrubState
 const (
 	tableDentry  = 'D'
 	tableInode   = 'I'
@@ -45,10 +50,13 @@ const (
 	tableTarget  = 'Y'
 
 	tableBase    = 'b'
+	tableSums    = 'c'
 	tableExtent  = 'e'
 	tableGarbage = 'g'
 	tableDoubt   = 'h'
 	tableState   = 'p'
+	tableRotten  = 'r'
+	tableScrub   = 's'
 )
 
 // Replicated bounds the keys of the replicated tables: from Lo to below Hi.
@@ -102,6 +110,14 @@ func after1(table byte, a uint64) []byte {
 		return []byte{table + 1}
 	}
 	return key1(table, a+1)
+}
+
+// after2 is the first key that does not begin with table, a and b.
+func after2(table byte, a, b uint64) []byte {
+	if b == 1<<64-1 {
+		return after1(table, a)
+	}
+	return key2(table, a, b+1)
 }
 
 func dentryKey(dir fsop.Ino, c Cookie, name string) []byte {

@@ -347,6 +347,37 @@ func (v View) Bases(from fsop.Ino, fn func(fsop.Ino, *Base) (bool, error)) error
 	})
 }
 
+// BaseKinds calls fn for all files with settled contents, from inode from on, until it
+// returns false. With read, contents in the store are read, and n is how many bytes.
+func (v View) BaseKinds(from fsop.Ino, read bool, fn func(ino fsop.Ino, kind BaseKind, n int) bool) error {
+	it, err := v.r.NewIter(&pebble.IterOptions{LowerBound: key1(tableBase, uint64(from)), UpperBound: []byte{tableBase + 1}})
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	for ok := it.First(); ok; ok = it.Next() {
+		if len(it.Key()) != 9 {
+			return fmt.Errorf("%w: key %x", ErrFormat, it.Key())
+		}
+		kind, n := BaseInline, 0
+		if lazy := it.LazyValue(); read || lazy.Len() <= baseFileLen { // see baseAlone
+			val, err := it.ValueAndErr()
+			var b Base
+			if err == nil {
+				err = getBase(val, &b)
+			}
+			if err != nil {
+				return err
+			}
+			kind, n = b.Kind, len(val)
+		}
+		if !fn(keyIno(it.Key()), kind, n) {
+			return nil
+		}
+	}
+	return it.Error()
+}
+
 // Extents calls fn for all extents, by inode and offset.
 func (v View) Extents(fn func(fsop.Ino, Extent) error) error {
 	return v.scan([]byte{tableExtent}, []byte{tableExtent + 1}, func(k, val []byte) (bool, error) {
