@@ -367,7 +367,45 @@ type BrickStatus struct {
 	// Problem says why the brick is offline or not in sync, in words.
 	Problem string      `json:"problem,omitempty"`
 	Heal    *HealState  `json:"heal,omitempty"` // while it is being brought up to date
+	Scrub   *ScrubState `json:"scrub,omitempty"`
 	Disk    *DiskStatus `json:"disk,omitempty"` // with ?detail=true
+}
+
+// ScrubState is how far a brick has come with looking for what its disk has lost.
+type ScrubState struct {
+	// State is "idle", "running", "waiting" (for the brick to be in sync) or "paused".
+	State   string     `json:"state"`
+	Began   *time.Time `json:"began,omitempty"` // the round that runs or was the last
+	Ended   *time.Time `json:"ended,omitempty"` // the last round that ended
+	Percent float64    `json:"percent"`         // of the round, 0 to 100
+	Bytes   uint64     `json:"bytes"`           // of data files, read in the round
+	Checked uint64     `json:"checked"`         // blocks compared with their checksums in the round
+	Signed  uint64     `json:"signed"`          // blocks that got a checksum in the round
+	Bad     uint64     `json:"bad"`             // blocks found to be rotten in the round
+	// Since the brick was made: blocks found to be rotten, by the scrub or by whoever
+	// came across them, and blocks repaired.
+	Found    uint64   `json:"found"`
+	Repaired uint64   `json:"repaired"`
+	Rotten   int      `json:"rotten"`           // blocks that are rotten now
+	Blocks   []Rotten `json:"blocks,omitempty"` // the first hundred of them
+}
+
+// Rotten is a part of a file that a brick has lost.
+type Rotten struct {
+	Path     string    `json:"path"` // from the volume's root; empty: not known, or it has none
+	Inode    uint64    `json:"inode"`
+	From     uint64    `json:"from"` // bytes of the file
+	To       uint64    `json:"to"`
+	DataFile string    `json:"data_file"` // on the brick's machine
+	Found    time.Time `json:"found"`
+	// Problem says why it was not repaired when that was tried last; empty: not tried yet.
+	Problem string `json:"problem,omitempty"`
+}
+
+// ScrubReply tells which bricks have begun a round of scrubbing.
+type ScrubReply struct {
+	Bricks []string `json:"bricks"`
+	Missed []string `json:"missed,omitempty"` // those that have not, with the reason
 }
 
 // DiskStatus describes the file system under a brick.

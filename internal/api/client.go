@@ -334,6 +334,16 @@ func (c *Client) LocalBricks(ctx context.Context, volume string, detail bool) (*
 	return ask[LocalBricks](ctx, c, "GET", "/local/bricks", q, nil)
 }
 
+// Scrub has the bricks of a volume begin a round of scrubbing.
+func (c *Client) Scrub(ctx context.Context, volume string) (*ScrubReply, error) {
+	return ask[ScrubReply](ctx, c, "POST", volumePath(volume, "/scrub"), nil, nil)
+}
+
+// LocalScrub has a peer's own bricks of a volume begin a round of scrubbing.
+func (c *Client) LocalScrub(ctx context.Context, volume string) (*ScrubReply, error) {
+	return ask[ScrubReply](ctx, c, "POST", "/local/scrub", url.Values{"volume": {volume}}, nil)
+}
+
 // LocalVerify asks a peer to compare the sets of a volume whose primary it has.
 func (c *Client) LocalVerify(ctx context.Context, volume string) (*HealReply, error) {
 	return ask[HealReply](ctx, c, "POST", "/local/verify", url.Values{"volume": {volume}}, nil)

@@ -86,7 +86,7 @@ func (b *Brick) digestContents(ctx context.Context, v meta.View, n *meta.Inode, 
 			if k := at / sumSize; k+1 != checked {
 				// What has rotted is not taken for what the file has.
 				checked = k + 1
-				found, err := b.checkBlock(n.Ino, k, false)
+				found, err := b.checkBlock(n.Ino, k)
 				if err != nil {
 					return err
 				}

@@ -38,7 +38,6 @@ func (b *Brick) readElsewhere(ctx context.Context, content cluster.Pos, name dat
 			if from := uint64(p.off) % sumSize; from < uint64(len(got.Data)) {
 				copy(p.p, got.Data[from:])
 			}
-			b.kickRepair()
 			return nil
 		}
 		if b.opts.Others == nil || b.alone() || ctx.Err() != nil {
@@ -89,7 +88,7 @@ func (b *Brick) Block(ctx context.Context, ino fsop.Ino, k uint64) (Block, error
 	if k >= fsop.MaxSize/sumSize {
 		return Block{}, fsop.EINVAL
 	}
-	found, err := b.checkBlock(ino, k, false)
+	found, err := b.checkBlock(ino, k)
 	if err != nil {
 		return Block{}, err
 	}
@@ -102,7 +101,7 @@ func (b *Brick) Block(ctx context.Context, ino fsop.Ino, k uint64) (Block, error
 		if err != nil || !ok || int(k%meta.SumChunk) >= v.blocks() {
 			return Block{}, errors.Join(err, fsop.ESTALE)
 		}
-		p, err := b.readBlock(&v, int(k%meta.SumChunk), make([]byte, sumSize), false)
+		p, err := b.readBlock(&v, int(k%meta.SumChunk), make([]byte, sumSize))
 		return Block{Data: p}, err
 	}
 	p, n, err := b.readCommitted(ctx, ino, k*sumSize, sumSize)
@@ -128,6 +127,9 @@ func (b *Brick) onlyRotten(err error) bool {
 	}
 	return true
 }
+
+// WantRepair has RepairWanted tell once more.
+func (b *Brick) WantRepair() { b.kickRepair() }
 
 // kickRepair has Repair called, by whoever has asked for that with RepairWanted.
 func (b *Brick) kickRepair() {
@@ -190,7 +192,12 @@ func (b *Brick) Repair(ctx context.Context, r RottenBlock) error {
 	}
 	fix := &repair{name: r.name, k: r.k, record: record}
 	if record.Known {
-		if p, err := b.readBlock(&v, i, make([]byte, sumSize), true); err == nil && meta.SumOf(p) == record.Sum {
+		err := b.evictBlock(&v, i)
+		p := make([]byte, sumSize)
+		if err == nil {
+			p, err = b.readBlock(&v, i, p)
+		}
+		if err == nil && meta.SumOf(p) == record.Sum {
 			fix.data = p // it came back, as if the disk had only been out of order
 			return b.repair(ctx, fix)
 		} else if errors.Is(err, fs.ErrNotExist) {
@@ -296,7 +303,10 @@ func (b *Brick) makeRepair(r *repair) error {
 	if err := f.SyncData(); err != nil {
 		return err
 	}
-	got, err := b.readBlock(&v, i, make([]byte, sumSize), true)
+	if err := b.evictBlock(&v, i); err != nil {
+		return err
+	}
+	got, err := b.readBlock(&v, i, make([]byte, sumSize))
 	if err != nil {
 		return err
 	}

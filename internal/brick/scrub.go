@@ -2,6 +2,7 @@ package brick
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -242,12 +243,22 @@ func (b *Brick) scrubChunk(ctx context.Context, v *chunkView, o ScrubOptions, ch
 		if !signed && unsigned>>i&1 == 0 {
 			continue
 		}
+		if signed {
+			// What the disk has, not what memory has of it. The disk is at work while
+			// this waits for its turn: a thread that waits for a disk holds others up.
+			if err := b.fetchBlock(v, i); err != nil {
+				return did, b.notThere(v, err)
+			}
+		}
 		if err := o.Wait(ctx, sumSize); err != nil {
 			return did, err
 		}
 		did.bytes += min(sumSize, v.len-v.block(i)*sumSize)
 		if signed {
-			good, err := b.fits(v, i, buf[:], true)
+			good, err := b.fits(v, i, buf[:])
+			if err == nil {
+				err = b.evictBlock(v, i) // whoever works here needs the memory more
+			}
 			if err != nil {
 				return did, b.notThere(v, err)
 			}
@@ -257,7 +268,7 @@ func (b *Brick) scrubChunk(ctx context.Context, v *chunkView, o ScrubOptions, ch
 			}
 			continue
 		}
-		p, err := b.readBlock(v, i, buf[:], false) // what was written, not what the disk has made of it
+		p, err := b.readBlock(v, i, buf[:]) // what was written, not what the disk has made of it
 		if errors.Is(err, fs.ErrNotExist) {
 			return did, b.notThere(v, err)
 		}
@@ -346,29 +357,10 @@ func (b *Brick) signFile(ctx context.Context, ino fsop.Ino, o ScrubOptions) (qui
 // scrubRecords reads all that the KV and the log have. Both find by themselves what
 // is not as it was written.
 func (b *Brick) scrubRecords(ctx context.Context, o ScrubOptions) error {
-	for lo := meta.Replicated.Lo; lo != nil; {
-		var next []byte
-		size := 0
-		b.mu.RLock()
-		err := error(ErrClosed)
-		if !b.closed.Load() {
-			err = b.store.Records(lo, meta.Replicated.Hi, func(k, val []byte) (bool, error) {
-				if size > scrubValues {
-					next = bytes.Clone(k)
-					return false, nil
-				}
-				size += len(k) + len(val)
-				return true, nil
-			})
-		}
-		b.mu.RUnlock()
-		if err == nil {
-			err = o.Wait(ctx, size)
-		}
-		if err != nil {
-			return err
-		}
-		lo = next
+	err := b.eachRecord(ctx, meta.Replicated.Lo, meta.Replicated.Hi, func(_, _ []byte) (bool, error) { return true, nil },
+		func(n int) error { return o.Wait(ctx, n) })
+	if err != nil {
+		return err
 	}
 	first := b.log.First()
 	if first == 0 {
@@ -389,3 +381,68 @@ func (b *Brick) scrubRecords(ctx context.Context, o ScrubOptions) error {
 		after = poss[len(poss)-1].Seq
 	}
 }
+
+// PathOf finds a name of an inode, by looking through all names. It returns "" if it has none.
+func (b *Brick) PathOf(ctx context.Context, ino fsop.Ino) (string, error) {
+	path := ""
+	for range maxDepth {
+		if ino == fsop.RootIno {
+			return cmp.Or(path, "/"), nil
+		}
+		dir, name, err := b.nameOf(ctx, ino)
+		if err != nil || name == "" {
+			return "", err
+		}
+		path = "/" + name + path
+		ino = dir
+	}
+	return "", nil
+}
+
+// nameOf finds an entry of inode ino and the directory that has it.
+func (b *Brick) nameOf(ctx context.Context, ino fsop.Ino) (dir fsop.Ino, name string, err error) {
+	err = b.eachRecord(ctx, meta.Names.Lo, meta.Names.Hi, func(k, val []byte) (bool, error) {
+		p := meta.Parse(k, val)
+		if p.Dentry.Ino == ino {
+			dir, name = p.Ino, p.Dentry.Name
+		}
+		return name == "", nil
+	}, func(int) error { return nil })
+	return dir, name, err
+}
+
+// eachRecord calls fn for the records from lo to below hi, until it returns false. The
+// KV is not locked for long: records that change meanwhile may be missed. pause is called now and then.
+func (b *Brick) eachRecord(ctx context.Context, lo, hi []byte, fn func(k, val []byte) (bool, error), pause func(bytes int) error) error {
+	for lo != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		var next []byte
+		size := 0
+		b.mu.RLock()
+		err := error(ErrClosed)
+		if !b.closed.Load() {
+			err = b.store.Records(lo, hi, func(k, val []byte) (bool, error) {
+				if size > scrubValues {
+					next = bytes.Clone(k)
+					return false, nil
+				}
+				size += len(k) + len(val) + recordCost
+				return fn(k, val)
+			})
+		}
+		b.mu.RUnlock()
+		if err == nil {
+			err = pause(size)
+		}
+		if err != nil {
+			return err
+		}
+		lo = next
+	}
+	return nil
+}
+
+// recordCost is what to read a record costs, as if it were bytes.
+const recordCost = 256

@@ -318,7 +318,7 @@ func (s *Source) records(v meta.View, q *healRequest) (*recordsReply, error) {
 // read reads committed contents of a file, from the start of a block on; n is nil if
 // it is gone. Blocks that have rotted are found: what is given away here is believed.
 func (s *Source) read(ctx context.Context, ino fsop.Ino, off uint64, size uint32) (p []byte, n *meta.Inode, err error) {
-	if _, err := s.h.b.checkBlock(ino, off/sumSize, false); err != nil {
+	if _, err := s.h.b.checkBlock(ino, off/sumSize); err != nil {
 		if s.h.b.lost(err) {
 			return nil, nil, fsop.EIO
 		}

@@ -136,35 +136,49 @@ func (b *Brick) sums(n *meta.Inode, incarnation, chunk uint64) (meta.Sums, error
 	return s, err
 }
 
-// readBlock reads the i-th block of a chunk from the data file into buf, less what
-// is behind the file's length. With evict it comes from the disk.
-func (b *Brick) readBlock(v *chunkView, i int, buf []byte, evict bool) ([]byte, error) {
-	off := v.block(i) * sumSize
-	p := buf[:min(sumSize, v.len-off)]
+// withBlock opens the data file of a chunk for something about its i-th block.
+func (b *Brick) withBlock(v *chunkView, i int, do func(f *data.File, off int64) error) error {
 	f, err := b.data.Open(v.name)
 	if err != nil {
-		return p, err
+		return err
 	}
 	defer f.Release()
-	if evict {
-		if err := f.Evict(int64(off), sumSize); err != nil {
-			return p, err
+	return do(f, int64(v.block(i)*sumSize))
+}
+
+// readBlock reads the i-th block of a chunk from the data file into buf, less what
+// is behind the file's length.
+func (b *Brick) readBlock(v *chunkView, i int, buf []byte) ([]byte, error) {
+	p := buf[:min(sumSize, v.len-v.block(i)*sumSize)]
+	return p, b.withBlock(v, i, func(f *data.File, off int64) error { return readFull(f, p, off) })
+}
+
+// evictBlock has the next read of a block come from the disk.
+func (b *Brick) evictBlock(v *chunkView, i int) error {
+	return b.withBlock(v, i, func(f *data.File, off int64) error { return f.Evict(off, sumSize) })
+}
+
+// fetchBlock is evictBlock, and begins to read.
+func (b *Brick) fetchBlock(v *chunkView, i int) error {
+	return b.withBlock(v, i, func(f *data.File, off int64) error {
+		err := f.Evict(off, sumSize)
+		if err == nil {
+			err = f.Prefetch(off, sumSize)
 		}
-	}
-	if err := readFull(f, p, int64(off)); err != nil {
-		return p, err
-	}
-	if evict {
-		err = f.Evict(int64(off), sumSize) // whoever works here needs the memory more
-	}
-	return p, err
+		return err
+	})
 }
 
 // fits reports whether the i-th block of a chunk is what its checksum says. A block
 // that cannot be read does not; only a file that is gone is an error.
-func (b *Brick) fits(v *chunkView, i int, buf []byte, evict bool) (bool, error) {
-	for try := range 2 { // what came from memory may be right on the disk, and the reverse
-		p, err := b.readBlock(v, i, buf, evict || try > 0)
+func (b *Brick) fits(v *chunkView, i int, buf []byte) (bool, error) {
+	for try := range 2 {
+		if try > 0 { // what came from memory may be right on the disk
+			if err := b.evictBlock(v, i); err != nil {
+				return false, err
+			}
+		}
+		p, err := b.readBlock(v, i, buf)
 		if errors.Is(err, fs.ErrNotExist) {
 			return false, err
 		}
@@ -187,7 +201,7 @@ const (
 
 // checkBlock says what is to be thought of block k of a file's settled contents.
 // Rot that it finds is noted.
-func (b *Brick) checkBlock(ino fsop.Ino, k uint64, evict bool) (verdict, error) {
+func (b *Brick) checkBlock(ino fsop.Ino, k uint64) (verdict, error) {
 	v, ok, err := b.viewChunk(ino, k/meta.SumChunk)
 	i := int(k % meta.SumChunk)
 	switch {
@@ -202,7 +216,7 @@ func (b *Brick) checkBlock(ino fsop.Ino, k uint64, evict bool) (verdict, error) 
 	}
 	buf := b.blocks.get()
 	defer b.blocks.put(buf)
-	good, err := b.fits(&v, i, buf[:], evict)
+	good, err := b.fits(&v, i, buf[:])
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return blockNone, b.stillMissing(&v, err)
@@ -419,7 +433,7 @@ func (b *Brick) unsignChunk(ino fsop.Ino, incarnation, chunk uint64, exts []meta
 		if touched>>i&1 == 0 || covers(exts, k*sumSize, min((k+1)*sumSize, v.len)) {
 			continue
 		}
-		good, err := b.fits(&v, i, buf[:], false)
+		good, err := b.fits(&v, i, buf[:])
 		if errors.Is(err, fs.ErrNotExist) {
 			if err = b.stillMissing(&v, err); err == nil {
 				return nil // the file was emptied meanwhile

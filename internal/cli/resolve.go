@@ -93,7 +93,6 @@ func find(at *cobra.Command, s string, position int) (*cobra.Command, error) {
 var elsewhere = map[string]string{
 	"volume sync":            "Every peer has the whole configuration; there is nothing to synchronize.",
 	"volume barrier":         "mortar has no write barriers; an fsync is one flush of the log.",
-	"volume bitrot":          "\"volume heal VOLUME full --verify\" compares all replicas.",
 	"volume clear-locks":     "Locks of a dead client go by themselves, after its lease.",
 	"volume geo-replication": "mortar replicates within one pool only.",
 	"system:: uuid":          "A cloned machine gets a new identity with \"mortar server --new-identity\".",

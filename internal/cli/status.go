@@ -111,6 +111,9 @@ func (a *app) statusTable(st *api.VolumeStatus) {
 		if b.Problem != "" {
 			a.Errorf("Brick %s: %s", b.Name, b.Problem)
 		}
+		if b.Scrub != nil && b.Scrub.Rotten > 0 {
+			a.Errorf("Brick %s: %d blocks have rotted and are not repaired: \"volume scrub %s status\" names them", b.Name, b.Scrub.Rotten, st.Name)
+		}
 	}
 }
 
@@ -177,6 +180,9 @@ func (a *app) statusDetail(st *api.VolumeStatus) {
 		}
 		if h := b.Heal; h != nil {
 			line("Heal", "%s", healText(h))
+		}
+		if s := b.Scrub; s != nil {
+			line("Scrub", "%s, %.1f%%; blocks found rotten %d, repaired %d, rotten now %d", s.State, s.Percent, s.Found, s.Repaired, s.Rotten)
 		}
 	}
 	a.Printf(" ")

@@ -17,7 +17,7 @@ func newVolume(a *app) *cobra.Command {
 		newVolumeCreate(a), newVolumeStart(a), newVolumeStop(a), newVolumeDelete(a),
 		newVolumeInfo(a), newVolumeStatus(a), newVolumeList(a),
 		newVolumeSet(a), newVolumeGet(a), newVolumeReset(a),
-		newVolumeHeal(a), newVolumeRecover(a), newVolumeQuota(a),
+		newVolumeHeal(a), newVolumeScrub(a), newVolumeBitrot(a), newVolumeRecover(a), newVolumeQuota(a),
 	)
 	c.Aliases = []string{"v"} // as short as with gluster, which has no "version"
 	return c

@@ -89,6 +89,9 @@ const (
 	OptAuthAllow     = "auth.allow"
 	OptRetentionSize = "log-retention-size"
 	OptRetentionTime = "log-retention-time"
+	OptScrub         = "scrub"
+	OptScrubInterval = "scrub-interval"
+	OptScrubRate     = "scrub-rate"
 )
 
 // MaxReplica is the largest number of bricks in a set.
@@ -115,6 +118,12 @@ func makeOptions() []Option {
 			Description: "How much of its change log each brick keeps at least, so that a brick that was away catches up from the log and needs no comparison."},
 		{Name: OptRetentionTime, Default: "1h", Kind: KindDuration, Scope: ScopeBrick, Min: 0, Max: int64(30 * 24 * time.Hour),
 			Description: "For how long each brick keeps its change log, within " + OptRetentionSize + "."},
+		{Name: OptScrub, Default: "on", Kind: KindBool, Scope: ScopeBrick,
+			Description: "Whether bricks look for what has rotted on their disks. Off is what \"volume scrub VOLUME pause\" sets: no file is looked at and no checksums are made; what is known to be rotten is still repaired."},
+		{Name: OptScrubInterval, Default: "336h", Kind: KindDuration, Scope: ScopeBrick, Min: 0, Max: int64(365 * 24 * time.Hour),
+			Description: "How long after one round of scrubbing has ended each brick begins the next. 0: only when told to (\"volume scrub VOLUME start\")."},
+		{Name: OptScrubRate, Default: "16MB", Kind: KindSize, Scope: ScopeBrick, Min: 64 << 10, Max: 1 << 34,
+			Description: "How many bytes per second each brick reads at most for scrubbing. It is a quarter of that while clients write."},
 	}
 	o = append(o, ignoredOptions()...)
 	slices.SortFunc(o, func(a, b Option) int { return strings.Compare(a.Name, b.Name) })
@@ -168,6 +177,8 @@ func ignoredOptions() []Option {
 		"transport.address-family=inet", "nfs.disable=on", "nfs.transport-type=tcp", "config.transport=tcp")
 	add("contents are checksummed and times are kept by the volume itself",
 		"storage.fips-mode-rchecksum=on", "features.ctime=on", "storage.health-check-interval=30", "storage.health-check-timeout=20")
+	add("bricks scrub by themselves; see "+OptScrub+", "+OptScrubInterval+" and "+OptScrubRate,
+		"features.bitrot=on", "features.scrub=Active", "features.scrub-freq=biweekly", "features.scrub-throttle=lazy")
 	add("logs and latencies are the daemon's own; see its configuration and /metrics",
 		"diagnostics.brick-log-level=INFO", "diagnostics.client-log-level=INFO", "diagnostics.brick-sys-log-level=CRITICAL",
 		"diagnostics.client-sys-log-level=CRITICAL", "diagnostics.latency-measurement=off", "diagnostics.count-fop-hits=off")
@@ -503,6 +514,9 @@ type VolumeOptions struct {
 	Access        Access
 	RetentionSize int64 // bytes
 	RetentionTime time.Duration
+	Scrub         bool
+	ScrubInterval time.Duration
+	ScrubRate     int64 // bytes per second
 }
 
 // Option returns the effective value of the option in canonical form, and
@@ -538,6 +552,9 @@ func (v *Volume) EffectiveOptions() VolumeOptions {
 	get(OptIOTimeout, duration(&e.IOTimeout))
 	get(OptRetentionTime, duration(&e.RetentionTime))
 	get(OptRetentionSize, func(s string) (ok bool) { e.RetentionSize, ok = ParseSize(s); return ok })
+	get(OptScrub, func(s string) (ok bool) { e.Scrub, ok = parseBool(s); return ok })
+	get(OptScrubInterval, duration(&e.ScrubInterval))
+	get(OptScrubRate, func(s string) (ok bool) { e.ScrubRate, ok = ParseSize(s); return ok })
 	get(OptReserve, func(s string) bool {
 		n, err := strconv.Atoi(strings.TrimSuffix(s, "%"))
 		e.Reserve = n

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"mortar/internal/api"
 	"mortar/internal/brick"
 	"mortar/internal/cluster"
 	"mortar/internal/codec"
@@ -39,7 +40,9 @@ type brickRun struct {
 	stop   context.CancelFunc
 	ctx    context.Context
 	retry  chan struct{} // holds a token when an administrator wants another try
-	via    kind          // of the connections that it uses; guarded by bricks.mu
+	// scrubNow holds a token when an administrator wants the brick to be scrubbed.
+	scrubNow chan struct{}
+	via      kind // of the connections that it uses; guarded by bricks.mu
 
 	mu       sync.Mutex // guards the fields below
 	config   cluster.SetConfig
@@ -47,6 +50,7 @@ type brickRun struct {
 	brick    *brick.Brick     // the replica's
 	problem  string           // why not
 	healPace pace             // of the comparison under way
+	rotten   []api.Rotten     // what is shown of what has rotted
 
 	mended time.Time // when it was last made fit to be healed; only loop's
 }
@@ -94,7 +98,7 @@ func (b *bricks) set(next *cluster.Map) {
 			config := v.Sets[i/v.Replica]
 			run := b.runs[br.ID]
 			if run == nil {
-				run = &brickRun{b: b, id: br.ID, set: config.Set, volume: v.Name, path: br.Path, retry: make(chan struct{}, 1), config: config}
+				run = &brickRun{b: b, id: br.ID, set: config.Set, volume: v.Name, path: br.Path, retry: make(chan struct{}, 1), scrubNow: make(chan struct{}, 1), config: config}
 				run.via = b.kind(b.m.view.Load(), run.set)
 				run.ctx, run.stop = context.WithCancel(b.m.base)
 				b.runs[br.ID] = run
@@ -287,7 +291,7 @@ func (r *brickRun) serve() (opened bool, err error) {
 		return false, errors.New("its volume is gone")
 	}
 	o := brickOptions(r.path, r.b.m.pool, v, r.set, r.id, r.b.log)
-	o.Alone = r.alone
+	o.Alone, o.Others = r.alone, r.others
 	b, err := brick.Open(o)
 	if err != nil {
 		return false, err
@@ -305,7 +309,15 @@ func (r *brickRun) serve() (opened bool, err error) {
 	r.replica, r.brick, r.problem = rep, b, ""
 	r.mu.Unlock()
 	r.b.introduce(r)
+	scrubbing, stopScrub := context.WithCancel(r.ctx)
+	scrubbed := make(chan struct{})
+	go func() { // waited for below
+		defer close(scrubbed)
+		r.scrub(scrubbing, b)
+	}()
 	err = rep.Run(r.ctx)
+	stopScrub()
+	<-scrubbed
 	r.mu.Lock()
 	r.replica, r.brick = nil, nil
 	r.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"mortar/internal/brick"
 	"mortar/internal/cluster"
 	"mortar/internal/disk"
+	"mortar/internal/fsop"
 	"mortar/internal/proto"
 	"mortar/internal/replica"
 
@@ -82,6 +83,12 @@ func (s store) Source() (replica.Source, error) { return s.Brick.Source() }
 // Heal implements replica.Store.
 func (s store) Heal(ctx context.Context, pos cluster.Pos, call func(context.Context, []byte) ([]byte, error), progress func(replica.HealProgress)) error {
 	return s.Brick.Heal(ctx, pos, call, func(p brick.HealProgress) { progress(replica.HealProgress(p)) })
+}
+
+// Block implements replica.Store.
+func (s store) Block(ctx context.Context, ino fsop.Ino, k uint64) (replica.Block, error) {
+	b, err := s.Brick.Block(ctx, ino, k)
+	return replica.Block(b), err
 }
 
 // Digest implements replica.Store.

@@ -750,7 +750,7 @@ func (b *bricks) status(ctx context.Context, br cluster.Brick, detail bool) api.
 		return st
 	}
 	run.mu.Lock()
-	rep, problem := run.replica, run.problem
+	rep, served, problem := run.replica, run.brick, run.problem
 	run.mu.Unlock()
 	if rep == nil {
 		st.Problem = cmp.Or(problem, "it is being opened")
@@ -771,6 +771,7 @@ func (b *bricks) status(ctx context.Context, br cluster.Brick, detail bool) api.
 	}
 	st.InSync = s.Config.IsInSync(br.ID)
 	st.Role = roleText(s.Role, st.InSync)
+	st.Scrub = run.scrubState(served)
 	if s.Healing {
 		st.Heal = healState(run.pace(s.Heal), s.Heal)
 	}

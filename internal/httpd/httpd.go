@@ -57,6 +57,7 @@ type Volumes interface {
 	OptionHelp() []api.OptionHelp
 	HealInfo(ctx context.Context, volume string) (*api.HealInfo, error)
 	Heal(ctx context.Context, volume string, r api.HealRequest) (*api.HealReply, error)
+	Scrub(ctx context.Context, volume string) (*api.ScrubReply, error)
 	VolumeRecovery(ctx context.Context, volume, brick string) (*api.VolumeRecovery, error)
 	RecoverVolume(ctx context.Context, volume string, r api.VolumeRecover) error
 	Subvolumes(ctx context.Context, volume string) ([]api.Subvolume, error)
@@ -71,6 +72,7 @@ type Local interface {
 	PrepareBrick(ctx context.Context, r api.BrickPrepare) error
 	LocalBricks(ctx context.Context, volume string, detail bool) (*api.LocalBricks, error)
 	LocalVerify(ctx context.Context, volume string) (*api.HealReply, error)
+	LocalScrub(ctx context.Context, volume string) (*api.ScrubReply, error)
 	LocalSubvolumes(ctx context.Context, r api.SubvolumeRequest) ([]api.Subvolume, error)
 }
 
@@ -249,6 +251,9 @@ func (s *Server) table() map[string]map[string]route {
 				return volumes.Heal(r.Context(), r.PathValue("name"), in)
 			})},
 		},
+		"/volumes/{name}/scrub": {
+			"POST": {Admin, func(r *request) (any, error) { return volumes.Scrub(r.Context(), r.PathValue("name")) }},
+		},
 		"/volumes/{name}/recovery": {
 			"GET": {read, func(r *request) (any, error) {
 				return volumes.VolumeRecovery(r.Context(), r.PathValue("name"), r.URL.Query().Get("brick"))
@@ -294,6 +299,11 @@ func (s *Server) table() map[string]map[string]route {
 				}
 				return all, err
 			})},
+		},
+		"/local/scrub": {
+			"POST": {Peer, func(r *request) (any, error) {
+				return local.LocalScrub(r.Context(), r.URL.Query().Get("volume"))
+			}},
 		},
 		"/local/verify": {
 			"POST": {Peer, func(r *request) (any, error) {

@@ -28,6 +28,7 @@ var described = []any{
 	api.VolumeStatus{}, api.HealInfo{}, api.HealRequest{}, api.HealReply{}, api.BrickPrepare{}, api.LocalBricks{},
 	api.Subvolume{}, api.SubvolumeCreate{}, api.SubvolumeChange{}, api.SubvolumeRequest{},
 	api.PoolRecovery{}, api.PoolRecover{}, api.VolumeRecovery{}, api.VolumeRecover{},
+	api.ScrubReply{},
 }
 
 // TestOpenAPI keeps the document and the program together: the same paths, the

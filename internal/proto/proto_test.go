@@ -48,6 +48,7 @@ var kinds = []struct {
 	{"KindHeal", proto.KindHeal, true, nil},
 	{"KindHealOpen", proto.KindHealOpen, true, []codec.Coded{new(proto.HealOpen), new(proto.HealOpenReply)}},
 	{"KindDigest", proto.KindDigest, true, []codec.Coded{new(proto.Digest), new(proto.DigestReply)}},
+	{"KindBlock", proto.KindBlock, true, []codec.Coded{new(proto.Block), new(proto.BlockReply)}},
 	{"KindProbe", proto.KindProbe, true, []codec.Coded{new(proto.Probe)}},
 	{"KindProbeAck", proto.KindProbeAck, true, []codec.Coded{new(proto.ProbeAck)}},
 	{"KindAppend", proto.KindAppend, true, []codec.Coded{new(proto.Append)}},

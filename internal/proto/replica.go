@@ -15,6 +15,7 @@ const (
 	KindHeal     uint8 = 34 // opaque → opaque: the comparison of two bricks (package brick)
 	KindHealOpen uint8 = 35 // HealOpen → HealOpenReply
 	KindDigest   uint8 = 36 // Digest → DigestReply
+	KindBlock    uint8 = 37 // Block → BlockReply: what has rotted on one brick is asked of another
 
 	// One-way.
 	KindProbe     uint8 = 48 // primary → backup: where does your log stand?
@@ -146,6 +147,32 @@ func (m *DigestReply) Code(c *codec.Coder) {
 	c.Array(m.Sum[:])
 	c.U64(&m.Inodes)
 	c.U64(&m.Bytes)
+}
+
+// Block asks a replica for one block of a file's contents.
+type Block struct {
+	Ino   fsop.Ino
+	Block uint64
+}
+
+func (m *Block) Code(c *codec.Coder) { m.Ino.Code(c); c.U64(&m.Block) }
+
+// MaxBlock bounds the bytes of a block.
+const MaxBlock = 128 << 10
+
+// BlockReply answers Block.
+type BlockReply struct {
+	Status  Status
+	Text    string
+	Content cluster.Pos // of the file whose contents these are; zero: not known
+	Data    []byte      // less what is behind the file's end
+}
+
+func (m *BlockReply) Code(c *codec.Coder) {
+	c.U8((*uint8)(&m.Status))
+	c.String(&m.Text, 4096)
+	Pos(c, &m.Content)
+	c.Bytes(&m.Data, MaxBlock)
 }
 
 // Probe opens a conversation with a backup, once per connection and epoch.

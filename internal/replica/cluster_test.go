@@ -377,6 +377,10 @@ func (s *memStore) Digest(context.Context) (replica.Digest, error) {
 	return d, nil
 }
 
+func (s *memStore) Block(context.Context, fsop.Ino, uint64) (replica.Block, error) {
+	return replica.Block{}, errors.New("nothing has blocks here")
+}
+
 func (s *memStore) text() string {
 	var b bytes.Buffer
 	for _, k := range slices.Sorted(maps.Keys(s.xattr)) {

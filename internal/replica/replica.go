@@ -71,6 +71,13 @@ type Digest struct {
 	Bytes  uint64
 }
 
+// Block is a block of a file as one brick has it, with the file's Content at that
+// time, which is zero if the brick does not know it.
+type Block struct {
+	Content cluster.Pos
+	Data    []byte
+}
+
 // ErrTooFar is returned by Store.Rewind when the store cannot go back so far.
 var ErrTooFar = errors.New("the brick has durably applied later changes")
 
@@ -126,6 +133,8 @@ type Store interface {
 	Source() (Source, error)
 	Heal(ctx context.Context, pos cluster.Pos, call func(context.Context, []byte) ([]byte, error), progress func(HealProgress)) error
 	Digest(ctx context.Context) (Digest, error)
+	// Block reads a block of a file for another brick on which it has rotted.
+	Block(ctx context.Context, ino fsop.Ino, k uint64) (Block, error)
 	Failed() <-chan struct{}
 	Err() error
 }
@@ -450,6 +459,18 @@ func (r *Replica) Call(ctx context.Context, env proto.Envelope, kind uint8, body
 		return codec.Append(nil, &reply), nil
 	case proto.KindHeal:
 		return r.serveHeal(ctx, body)
+	case proto.KindBlock:
+		var m proto.Block
+		if err := codec.Decode(body, &m); err != nil {
+			return nil, err
+		}
+		reply := proto.BlockReply{}
+		if b, err := r.store.Block(ctx, m.Ino, m.Block); err != nil {
+			reply = proto.BlockReply{Status: proto.NotServing, Text: err.Error()}
+		} else {
+			reply.Content, reply.Data = b.Content, b.Data
+		}
+		return codec.Append(nil, &reply), nil
 	case proto.KindDigest:
 		var m proto.Digest
 		if err := codec.Decode(body, &m); err != nil {
@@ -459,6 +480,23 @@ func (r *Replica) Call(ctx context.Context, env proto.Envelope, kind uint8, body
 		return codec.Append(nil, &reply), nil
 	}
 	return nil, fmt.Errorf("call of unknown kind %d", kind)
+}
+
+// BlockOf asks another brick of the set for a block of a file. No lease is needed: what
+// comes says itself what it is.
+func (r *Replica) BlockOf(ctx context.Context, b cluster.BrickID, ino fsop.Ino, k uint64) (Block, error) {
+	body, err := r.transport.Call(ctx, b, proto.KindBlock, r.envelope(b), codec.Append(nil, &proto.Block{Ino: ino, Block: k}))
+	if err != nil {
+		return Block{}, err
+	}
+	var reply proto.BlockReply
+	if err := codec.Decode(body, &reply); err != nil {
+		return Block{}, err
+	}
+	if reply.Status != proto.OK {
+		return Block{}, errors.New(reply.Text)
+	}
+	return Block{reply.Content, reply.Data}, nil
 }
 
 // errEnded is returned to those who ask something of a loop that has ended.

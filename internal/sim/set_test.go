@@ -55,6 +55,11 @@ func (s store) Heal(ctx context.Context, pos cluster.Pos, call func(context.Cont
 	return s.Brick.Heal(ctx, pos, call, func(brick.HealProgress) {})
 }
 
+func (s store) Block(ctx context.Context, ino fsop.Ino, k uint64) (replica.Block, error) {
+	b, err := s.Brick.Block(ctx, ino, k)
+	return replica.Block(b), err
+}
+
 func (s store) Digest(ctx context.Context) (replica.Digest, error) {
 	d, err := s.Brick.Digest(ctx)
 	return replica.Digest(d), err

@@ -62,6 +62,9 @@ const (
 // Replicated bounds the keys of the replicated tables: from Lo to below Hi.
 var Replicated = struct{ Lo, Hi []byte }{[]byte{'A'}, []byte{'Z' + 1}}
 
+// Names bounds the keys of directory entries.
+var Names = struct{ Lo, Hi []byte }{[]byte{tableDentry}, []byte{tableDentry + 1}}
+
 // A Cookie is the place of a name in its directory, and what a listing goes on
 // from: a hash, so that it is the same on every replica and for all the
 // entry's life. Cookies below 3 are never used: 0 is the start of a listing,
