@@ -145,7 +145,7 @@ func (f *Failover) Decide() Verdict {
 	if answered < len(cfg.InSync) && f.Elapsed < TrustWait {
 		return Verdict{Again: true, Reason: fmt.Sprintf("the bricks that can be reached stopped uncleanly; waiting for the other in-sync brick(s), %d of %d answered", answered, len(cfg.InSync))}
 	}
-	best, _ := highest(sealed)
+	best, _ := highest(f.primaryFirst(sealed))
 	if best.Reply.Tail.Compare(cfg.Floor) < 0 {
 		return Verdict{Again: true, Reason: fmt.Sprintf("brick %v reaches %v and the set was durable up to %v: data would be lost. Bring back the brick(s) that do not answer, or decide to go on with less", best.Brick, best.Reply.Tail, cfg.Floor)}
 	}
@@ -203,6 +203,16 @@ func (f *Failover) order() []cluster.BrickID {
 		return -1
 	})
 	return ids
+}
+
+// primaryFirst is for bricks that have all stopped uncleanly: that tells no more against
+// the primary than against the others, so it goes on among equals.
+func (f *Failover) primaryFirst(rs []SealResult) []SealResult {
+	i := slices.IndexFunc(rs, func(r SealResult) bool { return r.Brick == f.Config.Primary })
+	if i < 0 || f.Config.IsDrained(f.Config.Primary) {
+		return rs
+	}
+	return append([]SealResult{rs[i]}, slices.Delete(slices.Clone(rs), i, i+1)...)
 }
 
 func (f *Failover) result(id cluster.BrickID) SealResult {
