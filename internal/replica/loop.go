@@ -519,7 +519,7 @@ func (l *loop) handOver() {
 	l.bg.Go(func() error {
 		ctx, cancel := context.WithTimeout(l.ctx, handOverTimeout)
 		defer cancel()
-		if err := l.Drain(ctx); err != nil && l.ctx.Err() == nil {
+		if err := l.leave(ctx, func(cfg *cluster.SetConfig) bool { return cfg.IsDrained(l.self) }); err != nil && l.ctx.Err() == nil {
 			l.log.Info("not handed over yet", "err", err)
 		}
 		l.mail.post(func(l *loop) { l.handingOver = false })

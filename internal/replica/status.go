@@ -47,12 +47,21 @@ func (r *Replica) Status(ctx context.Context) (Status, error) {
 // it sends its clients elsewhere, gives up its lease, says so, and has the control
 // plane make a configuration without it.
 func (r *Replica) Drain(ctx context.Context) error {
+	return r.leave(ctx, func(*cluster.SetConfig) bool { return true })
+}
+
+// leave is Drain as long as it is wanted.
+func (r *Replica) leave(ctx context.Context, wanted func(*cluster.SetConfig) bool) error {
 	type step struct {
 		next  *cluster.SetConfig
 		again bool
 	}
 	for {
 		s, err := ask(ctx, r, func(l *loop) (s step) {
+			if cfg := l.m.Config(); !wanted(&cfg) {
+				l.stay()
+				return s
+			}
 			s.next, s.again = l.m.Leave(l.now, l.cached())
 			l.leaving.Store(l.m.Leaving())
 			if s.again {
@@ -62,6 +71,7 @@ func (r *Replica) Drain(ctx context.Context) error {
 		})
 		switch {
 		case err != nil:
+			r.mail.post((*loop).stay)
 			return err
 		case s.next != nil:
 			return r.control.Propose(ctx, *s.next)
@@ -72,9 +82,16 @@ func (r *Replica) Drain(ctx context.Context) error {
 		select {
 		case <-time.After(2 * time.Millisecond):
 		case <-ctx.Done():
+			r.mail.post((*loop).stay)
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// stay has this brick go on with what it was handing over.
+func (l *loop) stay() {
+	l.m.Stay()
+	l.leaving.Store(l.m.Leaving())
 }
 
 // Verify has every in-sync brick compute the digest of its state at one

@@ -58,6 +58,7 @@ type brick struct {
 	heals    int
 	ahead    bool // of the machine, which has yet to hear of the end of a comparison
 	stopping bool
+	leaving  bool // what it does is being handed over
 	wanted   bool // to be up, but the volume is stopped
 }
 
@@ -118,7 +119,7 @@ func (b *brick) start() {
 	b.replies, b.clearing, b.fsyncs, b.lean, b.asks, b.reads, b.attaches = nil, nil, nil, nil, nil, nil, nil
 	b.sessions, b.turns = [maxSessions]*session{}, [maxSessions]int{}
 	b.durable, b.out = [5]uint64{}, [5]outbox{}
-	b.healing, b.ahead, b.stopping = 0, false, false
+	b.healing, b.ahead, b.stopping, b.leaving = 0, false, false, false
 	if cfg, known := b.w.plane.atStart(b); known {
 		b.do(func() { b.m.Configure(b.now(), cfg) })
 	}
@@ -165,11 +166,17 @@ func (b *brick) leave() {
 		return
 	}
 	b.stopping = true
+	b.giveUp(func() bool { return true }, b.close)
+}
+
+// giveUp has the brick hand over what it does as long as that is wanted, and then is called
+// when it has ended, in whatever way, or has taken too long; perhaps twice. It is replica's leave.
+func (b *brick) giveUp(wanted func() bool, then func()) {
 	life := b.life
 	end := b.w.now + 2*time.Second
-	close := func() {
+	ended := func() {
 		if b.life == life && b.up {
-			b.close()
+			then()
 		}
 	}
 	var try func()
@@ -178,21 +185,27 @@ func (b *brick) leave() {
 			return
 		}
 		if b.w.now > end {
-			close()
+			b.do(b.m.Stay)
+			ended()
 			return
 		}
 		b.do(func() {
+			if !wanted() {
+				b.m.Stay()
+				ended()
+				return
+			}
 			next, again := b.handOver()
 			switch {
 			case again:
 				b.w.after(2*time.Millisecond, try)
 			case next == nil:
-				close()
+				ended()
 			default:
 				b.w.plane.propose(b, *next, func(answered, _ bool) {
-					close()
+					ended()
 				})
-				b.w.at(end, close)
+				b.w.at(end, ended)
 			}
 		})
 		if b.paused {
@@ -336,6 +349,16 @@ func (b *brick) applyReady() {
 	}
 	if r.Heal {
 		b.heal()
+	}
+	if r.Leave && !b.leaving && !b.stopping {
+		b.leaving = true
+		life := b.life
+		b.w.after(0, func() {
+			if b.life == life {
+				drained := func() bool { cfg := b.m.Config(); return cfg.IsDrained(b.id) }
+				b.giveUp(drained, func() { b.leaving = false })
+			}
+		})
 	}
 	if r.Lead {
 		b.lead()

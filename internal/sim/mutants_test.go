@@ -79,6 +79,9 @@ var mutants = []mutant{
 	{"8 what a former home forwards is carried out late", "sim/request.go", "if q.epoch != b.m.Config().Epoch || q.turn < b.turns[q.c.i] {", "if false {"},
 	{"8 a change that is sent again is carried out again", "sim/request.go", "if !b.disk.st.executed(&e) {", "{"},
 	{"I6 fsync does not wait for the backups", "sim/request.go", "low = min(low, b.durable[b.w.brick(id).i])", "_ = id"},
+	{"drain: a drained brick is taken in", "replica/core/primary.go", "if m.cfg.IsDrained(b) {", "if false {"},
+	{"drain: a drained brick does not leave", "replica/core/core.go", "		m.out.Leave = true\n", ""},
+	{"drain: what was to leave stays closed", "replica/core/leave.go", "{ m.leaving, m.closed = false, false }", "{ m.leaving = false }"},
 	{"live: a lost acknowledgement is not repeated", "replica/core/primary.go", "	m.hasUpTo(now, from, p, a.Acked)\n", ""},
 }
 

@@ -51,9 +51,10 @@ var verbs = map[string]string{
 	"reset":   "nn", // a connection breaks
 	"slow":    "bd", // how long a flush of the disk takes
 	"flushkv": "b", "trim": "b", "sync": "b",
-	"leader": "d", // the control plane has another leader after a while without one
-	"min":    "k", // the option min-in-sync
-	"halt":   "d", // the volume is stopped, and started again
+	"leader": "d",                 // the control plane has another leader after a while without one
+	"min":    "k",                 // the option min-in-sync
+	"halt":   "d",                 // the volume is stopped, and started again
+	"drain":  "b", "undrain": "b", // peer drain
 }
 
 func (a Action) String() string {
@@ -321,6 +322,11 @@ func Generate(seed uint64) *Plan {
 	}
 	if r.IntN(6) == 0 {
 		add(Action{At: at(), Verb: "halt", D: (rest(0) / 2).Round(time.Microsecond)})
+	}
+	for range times() {
+		b, t := brick(), at()
+		add(Action{At: t, Verb: "drain", Args: []int{b}})
+		add(Action{At: rest(t), Verb: "undrain", Args: []int{b}})
 	}
 	slices.SortStableFunc(p.Actions, func(a, b Action) int { return int(min(1, max(-1, a.At-b.At))) })
 	return p

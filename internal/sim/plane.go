@@ -55,7 +55,7 @@ func (p *plane) begin() {
 		}
 	}
 	peer := func(i int) cluster.Peer {
-		return cluster.Peer{ID: cluster.ID{0: 0xa, 15: byte(i + 1)}, Name: "n" + strconv.Itoa(i), Addrs: []string{"n" + strconv.Itoa(i) + ":24007"}}
+		return cluster.Peer{ID: peerID(i), Name: "n" + strconv.Itoa(i), Addrs: []string{"n" + strconv.Itoa(i) + ":24007"}}
 	}
 	must(state.Command{Init: &state.Init{Pool: cluster.ID{15: 9}, Peer: peer(0)}})
 	create := &state.CreateVolume{ID: p.volume, Name: "v", Replica: p.w.plan.Bricks, Options: map[string]string{cluster.OptMinInSync: strconv.Itoa(p.w.plan.Min)}}
@@ -87,6 +87,13 @@ func (p *plane) apply(c state.Command) error {
 	cfg := p.config()
 	if n := len(p.decided); n > 0 && p.decided[n-1].Epoch == cfg.Epoch {
 		return nil
+	}
+	if n := len(p.decided); n > 0 {
+		for _, id := range cfg.InSync {
+			if cfg.IsDrained(id) && !p.decided[n-1].IsInSync(id) {
+				p.w.fail("epoch %d takes %s in, which is drained", cfg.Epoch, p.w.name(id))
+			}
+		}
 	}
 	p.w.say("plane decides epoch %d: primary %s, in sync %s, min %d, floor %v", cfg.Epoch, p.w.name(cfg.Primary), p.w.names(cfg.InSync), cfg.MinInSync, cfg.Floor)
 	p.decided = append(p.decided, cfg.Clone())
@@ -259,6 +266,13 @@ func (p *plane) decide(t *trouble, cfg cluster.SetConfig, results []state.SealRe
 func (p *plane) newLeader(vacant time.Duration) {
 	p.leader++
 	p.vacant = max(p.vacant, p.w.now+vacant)
+}
+
+func peerID(brick int) cluster.PeerID { return cluster.ID{0: 0xa, 15: byte(brick + 1)} }
+
+// drain wants nothing to depend on the machine of a brick any more, or undoes that.
+func (p *plane) drain(brick int, undo bool) {
+	p.apply(state.Command{DrainPeer: &state.DrainPeer{Peer: peerID(brick), Undo: undo}})
 }
 
 func (p *plane) setMin(n int) {

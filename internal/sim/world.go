@@ -41,9 +41,9 @@ type Result struct {
 	Err     error // the violation; nil if there is none
 }
 
-// calm is how long a set may take, once the faults have stopped, until it is
+// calmed is how long a set may take, once the faults have stopped, until it is
 // whole again.
-const calm = 60 * time.Second
+const calmed = 60 * time.Second
 
 // Run runs a plan. trace, if not nil, is told of everything that happens.
 func Run(p *Plan, trace func(format string, args ...any)) (res Result) {
@@ -181,6 +181,10 @@ func (w *world) act(a Action) {
 		w.plane.setMin(arg(0))
 	case "halt":
 		w.plane.halt(a.D)
+	case "drain":
+		w.plane.drain(arg(0), false)
+	case "undrain":
+		w.plane.drain(arg(0), true)
 	}
 }
 
@@ -209,7 +213,27 @@ func (w *world) settle() {
 		b.resume()
 		b.start()
 	}
-	deadline := w.now + calm
+	if w.plane.config().Drained != nil {
+		if w.calm("the drained bricks have not left", w.drained); w.ruined() {
+			return
+		}
+		for i := range w.bricks {
+			w.plane.drain(i, true)
+		}
+	}
+	if w.calm("the set is not whole", w.unsettled); w.ruined() {
+		return
+	}
+	for _, c := range w.clients {
+		c.last()
+	}
+	w.calm("somebody waits", w.unanswered)
+	w.oracle.end()
+}
+
+// calm lets time pass until nothing is wrong any more, or the set ruined.
+func (w *world) calm(what string, wrong func() error) {
+	deadline := w.now + calmed
 	for next := w.now; ; next += 100 * time.Millisecond {
 		for w.now < next && w.step() {
 		}
@@ -220,34 +244,31 @@ func (w *world) settle() {
 		if w.ruined() {
 			return
 		}
-		why := w.unsettled()
+		why := wrong()
 		if why == nil {
-			break
+			return
 		}
 		if w.now >= deadline {
-			w.fail("%v after the faults stopped the set is not whole: %v", calm, why)
+			w.fail("%v after the faults stopped %s: %v", calmed, what, why)
 		}
 	}
-	for _, c := range w.clients {
-		c.last()
-	}
-	deadline = w.now + calm
-	for next := w.now; ; next += 100 * time.Millisecond {
-		for w.now < next && w.step() {
-		}
-		w.now = max(w.now, next)
-		for _, b := range w.bricks {
-			b.start()
-		}
-		why := w.unanswered()
-		if why == nil {
-			break
-		}
-		if w.now >= deadline {
-			w.fail("%v after the faults stopped somebody waits: %v", calm, why)
+}
+
+// drained says what is missing for the set to depend on no drained brick that it can do without.
+func (w *world) drained() error {
+	cfg := w.plane.config()
+	for _, id := range cfg.Members {
+		switch drained, in := cfg.IsDrained(id), cfg.IsInSync(id); {
+		case !drained && !in:
+			return fmt.Errorf("%s is not in sync in epoch %d", w.name(id), cfg.Epoch)
+		case drained && in && cfg.Spares() > 0:
+			return fmt.Errorf("%s is drained, and in sync in epoch %d with %s", w.name(id), cfg.Epoch, w.names(cfg.InSync))
 		}
 	}
-	w.oracle.end()
+	if cfg.Primary.IsZero() {
+		return fmt.Errorf("epoch %d has no primary", cfg.Epoch)
+	}
+	return nil
 }
 
 // ruined reports whether only a person can help: the disks of all in-sync bricks

@@ -75,5 +75,9 @@ func (m *Machine) Leave(now Instant, cached bool) (next *cluster.SetConfig, agai
 	return &n, false
 }
 
+// Stay ends an attempt to leave that is not wanted any more, or has taken too long: the
+// brick goes on with what it does. After Leave has returned next it changes nothing.
+func (m *Machine) Stay() { m.leaving, m.closed = false, false }
+
 // Leaving reports whether the brick gives up what it does: it takes no new clients.
 func (m *Machine) Leaving() bool { return m.leaving }

@@ -145,3 +145,21 @@ func TestDrainedIsNotAdded(t *testing.T) {
 		t.Errorf("undrained, the proposal is %+v", p)
 	}
 }
+
+// A primary that cannot hand over, because a backup does not answer, goes on when it is
+// not to leave any more.
+func TestStay(t *testing.T) {
+	_, m, _, b := pair(t)
+	now := 10 * time.Second
+	m.Connected(now, b)
+	if next, again := m.Leave(now, false); next != nil || !again || !m.Leaving() {
+		t.Fatalf("it hands over %v with a change under way, again %v", next, again)
+	}
+	if _, ok := m.Next(); ok {
+		t.Fatal("it orders changes while it hands over")
+	}
+	m.Stay()
+	if _, ok := m.Next(); !ok || m.Leaving() {
+		t.Error("it orders no changes though it stays")
+	}
+}
