@@ -322,9 +322,13 @@ func (h *home) firstPing(ctx context.Context) error {
 	}
 }
 
-// returnInterval is how often a session away from its own machine looks whether
-// it can go back, besides when the map changes.
-const returnInterval = 5 * time.Second
+// How soon a session away from its own machine looks whether it can go back, after the map
+// has changed and it could not, and how often at least. The daemon here may hear of a
+// change later than the one there.
+const (
+	returnFirst    = 100 * time.Millisecond
+	returnInterval = 5 * time.Second
+)
 
 // keepHome is what Run does.
 func (c *Client) keepHome(ctx context.Context) error {
@@ -365,14 +369,18 @@ func (c *Client) keepHome(ctx context.Context) error {
 func (c *Client) stay(ctx context.Context, h *home) (better *home, why error) {
 	lost := make(chan error, 1)
 	h.wg.Go(func() { lost <- h.keep() })
-	away := time.NewTicker(returnInterval)
+	pause := returnInterval
+	away := time.NewTimer(pause)
 	defer away.Stop()
 	for {
-		look := false
 		select {
 		case why = <-lost:
 			c.setHome(nil)
 			h.close(why)
+			if h.from.local && c.cfg.HomeLost != nil {
+				c.lapse("the home is lost")
+				c.cfg.HomeLost(h.as)
+			}
 			return nil, why
 		case <-ctx.Done():
 			c.setHome(nil)
@@ -381,11 +389,12 @@ func (c *Client) stay(ctx context.Context, h *home) (better *home, why error) {
 			h.close(context.Cause(ctx))
 			return nil, context.Cause(ctx)
 		case <-c.mapped:
-			look = true
+			pause = returnFirst
 		case <-away.C:
-			look = true
+			pause = min(2*pause, returnInterval)
 		}
-		if look && c.cfg.Local != "" && !h.from.local {
+		away.Reset(pause)
+		if c.cfg.Local != "" && !h.from.local {
 			if better := c.goHome(ctx, h); better != nil {
 				h.tellLapsed() // it was dropped before the better one was asked
 				h.close(errors.New("the session went to its own machine"))

@@ -83,6 +83,9 @@ type Config struct {
 	// Options is called with the volume's options that concern clients, once
 	// they are known and when they change. nil: nobody wants to know.
 	Options func(map[string]string)
+	// HomeLost, if not nil, is called when the session has lost its home on this machine, and
+	// everything that it had cached is dropped, before it looks for another.
+	HomeLost func(cluster.SessionID)
 	// Windows lets writes be answered before they are sent (fsop.Window). Whoever
 	// sets it sends a Flush with every close of a file that was written.
 	Windows bool

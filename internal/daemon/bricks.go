@@ -432,6 +432,21 @@ func (b *bricks) peerIs(peer cluster.PeerID, k kind, up bool) {
 	}
 }
 
+// peerDied tells the replicas that the process which had the bricks of a peer has
+// certainly ended (core.Machine.Died).
+func (b *bricks) peerDied(peer cluster.PeerID) {
+	v := b.m.view.Load()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, run := range b.runs {
+		for _, id := range run.members() {
+			if rep := run.current(); rep != nil && v.owner[id] == peer {
+				rep.Died(id)
+			}
+		}
+	}
+}
+
 // carry takes a replica's message from a peer to the replica it is for.
 func (b *bricks) carry(from cluster.PeerID, c *wire.Conn, msg wire.Message) {
 	var env proto.Envelope

@@ -50,6 +50,7 @@ type Node struct {
 	log       *slog.Logger
 	boot      uint64
 	lock      *os.File
+	page      *page
 	port      uint16
 	tcp       net.Listener
 	apiSocket net.Listener
@@ -94,7 +95,8 @@ func New(cfg Config) (_ *Node, err error) {
 			n.Close()
 		}
 	}()
-	if n.lock, err = lockState(cfg.StateDir); err != nil {
+	var former uint64
+	if n.lock, former, err = lockState(cfg.StateDir, n.boot); err != nil {
 		return nil, err
 	}
 	if cfg.NewIdentity {
@@ -134,6 +136,9 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.docker, err = n.listenDocker(); err != nil {
 		return nil, err
 	}
+	if n.page, err = newPage(cfg.RunDir, n.boot, former); err != nil {
+		return nil, err
+	}
 	n.metrics = metrics.New(n.measure)
 	n.rest = httpd.New(httpd.Config{Pool: n, Volumes: n, Local: n, Metrics: n.metrics.Handler(), Log: n.log.With("part", "api")})
 	return n, nil
@@ -164,6 +169,9 @@ func (n *Node) Close() {
 		if l != nil {
 			l.Close()
 		}
+	}
+	if n.page != nil {
+		n.page.close()
 	}
 	if n.lock != nil {
 		n.lock.Close()

@@ -39,6 +39,7 @@ type links struct {
 	peers map[cluster.PeerID]*link
 	gone  map[cluster.PeerID][]string // where those were that were detached: their vote may still be needed
 	in    map[cluster.PeerID][]*inbound
+	lives map[cluster.PeerID]uint64 // Hello.Boot of whom was let in last
 }
 
 // linkEvents is told what happens to connections. Its methods do not block.
@@ -109,6 +110,7 @@ func newLinks(ctx context.Context, keeper *pki.Keeper, hello proto.Hello, events
 	return &links{
 		ctx: ctx, self: keeper.ID(), keeper: keeper, hello: hello, events: events, log: log,
 		peers: map[cluster.PeerID]*link{}, gone: map[cluster.PeerID][]string{}, in: map[cluster.PeerID][]*inbound{},
+		lives: map[cluster.PeerID]uint64{},
 	}
 }
 
@@ -566,8 +568,23 @@ func (l *links) judge(in *inbound, h *proto.Hello) *proto.HelloReply {
 	in.boot = h.Boot
 	l.mu.Lock()
 	l.in[in.peer] = append(l.in[in.peer], in)
+	l.lives[in.peer] = h.Boot
 	l.mu.Unlock()
 	return &proto.HelloReply{}
+}
+
+// died calls tell if the life boot of a peer, of which somebody says that it has ended, is the
+// last one that was let in here. No connection of a later life is let in meanwhile, so
+// tell comes before every word of it. A life that has sent nothing here holds nothing
+// from here, and needs no certificate.
+func (l *links) died(peer cluster.PeerID, boot uint64, tell func()) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last, ok := l.lives[peer]; !ok || last != boot {
+		return false
+	}
+	tell()
+	return true
 }
 
 // clone refuses a machine that has another's identity.

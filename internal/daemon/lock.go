@@ -17,16 +17,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockState makes the state directory and takes it for this process. The lock
-// ends with the returned file, or with the process.
-func lockState(dir string) (*os.File, error) {
+// lockState makes the state directory and takes it for this process, whose life has the
+// number boot. The lock ends with the returned file, or with the process. former is
+// the number of the life before it, 0 if none is known.
+func lockState(dir string, boot uint64) (_ *os.File, former uint64, _ error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
+		return nil, 0, fmt.Errorf("state directory: %w", err)
 	}
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
+		return nil, 0, fmt.Errorf("state directory: %w", err)
 	}
 	for deadline := time.Now().Add(dying); ; time.Sleep(5 * time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -35,9 +36,9 @@ func lockState(dir string) (*os.File, error) {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			f.Close()
-			return nil, fmt.Errorf("locking %s: %w", path, err)
+			return nil, 0, fmt.Errorf("locking %s: %w", path, err)
 		}
-		pid := holder(f)
+		pid, _ := holder(f)
 		if pid != "" && ended(pid) && time.Now().Before(deadline) {
 			continue
 		}
@@ -46,11 +47,12 @@ func lockState(dir string) (*os.File, error) {
 		if pid != "" {
 			who += " (pid " + pid + ")"
 		}
-		return nil, fmt.Errorf("%s already runs on %s: stop it first, or give this one its own --state-dir", who, dir)
+		return nil, 0, fmt.Errorf("%s already runs on %s: stop it first, or give this one its own --state-dir", who, dir)
 	}
+	_, former = holder(f)
 	f.Truncate(0)
-	f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	return f, nil
+	f.WriteAt(fmt.Appendf(nil, "%d\n%x\n", os.Getpid(), boot), 0)
+	return f, former, nil
 }
 
 // dying is how long a daemon waits for one that was killed to let go: a process
@@ -58,11 +60,13 @@ func lockState(dir string) (*os.File, error) {
 // for the disk still has its files open.
 const dying = 10 * time.Second
 
-// holder is the pid that the lock file names, empty if none.
-func holder(f *os.File) string {
-	var pid [16]byte
-	n, _ := f.ReadAt(pid[:], 0)
-	return strings.TrimSpace(string(pid[:n]))
+// holder is the process that the lock file names, and its life; empty and 0 if none.
+func holder(f *os.File) (pid string, life uint64) {
+	var b [64]byte
+	n, _ := f.ReadAt(b[:], 0)
+	pid, rest, _ := strings.Cut(string(b[:n]), "\n")
+	life, _ = strconv.ParseUint(strings.TrimSpace(rest), 16, 64)
+	return pid, life
 }
 
 // ended reports whether a process runs no more, though threads of it may.

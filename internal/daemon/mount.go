@@ -62,7 +62,9 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 		return err
 	}
 	k := new(lateKernel)
-	c, err := newClient(cfg, host+":"+cfg.Dir, k)
+	deaths := &certifier{ctx: ctx, log: cfg.Log}
+	defer deaths.wg.Wait()
+	c, err := newClient(cfg, host+":"+cfg.Dir, k, deaths)
 	if err != nil {
 		return err
 	}
@@ -169,7 +171,7 @@ func await(ctx context.Context, c *client.Client, cfg MountConfig, refused chan 
 // Session opens a session of a volume without mounting it, has f use it, and
 // closes it.
 func Session(ctx context.Context, cfg MountConfig, f func(ctx context.Context, h fsop.Handler) error) error {
-	c, err := newClient(cfg, "command line", nil)
+	c, err := newClient(cfg, "command line", nil, nil)
 	if err != nil {
 		return err
 	}
@@ -197,8 +199,9 @@ func Session(ctx context.Context, cfg MountConfig, f func(ctx context.Context, h
 }
 
 // newClient makes the session's client, which finds the volume by way of the
-// daemon on this machine or, with the identity of this machine, of others.
-func newClient(cfg MountConfig, name string, k client.Kernel) (*client.Client, error) {
+// daemon on this machine or, with the identity of this machine, of others. deaths, if not
+// nil, is told when it loses its home here.
+func newClient(cfg MountConfig, name string, k client.Kernel, deaths *certifier) (*client.Client, error) {
 	dirs := Config{StateDir: cfg.StateDir, RunDir: cfg.RunDir, Listen: ":0", Name: "mount"}
 	if err := dirs.validate(); err != nil {
 		return nil, err
@@ -206,6 +209,10 @@ func newClient(cfg MountConfig, name string, k client.Kernel) (*client.Client, e
 	cc := client.Config{Volume: cfg.Volume, Name: name, Local: dirs.DataSocket(), Kernel: k, Log: cfg.Log,
 		// Without FLUSH there is no close that could wait for what is in a window.
 		Windows: k != nil && !cfg.Mount.LocksNode && !cfg.Mount.ReadOnly,
+	}
+	if deaths != nil {
+		deaths.stateDir, deaths.runDir = dirs.StateDir, dirs.RunDir
+		cc.HomeLost = deaths.homeLost
 	}
 	if late, ok := k.(*lateKernel); ok {
 		cc.Options = late.options

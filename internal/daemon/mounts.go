@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"mortar/internal/cluster"
 	"mortar/internal/codec"
@@ -56,11 +57,13 @@ func (s *mounts) end(why string) {
 type mountConn struct {
 	m       *member
 	subject pki.Subject // what its certificate entitles it to
-	owner   string      // the key that it proved to have
+	key     cluster.ID  // that it proved to have
+	owner   string      // the same, in words
 	source  netip.Addr  // not valid: this machine
 	conn    *wire.Conn
 	ctx     context.Context
 	wg      sync.WaitGroup // of calls being answered
+	lessee  lessee
 
 	mu       sync.Mutex // guards the fields below
 	volume   string     // whose map it wants
@@ -92,7 +95,7 @@ var (
 func (m *member) serveMount(ctx context.Context, nc net.Conn, subject pki.Subject, key cluster.ID) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &mountConn{m: m, subject: subject, owner: key.String(), ctx: ctx, cancels: map[uint64]context.CancelFunc{}}
+	c := &mountConn{m: m, subject: subject, key: key, owner: key.String(), ctx: ctx, cancels: map[uint64]context.CancelFunc{}}
 	if ap, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
 		c.source = ap.Addr().Unmap()
 	}
@@ -208,7 +211,23 @@ func (c *mountConn) message(msg wire.Message) error {
 		if session != nil {
 			pong = session.Ping(&q)
 		}
+		if pong.Serving {
+			if err := c.m.n.page.gives(&c.lessee, session.ID(), cluster.Outwait(time.Duration(pong.Lease))); err != nil {
+				c.m.log.Warn("no lease for a mount, since nobody would know of it", "error", err)
+				pong = &proto.Pong{Stamp: q.Stamp}
+			}
+		}
 		c.conn.Reply(msg, codec.Append(nil, pong))
+	case proto.KindDied:
+		var q proto.Died
+		if err := decode(msg, isCall, &q); err != nil {
+			return err
+		}
+		if c.subject.Role != pki.RolePeer {
+			return errors.New("no peer")
+		}
+		c.m.peerDied(c.key, q.Boot)
+		c.conn.Reply(msg)
 	case proto.KindForget:
 		var q proto.Forget
 		if err := decode(msg, !isCall, &q); err != nil {
@@ -236,6 +255,9 @@ func (c *mountConn) message(msg wire.Message) error {
 			if s != nil {
 				s.Lapsed()
 			}
+		}
+		if err := c.m.n.page.lapsed(&c.lessee); err != nil {
+			c.m.log.Warn("a lease that is over still counts", "error", err)
 		}
 	default:
 		return errors.New("unknown kind")

@@ -203,15 +203,15 @@ func TestReadConfig(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	f, err := lockState(dir)
+	f, _, err := lockState(dir, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockState(dir); err == nil || !strings.Contains(err.Error(), "another mortar daemon (pid ") || !strings.Contains(err.Error(), "already runs on "+dir) {
+	if _, _, err := lockState(dir, 1); err == nil || !strings.Contains(err.Error(), "another mortar daemon (pid ") || !strings.Contains(err.Error(), "already runs on "+dir) {
 		t.Errorf("second daemon: %v", err)
 	}
 	f.Close()
-	f, err = lockState(dir)
+	f, _, err = lockState(dir, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func TestLock(t *testing.T) {
 func TestLockOfTheDead(t *testing.T) {
 	for _, reaped := range []bool{true, false} {
 		dir := t.TempDir()
-		f, err := lockState(dir)
+		f, _, err := lockState(dir, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -245,7 +245,7 @@ func TestLockOfTheDead(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.AfterFunc(50*time.Millisecond, func() { f.Close() })
-		if f, err := lockState(dir); err != nil {
+		if f, _, err := lockState(dir, 1); err != nil {
 			t.Errorf("the lock of a process that has ended (reaped: %v) was not waited for: %v", reaped, err)
 		} else {
 			f.Close()

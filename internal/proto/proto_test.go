@@ -34,6 +34,7 @@ var kinds = []struct {
 	{"KindDo", proto.KindDo, false, []codec.Coded{new(proto.Do), new(proto.DoReply)}},
 	{"KindPing", proto.KindPing, false, []codec.Coded{new(proto.Ping), new(proto.Pong)}},
 	{"KindGetMap", proto.KindGetMap, false, []codec.Coded{new(proto.GetMap), new(proto.VolumeMap)}},
+	{"KindDied", proto.KindDied, false, []codec.Coded{new(proto.Died)}},
 	{"KindForget", proto.KindForget, false, []codec.Coded{new(proto.Forget)}},
 	{"KindLapsed", proto.KindLapsed, false, nil},
 	{"KindHold", proto.KindHold, false, []codec.Coded{new(proto.Forget)}},

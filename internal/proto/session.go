@@ -13,6 +13,7 @@ const (
 	KindDo     uint8 = 2 // Do → DoReply
 	KindPing   uint8 = 3 // Ping → Pong
 	KindGetMap uint8 = 4 // GetMap → VolumeMap
+	KindDied   uint8 = 5 // Died → nothing: the daemon of the client's machine has ended
 	// One-way, by the client.
 	KindForget   uint8 = 8  // Forget
 	KindInvalAck uint8 = 9  // InvalAck
@@ -139,6 +140,13 @@ type Pong struct {
 }
 
 func (m *Pong) Code(c *codec.Coder) { c.U64(&m.Stamp); c.Bool(&m.Serving); c.U64(&m.Lease) }
+
+// Died certifies that the life Boot (Hello.Boot) of the daemon of the client's own machine has
+// ended, and that no client of that daemon answers from a cache any more. A client says
+// it to the daemons of other machines; it has the key of its own.
+type Died struct{ Boot uint64 }
+
+func (m *Died) Code(c *codec.Coder) { c.U64(&m.Boot) }
 
 // Forget takes N from the count of each inode. At zero the client's kernel no
 // longer knows it, nor any name in it. A reply that the client dropped instead

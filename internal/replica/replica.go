@@ -361,6 +361,12 @@ func (r *Replica) Lost(b cluster.BrickID) {
 	r.mail.post(func(l *loop) { l.lost(b) })
 }
 
+// Died tells that the process that was brick b has certainly ended, with all leases that
+// it held or had given its clients (core.Machine.Died).
+func (r *Replica) Died(b cluster.BrickID) {
+	r.mail.post(func(l *loop) { l.m.Died(l.now, b) })
+}
+
 // Message takes a one-way message from another replica. It does not block and
 // takes the body over. done, if not nil, may be called when nothing refers to
 // the body any more.

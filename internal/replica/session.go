@@ -60,6 +60,9 @@ type clearing struct {
 	waits atomic.Int32
 }
 
+// ID is the session's.
+func (s *Session) ID() cluster.SessionID { return s.id }
+
 // Attach makes this replica the home of a session. What the session had here
 // before is replaced: its client has dropped its caches before it asked. If it had
 // given that up since, and asked again, and that came first, it is refused. owner is

@@ -58,8 +58,10 @@ type brick struct {
 	heals    int
 	ahead    bool // of the machine, which has yet to hear of the end of a comparison
 	stopping bool
-	leaving  bool // what it does is being handed over
-	wanted   bool // to be up, but the volume is stopped
+	leaving  bool   // what it does is being handed over
+	page     *page  // of this life
+	let      [5]int // the life of each brick that was last heard of as such
+	wanted   bool   // to be up, but the volume is stopped
 }
 
 type clearing struct {
@@ -120,6 +122,7 @@ func (b *brick) start() {
 	b.sessions, b.turns = [maxSessions]*session{}, [maxSessions]int{}
 	b.durable, b.out = [5]uint64{}, [5]outbox{}
 	b.healing, b.ahead, b.stopping, b.leaving = 0, false, false, false
+	b.page, b.let = newPage(b), [5]int{}
 	if cfg, known := b.w.plane.atStart(b); known {
 		b.do(func() { b.m.Configure(b.now(), cfg) })
 	}
@@ -150,6 +153,9 @@ func (b *brick) die(power bool) {
 	}
 	b.w.say("%v dies, power %v, lost entries %v, ends at %v", b, power, lost, b.disk.tail())
 	b.ended(power)
+	if !power {
+		b.w.watch(b, b.page)
+	}
 }
 
 func (b *brick) ended(power bool) {

@@ -327,9 +327,10 @@ func (c *client) homeDied(b *brick, power bool) {
 	if power {
 		return // nobody says so
 	}
-	gen := c.gen
-	c.w.after(time.Duration(c.r.IntN(2000))*time.Microsecond, func() {
+	gen, page := c.gen, b.page
+	c.w.after(page.notice[c.i], func() {
 		if c.gen == gen {
+			page.lost(c)
 			c.leave()
 		}
 	})

@@ -177,6 +177,7 @@ func (n *network) dial(from, to int, pause time.Duration) {
 		}
 		l.up, l.gen, l.life = true, l.gen+1, b.life
 		l.last = n.w.now
+		b.let[from] = a.life
 		life, gen := a.life, l.gen
 		n.w.after(time.Duration(n.r.IntN(500))*time.Microsecond, func() {
 			a.doIn(life, func() {

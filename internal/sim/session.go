@@ -141,7 +141,9 @@ func (s *session) ping() time.Duration {
 	}
 	s.lapsed = false
 	s.leaseEnd = now + cluster.LeaseGuard
-	return min(cluster.Lease, until-now)
+	lease := min(cluster.Lease, until-now)
+	s.b.page.gives(s.b, s.c, lease)
+	return lease
 }
 
 func (s *session) invalAck(seq uint64) {

@@ -8,10 +8,13 @@ import (
 // fromPrimary reports whether a message comes from the primary of the epoch
 // that this brick follows.
 func (m *Machine) fromPrimary(now Instant, from BrickID, epoch cluster.Epoch) bool {
-	if m.role != Backup || epoch != m.cfg.Epoch || epoch <= m.sealed || from != m.cfg.Primary {
+	if m.role != Backup || epoch != m.cfg.Epoch || epoch <= max(m.sealed, m.bereft) || from != m.cfg.Primary {
 		return false
 	}
-	m.primarySeen = now
+	m.primarySeen, m.met = now, epoch
+	if m.strayed {
+		m.strayed, m.strays = false, now+cluster.LeaseGuard
+	}
 	return true
 }
 

@@ -145,6 +145,9 @@ type Machine struct {
 	lease       Instant // as backup: may serve reads before this
 	holdUntil   Instant // as primary: nothing commits before this
 	heirTo      BrickID // as primary: the former one, if there is no lease to outwait but its own
+	afterHeir   Instant // and those of bricks that it had dropped: until then
+	strays      Instant // no brick that a primary which this one has heard had dropped before may serve after this
+	strayed     bool    // some brick was dropped, and the primary has not been heard since
 
 	// As backup.
 	primarySeen Instant
@@ -155,7 +158,9 @@ type Machine struct {
 	nextSuspect Instant
 	epochSeen   Instant       // when the configuration arrived
 	ackDue      bool          // the primary is owed an AppendAck
-	released    cluster.Epoch // its primary said that it holds no lease any more
+	released    cluster.Epoch // its primary said that it holds no lease any more, nor does any brick that it dropped
+	met         cluster.Epoch // its primary has been heard
+	bereft      cluster.Epoch // its primary is dead: it holds no lease, and is given none
 
 	links map[BrickID]bool // which bricks messages can reach, whatever the role
 
@@ -283,6 +288,7 @@ func (m *Machine) Configure(now Instant, cfg cluster.SetConfig) {
 		return
 	}
 	old := m.cfg
+	defer m.stray(old)
 	m.cfg = cfg.Clone()
 	m.out.Promise = cfg.Epoch
 	m.epochSeen = now
@@ -356,7 +362,12 @@ func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 			}) {
 				m.heirTo = old.Primary
 			}
-			if m.heirTo.IsZero() || m.released+1 != m.cfg.Epoch {
+			m.afterHeir = max(m.holdUntil, m.strays)
+			switch {
+			case !m.heirTo.IsZero() && m.released+1 == m.cfg.Epoch:
+			case !m.heirTo.IsZero() && m.bereft+1 == m.cfg.Epoch:
+				m.holdUntil = m.afterHeir
+			default:
 				m.holdUntil = granted
 			}
 		}
@@ -375,7 +386,7 @@ func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 			p.grantedUntil = granted
 		}
 		if k := keep[b]; k != nil {
-			p.grantedUntil, p.known = k.grantedUntil, max(k.known, k.acked)
+			p.grantedUntil, p.known, p.dead = k.grantedUntil, max(k.known, k.acked), k.dead
 		} else if old.IsInSync(b) {
 			p.known = m.commit
 		}
@@ -386,6 +397,15 @@ func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 	}
 	m.nextBeat = now
 	m.advance(now)
+}
+
+// stray notes that a brick may serve which was in sync in the old epoch and is no more: for
+// no longer than a lease after its primary was heard in the new one, where it
+// gives it none. The primary outwaits that, and says so when it leaves in order; when it
+// dies, nobody does but who leads next.
+func (m *Machine) stray(old cluster.SetConfig) {
+	m.strayed = m.strayed || m.cfg.Epoch != old.Epoch+1 || // who knows what was in between
+		slices.ContainsFunc(old.InSync, func(b BrickID) bool { return b != m.self && !m.cfg.IsInSync(b) })
 }
 
 // Connected tells that messages can reach brick b now. Whatever was on the way
@@ -564,6 +584,11 @@ func (m *Machine) Tick(now Instant) {
 		m.tickPrimary(now)
 		return
 	}
+	m.suspect(now)
+}
+
+// suspect tells the control plane that the epoch has no primary, if it seems so.
+func (m *Machine) suspect(now Instant) {
 	if !m.cfg.IsInSync(m.self) || !m.whole || now < m.nextSuspect {
 		return
 	}

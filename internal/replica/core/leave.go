@@ -45,8 +45,8 @@ func (m *Machine) Leave(now Instant, cached bool) (next *cluster.SetConfig, agai
 	heir := m.cfg.Primary
 	switch m.role {
 	case Backup:
-		if now >= m.lease {
-			return nil, false // the primary may be dead, and not the one to go on with
+		if now >= m.lease || m.bereft == m.cfg.Epoch {
+			return nil, false // the primary is dead or may be, and not the one to go on with
 		}
 	case Primary:
 		if now < m.holdUntil {

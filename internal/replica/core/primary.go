@@ -32,6 +32,7 @@ func (s State) String() string {
 type Progress struct {
 	state     State
 	connected bool
+	dead      bool    // the process has ended, and the next one has said nothing yet
 	round     uint64  // of the last probe; answers to others are ignored
 	probed    Instant // when
 
@@ -172,7 +173,7 @@ func (m *Machine) fromBackup(now Instant, from BrickID, epoch cluster.Epoch, rou
 	if p == nil || !p.connected || round != p.round {
 		return nil
 	}
-	p.heard = now
+	p.heard, p.dead = now, false
 	return p
 }
 
@@ -319,7 +320,7 @@ func (m *Machine) tickPrimary(now Instant) {
 
 // silent reports whether b gives no sign of life, or lives without doing its work.
 func (m *Machine) silent(now Instant, p *Progress) bool {
-	return now >= p.heard+cluster.Suspicion || p.state == Healing || p.stalled(now, stuckAfter)
+	return p.dead || now >= p.heard+cluster.Suspicion || p.state == Healing || p.stalled(now, stuckAfter)
 }
 
 // A backup that answers heartbeats, but applies nothing of what it was sent, has
