@@ -79,10 +79,15 @@ func TestBackupDied(t *testing.T) {
 		round := sent[proto.Probe](t, m, a)[0].Round
 		m.ProbeAck(now, a, &proto.ProbeAck{Epoch: 2, Round: round, Tail: m.tail, History: m.history, Whole: true})
 		m.AppendAck(now, a, &proto.AppendAck{Epoch: 2, Round: round, Seq: 2})
+		lease := func() {
+			m.BeatAck(now, a, &proto.BeatAck{Epoch: 2, Round: round, Echo: uint64(now), Stamp: 3, Applied: 2, Acked: 2})
+		}
+		lease()
 		if committed := m.Commit() == 2; committed != dead {
 			t.Errorf("dead %v: committed at once: %v", dead, committed)
 		}
-		m.Tick(now + cluster.LeaseGuard)
+		now += cluster.LeaseGuard
+		lease()
 		if m.Commit() != 2 {
 			t.Errorf("dead %v: not committed when all leases are over", dead)
 		}
