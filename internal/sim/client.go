@@ -328,7 +328,7 @@ func (c *client) homeDied(b *brick, power bool) {
 		return // nobody says so
 	}
 	gen, page := c.gen, b.page
-	c.w.after(page.notice[c.i], func() {
+	c.w.after(page.late[c.i]+time.Duration(c.r.IntN(2000))*time.Microsecond, func() {
 		if c.gen == gen {
 			page.lost(c)
 			c.leave()

@@ -15,10 +15,10 @@ type page struct {
 	// former is the same for the clients of the lives before it.
 	former time.Duration
 	// guarded tells whether somebody is there to certify its end, local which clients are on its
-	// own machine, and notice when each hears of the end: those that stand still only late.
+	// own machine, and late how much later than others each hears of the end: those that stand still.
 	guarded bool
 	local   [maxSessions]bool
-	notice  [maxSessions]time.Duration
+	late    [maxSessions]time.Duration
 }
 
 func newPage(b *brick) *page {
@@ -26,8 +26,8 @@ func newPage(b *brick) *page {
 	p := &page{life: b.life, former: b.clock() + cluster.LeaseGuard, guarded: r.IntN(4) > 0}
 	for c := range p.local {
 		p.local[c] = r.IntN(3) > 0
-		if p.notice[c] = time.Duration(r.IntN(2000)) * time.Microsecond; r.IntN(4) == 0 {
-			p.notice[c] *= 1000
+		if r.IntN(4) == 0 {
+			p.late[c] = time.Duration(r.IntN(2000)) * time.Millisecond
 		}
 	}
 	return p
