@@ -552,3 +552,41 @@ type LocalBricks struct {
 	PID    int           `json:"pid"`
 	Bricks []BrickStatus `json:"bricks"`
 }
+
+// Examination is what a daemon finds when it looks at its pool: who reaches whom,
+// and whose clock is where.
+type Examination struct {
+	Self  string            `json:"self"`  // name of the peer that answers; empty: it is in no pool
+	Peers []PeerExamination `json:"peers"` // by name, the answering one among them
+}
+
+// PeerExamination is what one peer has answered.
+type PeerExamination struct {
+	Name string `json:"name"`
+	// Problem says why it was not asked, or did not answer; then nothing else is known.
+	Problem string `json:"problem,omitempty"`
+	// Ahead is how far its clock is ahead of that of the peer that asked, in
+	// milliseconds, give or take Trip.
+	Ahead int64 `json:"ahead"`
+	// Trip is how long the question and its answer were under way, in milliseconds.
+	Trip     int64   `json:"trip"`
+	Version  string  `json:"version"`
+	Protocol uint16  `json:"protocol"`
+	Reach    []Reach `json:"reach"` // what became of its connections to the others
+}
+
+// LocalReach is what a peer tells another of its own connections and clock.
+type LocalReach struct {
+	Time     time.Time `json:"time"` // when it was done
+	Took     int64     `json:"took"` // how long that took it, milliseconds
+	Version  string    `json:"version"`
+	Protocol uint16    `json:"protocol"`
+	Reach    []Reach   `json:"reach"`
+}
+
+// Reach is an attempt to connect to a peer at one of the addresses that the pool knows of it.
+type Reach struct {
+	Peer    string `json:"peer"` // name
+	Addr    string `json:"addr"`
+	Problem string `json:"problem,omitempty"` // empty: that peer answered
+}

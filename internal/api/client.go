@@ -348,3 +348,13 @@ func (c *Client) LocalScrub(ctx context.Context, volume string) (*ScrubReply, er
 func (c *Client) LocalVerify(ctx context.Context, volume string) (*HealReply, error) {
 	return ask[HealReply](ctx, c, "POST", "/local/verify", url.Values{"volume": {volume}}, nil)
 }
+
+// Examine has the daemon, and every peer that it reaches, try to reach all others.
+func (c *Client) Examine(ctx context.Context) (*Examination, error) {
+	return ask[Examination](ctx, c, "GET", "/pool/examination", nil, nil)
+}
+
+// LocalReach asks a peer whom it reaches.
+func (c *Client) LocalReach(ctx context.Context) (*LocalReach, error) {
+	return ask[LocalReach](ctx, c, "GET", "/local/reach", nil, nil)
+}

@@ -8,123 +8,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"mortar/internal/disk"
+	"mortar/internal/fstab"
 )
 
 // defaultFstab is where mount(8) and systemd look.
 const defaultFstab = "/etc/fstab"
-
-// fstabEntry is a line of fstab(5) that mounts something.
-type fstabEntry struct {
-	line    int // from 1
-	source  string
-	dir     string
-	kind    string
-	options []string
-}
-
-// has reports whether one of the options is word, or begins with it if it ends in =.
-func (e *fstabEntry) has(word string) bool {
-	return slices.ContainsFunc(e.options, func(o string) bool {
-		return o == word || strings.HasSuffix(word, "=") && strings.HasPrefix(o, word)
-	})
-}
-
-// ours reports whether mortar mounts it.
-func (e *fstabEntry) ours() bool { return e.kind == "mortar" || e.kind == "fuse.mortar" }
-
-// A field of fstab cannot have these in it as they are.
-var (
-	fstabEscape   = strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`, "#", `\043`)
-	fstabUnescape = strings.NewReplacer(`\134`, `\`, `\040`, " ", `\011`, "\t", `\012`, "\n", `\043`, "#")
-)
-
-// parseFstab returns the entries of a file; lines that are none are left out, as mount(8) does.
-func parseFstab(text string) []fstabEntry {
-	var all []fstabEntry
-	n := 0
-	for line := range strings.Lines(text) {
-		n++
-		f := strings.Fields(line)
-		if len(f) < 3 || strings.HasPrefix(f[0], "#") {
-			continue
-		}
-		e := fstabEntry{line: n, source: fstabUnescape.Replace(f[0]), dir: filepath.Clean(fstabUnescape.Replace(f[1])), kind: f[2]}
-		if len(f) > 3 {
-			e.options = strings.Split(f[3], ",")
-		}
-		all = append(all, e)
-	}
-	return all
-}
-
-// bootOptions are what an entry has besides what its user wants: the network is
-// up and the daemon asked to run before it is mounted. With the automount,
-// whoever looks at the directory before that waits, a bind mount of Docker's
-// included, in place of seeing it empty. It does not end with the daemon, which may be restarted.
-var bootOptions = []string{"_netdev", "x-systemd.automount", "x-systemd.after=mortar.service", "x-systemd.mount-timeout=2min"}
-
-// fstabLine is the entry that mounts source at dir at boot.
-func fstabLine(source, dir string, options []string) string {
-	var words []string
-	for w := range strings.SplitSeq(strings.Join(options, ","), ",") {
-		if w != "" && w != "defaults" && !slices.Contains(words, w) {
-			words = append(words, w)
-		}
-	}
-	if len(words) == 0 {
-		words = []string{"defaults"}
-	}
-	for _, b := range bootOptions {
-		if !slices.Contains(words, b) {
-			words = append(words, b)
-		}
-	}
-	return strings.Join([]string{fstabEscape.Replace(source), fstabEscape.Replace(dir), "mortar", fstabEscape.Replace(strings.Join(words, ",")), "0", "0"}, " ") + "\n"
-}
-
-// fstabAdd returns text with line at its end. Without a change if it has it
-// already; what else is to be mounted at the place is not overridden.
-func fstabAdd(path, text, line string) (string, error) {
-	want := parseFstab(line)[0]
-	for _, e := range parseFstab(text) {
-		switch {
-		case e.dir != want.dir:
-		case e.source == want.source && e.kind == want.kind && slices.Equal(e.options, want.options):
-			return text, nil
-		default:
-			return "", fmt.Errorf("%s, line %d: %s is to be mounted at %s already; take that line out first (\"mortar umount --disable %s\" if it is mortar's)", path, e.line, e.source, e.dir, e.dir)
-		}
-	}
-	if text != "" && !strings.HasSuffix(text, "\n") {
-		text += "\n"
-	}
-	return text + line, nil
-}
-
-// fstabRemove returns text without mortar's entries for dir, and whether there were any.
-func fstabRemove(text, dir string) (string, bool) {
-	gone := make(map[int]bool)
-	for _, e := range parseFstab(text) {
-		if e.ours() && e.dir == dir {
-			gone[e.line] = true
-		}
-	}
-	var b strings.Builder
-	n := 0
-	for line := range strings.Lines(text) {
-		if n++; !gone[n] {
-			b.WriteString(line)
-		}
-	}
-	return b.String(), len(gone) > 0
-}
 
 // readFstab reads a file that need not exist.
 func readFstab(path string) (string, error) {
@@ -199,8 +93,8 @@ func unitName(dir string) string {
 
 // stopAutomount has systemd no longer wait for somebody who looks at dir: else
 // whoever does would mount it again.
-func (a *app) stopAutomount(fstab, dir string) {
-	if _, err := os.Stat("/run/systemd/system"); err != nil || fstab != defaultFstab {
+func (a *app) stopAutomount(table, dir string) {
+	if _, err := os.Stat("/run/systemd/system"); err != nil || table != defaultFstab {
 		return
 	}
 	unit := unitName(dir) + ".automount"
@@ -255,12 +149,12 @@ func (a *app) prepareMountPoint(dir string) (undo func(), err error) {
 
 // enableMount mounts with the function it is given, and sees to it that
 // it is mounted at each boot.
-func (a *app) enableMount(fstab, source, dir string, options []string, mount func() error) error {
-	text, err := readFstab(fstab)
+func (a *app) enableMount(table, source, dir string, options []string, mount func() error) error {
+	text, err := readFstab(table)
 	if err != nil {
 		return err
 	}
-	text, err = fstabAdd(fstab, text, fstabLine(source, dir, options))
+	text, err = fstab.Add(table, text, fstab.Line(source, dir, options))
 	if err != nil {
 		return err
 	}
@@ -279,28 +173,28 @@ func (a *app) enableMount(fstab, source, dir string, options []string, mount fun
 		undo()
 		return err
 	}
-	if err := writeFstab(fstab, text); err != nil {
+	if err := writeFstab(table, text); err != nil {
 		return fmt.Errorf("%s is mounted, but not at the next boot: %w", dir, err)
 	}
-	a.reloadUnits(fstab)
-	return a.done("%s is mounted, and will be at each boot (%s)", dir, fstab)
+	a.reloadUnits(table)
+	return a.done("%s is mounted, and will be at each boot (%s)", dir, table)
 }
 
 // disableMount takes back what enableMount did, of a directory where nothing is
 // mounted any more.
-func (a *app) disableMount(fstab, dir string) error {
-	text, err := readFstab(fstab)
+func (a *app) disableMount(table, dir string) error {
+	text, err := readFstab(table)
 	if err != nil {
 		return err
 	}
-	text, found := fstabRemove(text, dir)
+	text, found := fstab.Remove(text, dir)
 	if !found {
-		return fmt.Errorf("%s has no mount of mortar's at %s", fstab, dir)
+		return fmt.Errorf("%s has no mount of mortar's at %s", table, dir)
 	}
-	if err := writeFstab(fstab, text); err != nil {
+	if err := writeFstab(table, text); err != nil {
 		return err
 	}
-	a.reloadUnits(fstab)
+	a.reloadUnits(table)
 	if err := disk.SetImmutable(dir, false); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
 		a.Errorf("warning: %s: %v", dir, err)
 	}

@@ -8,49 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"mortar/internal/cli/ui"
 	"mortar/internal/daemon"
 )
-
-func TestFstab(t *testing.T) {
-	const table = "# comment\nUUID=1 / ext4 errors=remount-ro 0 1\n\n" +
-		`gfs2:/wp /var/www/my\040site/ mortar defaults,_netdev 0 0` + "\nhalf"
-	got := parseFstab(table)
-	want := []fstabEntry{
-		{line: 2, source: "UUID=1", dir: "/", kind: "ext4", options: []string{"errors=remount-ro"}},
-		{line: 4, source: "gfs2:/wp", dir: "/var/www/my site", kind: "mortar", options: []string{"defaults", "_netdev"}},
-	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(fstabEntry{})); diff != "" {
-		t.Fatal(diff)
-	}
-
-	// What is added is read as it was meant, once, and taken out again.
-	line := fstabLine("a,b:/v", "/mnt/two words#1", []string{"ro,_netdev", "defaults"})
-	if want := `a,b:/v /mnt/two\040words\0431 mortar ro,_netdev,x-systemd.automount,x-systemd.after=mortar.service,x-systemd.mount-timeout=2min 0 0` + "\n"; line != want {
-		t.Errorf("line %q, want %q", line, want)
-	}
-	if e := parseFstab(line); len(e) != 1 || e[0].dir != "/mnt/two words#1" || !e[0].ours() || !e[0].has("ro") || e[0].has("rw") || !e[0].has("x-systemd.after=") {
-		t.Errorf("read as %+v", e)
-	}
-	added, err := fstabAdd("fstab", table, line)
-	if err != nil || added != table+"\n"+line {
-		t.Errorf("added: %q, %v", added, err)
-	}
-	if again, err := fstabAdd("fstab", added, line); err != nil || again != added {
-		t.Errorf("added twice: %q, %v", again, err)
-	}
-	if _, err := fstabAdd("fstab", added, fstabLine("c:/v", "/mnt/two words#1", nil)); err == nil || !strings.Contains(err.Error(), "fstab, line 6: a,b:/v is to be mounted at /mnt/two words#1 already") {
-		t.Errorf("another source: %v", err)
-	}
-	if removed, found := fstabRemove(added, "/mnt/two words#1"); !found || removed != table+"\n" {
-		t.Errorf("removed: %v, %q", found, removed)
-	}
-	if same, found := fstabRemove(added, "/"); found || same != added {
-		t.Errorf("another's entry was removed: %q", same)
-	}
-}
 
 func TestWriteFstab(t *testing.T) {
 	dir := t.TempDir()

@@ -26,7 +26,7 @@ func newMount(a *app) *cobra.Command {
 	var (
 		foreground, sloppy, fake, verbose bool
 		noMtab, enable                    bool
-		fstab                             string
+		table                             string
 		options                           []string
 		namespace, fsType                 string
 		wait                              time.Duration
@@ -51,7 +51,7 @@ func newMount(a *app) *cobra.Command {
 		f.BoolVarP(&foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
 		c.Long += enableHelp
 		f.BoolVar(&enable, "enable", false, "mount at each boot too; see above")
-		f.StringVar(&fstab, "fstab", defaultFstab, "the `file` that --enable writes to")
+		f.StringVar(&table, "fstab", defaultFstab, "the `file` that --enable writes to")
 	}
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		// Only the process that serves the mount, not the one that starts it.
@@ -105,7 +105,7 @@ func newMount(a *app) *cobra.Command {
 		}
 		mount := func() error { return a.mountInBackground(cmd.Context(), cfg, o.logFile) }
 		if enable {
-			return a.enableMount(fstab, args[0], cfg.Dir, options, mount)
+			return a.enableMount(table, args[0], cfg.Dir, options, mount)
 		}
 		return mount()
 	}
@@ -410,7 +410,7 @@ func openLog(path string) (*os.File, error) {
 func newUmount(a *app) *cobra.Command {
 	var (
 		lazy, disable bool
-		fstab         string
+		table         string
 	)
 	c := verb("umount DIR", "unmount a volume", 1, 1, func(ctx context.Context, args []string) error {
 		dir, err := filepath.Abs(args[0])
@@ -418,7 +418,7 @@ func newUmount(a *app) *cobra.Command {
 			return err
 		}
 		if disable {
-			a.stopAutomount(fstab, dir)
+			a.stopAutomount(table, dir)
 		}
 		raw, err := os.ReadFile("/proc/self/mountinfo")
 		if err != nil {
@@ -426,7 +426,7 @@ func newUmount(a *app) *cobra.Command {
 		}
 		if !mounted(string(raw), dir) {
 			if disable {
-				return a.disableMount(fstab, dir)
+				return a.disableMount(table, dir)
 			}
 			return fmt.Errorf("%s: no mortar volume is mounted here", dir)
 		}
@@ -443,12 +443,12 @@ func newUmount(a *app) *cobra.Command {
 			return fmt.Errorf("%s: %w", dir, err)
 		}
 		if disable {
-			return a.disableMount(fstab, dir)
+			return a.disableMount(table, dir)
 		}
 		return a.done("%s is unmounted", dir)
 	})
 	c.Flags().BoolVar(&disable, "disable", false, "take back \"mortar mount --enable\": do not mount it at boot any more")
-	c.Flags().StringVar(&fstab, "fstab", defaultFstab, "the `file` that --disable writes to")
+	c.Flags().StringVar(&table, "fstab", defaultFstab, "the `file` that --disable writes to")
 	c.Flags().BoolVarP(&lazy, "lazy", "l", false, "unmount as soon as nobody uses it any more")
 	return c
 }

@@ -36,6 +36,7 @@ type Pool interface {
 	Leave(ctx context.Context) error
 	PoolRecovery(ctx context.Context) (*api.PoolRecovery, error)
 	RecoverPool(ctx context.Context, r api.PoolRecover) error
+	Examine(ctx context.Context) (*api.Examination, error)
 	// Enroll makes the machine behind conn a peer; Invited joins the pool that
 	// the machine behind conn speaks for.
 	Enroll(ctx context.Context, conn Ends, r api.EnrollRequest) (*api.EnrollReply, error)
@@ -73,6 +74,7 @@ type Local interface {
 	LocalBricks(ctx context.Context, volume string, detail bool) (*api.LocalBricks, error)
 	LocalVerify(ctx context.Context, volume string) (*api.HealReply, error)
 	LocalScrub(ctx context.Context, volume string) (*api.ScrubReply, error)
+	LocalReach(ctx context.Context) (*api.LocalReach, error)
 	LocalSubvolumes(ctx context.Context, r api.SubvolumeRequest) ([]api.Subvolume, error)
 }
 
@@ -189,6 +191,9 @@ func (s *Server) table() map[string]map[string]route {
 		"/peers": {
 			"POST": {Admin, with(func(r *request, in api.ProbeRequest) (any, error) { return pool.Probe(r.Context(), in) })},
 		},
+		"/pool/examination": {
+			"GET": {Admin | Reader, func(r *request) (any, error) { return pool.Examine(r.Context()) }},
+		},
 		"/peers/{host}": {
 			"DELETE": {Admin, forced(func(r *request, force bool) (any, error) {
 				return nil, pool.Detach(r.Context(), r.PathValue("host"), force)
@@ -304,6 +309,9 @@ func (s *Server) table() map[string]map[string]route {
 			"POST": {Peer, func(r *request) (any, error) {
 				return local.LocalScrub(r.Context(), r.URL.Query().Get("volume"))
 			}},
+		},
+		"/local/reach": {
+			"GET": {Peer, func(r *request) (any, error) { return local.LocalReach(r.Context()) }},
 		},
 		"/local/verify": {
 			"POST": {Peer, func(r *request) (any, error) {
