@@ -106,6 +106,9 @@ func (x *exec) write(op *fsop.Write) error {
 	if err := x.window(n, op.Window); err != nil {
 		return err
 	}
+	if err := x.fenced(n.Ino); err != nil {
+		return err
+	}
 	x.reply.Off = off
 	if size == 0 {
 		x.reply.Attr = n.Attr
@@ -175,6 +178,9 @@ func (x *exec) fallocate(op *fsop.Fallocate) error {
 		return fsop.EFBIG
 	case n.Attr.Flags&fsop.FlagImmutable != 0, n.Attr.Flags&fsop.FlagAppend != 0 && op.Mode&^fsop.FallocKeepSize != 0:
 		return fsop.EPERM
+	}
+	if err := x.fenced(n.Ino); err != nil {
+		return err
 	}
 	end := op.Off + op.Len
 	switch op.Mode {

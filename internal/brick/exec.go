@@ -527,6 +527,7 @@ func (x *exec) openSession(op *fsop.OpenSession) error {
 		now := s.Session
 		now.Since, now.Away = x.e.Time, false
 		x.setSession(s, now)
+		x.locksReturn(id)
 		return nil
 	}
 	s = &session{Session: meta.Session{ID: id, Client: op.Client, Owner: op.Owner, Opened: x.e.Time, Since: x.e.Time}}
@@ -561,10 +562,15 @@ func (x *exec) forgetAway() {
 	slices.SortFunc(away, func(a, b *session) int {
 		return cmp.Or(cmp.Compare(a.Since, b.Since), cmp.Compare(a.ID, b.ID))
 	})
+	over := map[cluster.SessionID]bool{}
 	for i, s := range away {
 		if len(away)-i > awayMost || x.e.Time-s.Since > awayFor {
 			x.endSession(s)
+			over[s.ID] = true
 		}
+	}
+	if len(over) > 0 {
+		x.locksGo(over)
 	}
 }
 
@@ -594,14 +600,15 @@ func (x *exec) closeSession(op *fsop.CloseSession) error {
 	if s == nil || op.Away && s.Away {
 		return nil
 	}
-	x.dropLocks(id)
 	if op.Away {
+		x.locksLeave(id)
 		x.noteUses(s)
 		now := s.Session
 		now.Since, now.Away = x.e.Time, true
 		x.setSession(s, now)
 		return nil
 	}
+	x.locksGo(map[cluster.SessionID]bool{id: true})
 	x.endSession(s)
 	return nil
 }

@@ -18,13 +18,18 @@ const (
 func conflict(held []meta.Lock, l *meta.Lock) *meta.Lock {
 	for i := range held {
 		h := &held[i]
-		if h.Flock == l.Flock && !sameOwner(h, l) &&
-			h.Start <= l.End && l.Start <= h.End &&
-			(h.Type == fsop.LockWrite || l.Type == fsop.LockWrite) {
+		if h.State == meta.LockHeld && excludes(h, l) {
 			return h
 		}
 	}
 	return nil
+}
+
+// excludes says whether two locks cannot both be held.
+func excludes(h, l *meta.Lock) bool {
+	return h.Flock == l.Flock && !sameOwner(h, l) &&
+		h.Start <= l.End && l.Start <= h.End &&
+		(h.Type == fsop.LockWrite || l.Type == fsop.LockWrite)
 }
 
 func sameOwner(a, b *meta.Lock) bool {
@@ -33,13 +38,17 @@ func sameOwner(a, b *meta.Lock) bool {
 
 // setLock returns held as it is after l's owner set l: what l covers is replaced,
 // the owner's locks are split where it cuts them, and joined where they touch
-// and are of one type. gave says that somebody may have been waiting for what
+// and are of one type. What others had when they went away, and l would have had
+// to wait for, is lost to them. gave says that somebody may have been waiting for what
 // was given up. held itself is not changed.
 func setLock(held []meta.Lock, l *meta.Lock) (after []meta.Lock, gave bool) {
 	var own []meta.Lock
 	for i := range held {
 		h := held[i]
 		if !sameOwner(&h, l) {
+			if h.State == meta.LockAway && l.Type != fsop.LockUnlock && excludes(&h, l) {
+				h.State = meta.LockLost
+			}
 			after = append(after, h)
 			continue
 		}
@@ -47,7 +56,7 @@ func setLock(held []meta.Lock, l *meta.Lock) (after []meta.Lock, gave bool) {
 			own = append(own, h)
 			continue
 		}
-		if l.Type == fsop.LockUnlock || l.Type == fsop.LockRead && h.Type == fsop.LockWrite {
+		if h.State == meta.LockHeld && (l.Type == fsop.LockUnlock || l.Type == fsop.LockRead && h.Type == fsop.LockWrite) {
 			gave = true
 		}
 		if h.Start < l.Start {
@@ -66,7 +75,7 @@ func setLock(held []meta.Lock, l *meta.Lock) (after []meta.Lock, gave bool) {
 	}
 	slices.SortFunc(own, func(a, b meta.Lock) int { return cmp.Compare(a.Start, b.Start) })
 	for i := range own {
-		if n := len(after); i > 0 && after[n-1].Type == own[i].Type && after[n-1].End+1 == own[i].Start {
+		if n := len(after); i > 0 && after[n-1].Type == own[i].Type && after[n-1].State == own[i].State && after[n-1].End+1 == own[i].Start {
 			after[n-1].End = own[i].End
 			continue
 		}
@@ -94,6 +103,9 @@ func (x *exec) setlk(op *fsop.Setlk) error {
 	}
 	held := x.b.locks[n.Ino]
 	if l.Type != fsop.LockUnlock {
+		if slices.ContainsFunc(held, func(h meta.Lock) bool { return h.State == meta.LockLost && sameOwner(&h, &l) }) {
+			return fsop.EIO // its owner relies on what it has lost
+		}
 		if conflict(held, &l) != nil {
 			return fsop.EAGAIN
 		}
@@ -165,21 +177,68 @@ func sameLocks(a, b []meta.Lock) bool {
 	return !slices.ContainsFunc(a, func(l meta.Lock) bool { return !have[l] })
 }
 
-// dropLocks plans to release all locks of a session.
-func (x *exec) dropLocks(id cluster.SessionID) {
+// fenced returns EIO if the entry's session had a lock on the file that another has
+// taken since: whoever relied on it changes nothing any more, late or now.
+func (x *exec) fenced(ino fsop.Ino) error {
+	for _, h := range x.b.locks[ino] {
+		if h.Session == x.e.Session && h.State == meta.LockLost {
+			return fsop.EIO
+		}
+	}
+	return nil
+}
+
+// locksOf plans what becomes of all locks of some sessions: change says whether a
+// lock stays, perhaps in another state, and whether somebody may have waited for it.
+func (x *exec) locksOf(sessions map[cluster.SessionID]bool, change func(*meta.Lock) (stays, gave bool)) {
 	var inos []fsop.Ino
 	for ino, held := range x.b.locks {
-		if slices.ContainsFunc(held, func(l meta.Lock) bool { return l.Session == id }) {
+		if slices.ContainsFunc(held, func(l meta.Lock) bool { return sessions[l.Session] }) {
 			inos = append(inos, ino)
 		}
 	}
 	slices.Sort(inos)
 	for _, ino := range inos {
-		held := x.b.locks[ino]
-		after := slices.DeleteFunc(slices.Clone(held), func(l meta.Lock) bool { return l.Session == id })
+		held, gave := x.b.locks[ino], false
+		after := slices.DeleteFunc(slices.Clone(held), func(l meta.Lock) bool { return sessions[l.Session] })
+		for _, l := range held {
+			if sessions[l.Session] {
+				stays, g := change(&l)
+				gave = gave || g
+				if stays {
+					after = append(after, l)
+				}
+			}
+		}
 		x.replaceLocks(ino, held, after)
-		x.released = append(x.released, ino)
+		if gave {
+			x.released = append(x.released, ino)
+		}
 	}
+}
+
+// locksGo plans to forget the locks of sessions that end.
+func (x *exec) locksGo(sessions map[cluster.SessionID]bool) {
+	x.locksOf(sessions, func(l *meta.Lock) (bool, bool) { return false, l.State == meta.LockHeld })
+}
+
+// locksLeave and locksReturn are for a session that goes away, and comes back.
+func (x *exec) locksLeave(id cluster.SessionID) {
+	x.locksOf(map[cluster.SessionID]bool{id: true}, func(l *meta.Lock) (stays, gave bool) {
+		if gave = l.State == meta.LockHeld; gave {
+			l.State = meta.LockAway
+		}
+		return true, gave
+	})
+}
+
+func (x *exec) locksReturn(id cluster.SessionID) {
+	x.locksOf(map[cluster.SessionID]bool{id: true}, func(l *meta.Lock) (stays, gave bool) {
+		if l.State == meta.LockAway {
+			l.State = meta.LockHeld
+		}
+		return true, false
+	})
 }
 
 // getlk answers Getlk. The asker is known by its owner number alone, which the

@@ -164,3 +164,72 @@ func TestLockLimits(t *testing.T) {
 		t.Errorf("%d locks are left", n)
 	}
 }
+
+// A session of which nobody hears keeps nobody out. What another has locked
+// meanwhile is lost to it: it changes the file no more until it has let go. What
+// nobody wanted it has again when it comes back.
+func TestLostLocks(t *testing.T) {
+	o := newBrick(t)
+	a, b := o.create(fsop.RootIno, "a"), o.create(fsop.RootIno, "b")
+	const old, other = cluster.SessionID(1), cluster.SessionID(2)
+	number := uint64(0)
+	do := func(id cluster.SessionID, want error, op fsop.Op) *Result {
+		t.Helper()
+		number++
+		r, err := o.as(id, number, 0, op)
+		if err != want {
+			t.Errorf("session %d: %s: %v, want %v", id, fsop.String(op), err, want)
+		}
+		return r
+	}
+	lock := func(id cluster.SessionID, ino fsop.Ino, flock bool, typ fsop.LockType, start, end uint64, want error) *Result {
+		t.Helper()
+		return do(id, want, &fsop.Setlk{Ino: ino, Lock: fsop.Lock{Owner: uint64(id) * 10, Flock: flock, Type: typ, Start: start, End: end}})
+	}
+	const w, r, u = fsop.LockWrite, fsop.LockRead, fsop.LockUnlock
+	for _, flock := range []bool{false, true} {
+		do(old, nil, &fsop.OpenSession{Client: "c"})
+		do(other, nil, &fsop.OpenSession{Client: "c"})
+		info, _ := o.info(old)
+		lock(old, a, flock, w, 0, lockEnd, nil)
+		lock(old, b, flock, r, 0, lockEnd, nil)
+		lock(other, a, flock, w, 0, lockEnd, fsop.EAGAIN)
+		if res := do(0, nil, &fsop.CloseSession{Session: uint64(old), Away: true}); len(res.Released) != 2 {
+			t.Errorf("released %v", res.Released)
+		}
+		lock(other, a, flock, w, 3, 3, nil)
+		lock(other, b, flock, r, 0, lockEnd, nil) // which a lock for reading does not mind
+		do(other, nil, &fsop.Write{Ino: a, Data: []byte("new")})
+		lock(other, a, flock, u, 0, lockEnd, nil)
+
+		reopen := func() { do(old, nil, &fsop.OpenSession{Client: "c", Opened: info.Opened}) }
+		reopen()
+		if err := o.store.Locks(func(l meta.Lock) error { // as it will be after a crash
+			if !slices.Contains(o.locks[l.Ino], l) {
+				t.Errorf("the metadata has %+v", l)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		write := &fsop.Write{Ino: a, Data: []byte("old")}
+		do(old, fsop.EIO, write)
+		do(old, fsop.EIO, &fsop.Setattr{Ino: a, Valid: fsop.SetSize})
+		do(old, fsop.EIO, &fsop.Fallocate{Ino: a, Len: 10})
+		lock(old, a, flock, w, 100, 200, fsop.EIO)
+		do(old, nil, &fsop.Setattr{Ino: a, Valid: fsop.SetMode, Mode: 0o600})
+		do(old, nil, &fsop.Write{Ino: b, Data: []byte("old")})
+		lock(other, b, flock, w, 0, lockEnd, fsop.EAGAIN)
+		if got := string(o.contents(a)); got != "new" {
+			t.Errorf("contents %q", got)
+		}
+		lock(old, a, flock, u, 0, lockEnd, nil)
+		do(old, nil, write)
+		lock(old, a, flock, w, 0, lockEnd, nil)
+		do(0, nil, &fsop.CloseSession{Session: uint64(old)})
+		do(0, nil, &fsop.CloseSession{Session: uint64(other)})
+		if n := len(o.locks); n != 0 {
+			t.Errorf("locks of no session: %v", o.locks)
+		}
+	}
+}

@@ -36,7 +36,7 @@ type mInode struct {
 	entries  map[string]fsop.Ino
 	parent   fsop.Ino
 	posix    map[mOwner]map[uint64]mHeld // byte (of the few that tests lock) → lock
-	flock    map[mOwner]fsop.LockType
+	flock    map[mOwner]mHeld
 }
 
 type mOwner struct {
@@ -45,8 +45,31 @@ type mOwner struct {
 }
 
 type mHeld struct {
-	typ fsop.LockType
-	pid uint32
+	typ   fsop.LockType
+	pid   uint32
+	state string // "": held; "away", "lost"
+}
+
+// locks goes through the locks of a session on a file; each becomes what change returns.
+func (n *mInode) locks(id cluster.SessionID, change func(mHeld) mHeld) {
+	for o, l := range n.posix {
+		for b, h := range l {
+			if o.session == id {
+				l[b] = change(h)
+			}
+		}
+	}
+	for o, h := range n.flock {
+		if o.session == id {
+			n.flock[o] = change(h)
+		}
+	}
+}
+
+// fenced says whether the entry's session has lost a lock on the file.
+func (x *mExec) fenced(n *mInode) (lost bool) {
+	n.locks(x.e.Session, func(h mHeld) mHeld { lost = lost || h.state == "lost"; return h })
+	return lost
 }
 
 type mSession struct {
@@ -305,6 +328,14 @@ func (x *mExec) op() error {
 			return nil
 		default:
 			s.away = false
+			for _, n := range x.inodes {
+				n.locks(x.e.Session, func(h mHeld) mHeld {
+					if h.state == "away" {
+						h.state = ""
+					}
+					return h
+				})
+			}
 		}
 		x.changed = true
 		return nil
@@ -330,17 +361,15 @@ func (x *mExec) op() error {
 				n.attr.Window = 0
 			}
 			had := false
-			for o := range n.posix {
-				if o.session == id {
-					had = had || len(n.posix[o]) > 0
-					delete(n.posix, o)
+			n.locks(id, func(h mHeld) mHeld {
+				if h.state == "" {
+					had, h.state = true, "away"
 				}
-			}
-			for o := range n.flock {
-				if o.session == id {
-					had = true
-					delete(n.flock, o)
-				}
+				return h
+			})
+			if !op.Away {
+				maps.DeleteFunc(n.posix, func(o mOwner, _ map[uint64]mHeld) bool { return o.session == id })
+				maps.DeleteFunc(n.flock, func(o mOwner, _ mHeld) bool { return o.session == id })
 			}
 			if had {
 				x.r.released = append(x.r.released, ino)
@@ -699,6 +728,9 @@ func (x *mExec) setattr(op *fsop.Setattr) error {
 		x.r.reply.Attr = n.attrs()
 		return nil
 	}
+	if has(fsop.SetSize) && x.fenced(n) {
+		return fsop.EIO
+	}
 	if has(fsop.SetKillPriv) || has(fsop.SetUID|fsop.SetGID) && !n.attr.IsDir() {
 		x.kill(n)
 	}
@@ -767,6 +799,9 @@ func (x *mExec) write(op *fsop.Write) error {
 	if len(op.Data) > 0 && (end > fsop.MaxSize || off > fsop.MaxSize) {
 		return fsop.EFBIG
 	}
+	if x.fenced(n) {
+		return fsop.EIO
+	}
 	x.r.reply.Off = off
 	if len(op.Data) > 0 {
 		if op.KillPriv {
@@ -794,6 +829,9 @@ func (x *mExec) fallocate(op *fsop.Fallocate) error {
 		return fsop.EISDIR
 	case !n.attr.IsRegular():
 		return fsop.Errno(syscall.ENODEV)
+	}
+	if x.fenced(n) {
+		return fsop.EIO
 	}
 	end := op.Off + op.Len
 	keep := op.Mode&fsop.FallocKeepSize != 0
@@ -878,7 +916,16 @@ func (x *mExec) setlk(op *fsop.Setlk) error {
 	me := mOwner{x.e.Session, op.Lock.Owner}
 	x.r.reply.Attr = n.attrs()
 	gave := false
-	clash := func(a, b fsop.LockType) bool { return a == fsop.LockWrite || b == fsop.LockWrite }
+	// clash says whether h keeps the lock out; if nobody hears of who has it, he loses it.
+	clash := func(h *mHeld) bool {
+		if h.typ != fsop.LockWrite && op.Lock.Type != fsop.LockWrite {
+			return false
+		}
+		if h.state == "away" {
+			h.state = "lost"
+		}
+		return h.state == ""
+	}
 	if op.Lock.Flock {
 		was, held := n.flock[me]
 		if op.Lock.Type == fsop.LockUnlock {
@@ -886,21 +933,25 @@ func (x *mExec) setlk(op *fsop.Setlk) error {
 				return nil
 			}
 			delete(n.flock, me)
-			gave = true
+			gave = was.state == ""
 		} else {
-			for o, t := range n.flock {
-				if o != me && clash(t, op.Lock.Type) {
+			if held && was.state == "lost" {
+				return fsop.EIO
+			}
+			for o, h := range n.flock {
+				if o != me && clash(&h) {
 					return fsop.EAGAIN
 				}
+				n.flock[o] = h
 			}
-			if held && was == op.Lock.Type {
+			if held && was.typ == op.Lock.Type && was.pid == op.Lock.PID {
 				return nil
 			}
 			if n.flock == nil {
-				n.flock = map[mOwner]fsop.LockType{}
+				n.flock = map[mOwner]mHeld{}
 			}
-			n.flock[me] = op.Lock.Type
-			gave = held && was == fsop.LockWrite
+			n.flock[me] = mHeld{typ: op.Lock.Type, pid: op.Lock.PID}
+			gave = held && was.typ == fsop.LockWrite && op.Lock.Type == fsop.LockRead
 		}
 	} else {
 		if op.Lock.Start > op.Lock.End {
@@ -908,16 +959,24 @@ func (x *mExec) setlk(op *fsop.Setlk) error {
 		}
 		own := n.posix[me]
 		same := true
+		for _, h := range own {
+			if h.state == "lost" && op.Lock.Type != fsop.LockUnlock {
+				return fsop.EIO
+			}
+		}
 		for b := op.Lock.Start; b <= min(op.Lock.End, lockBytes-1); b++ {
 			if op.Lock.Type != fsop.LockUnlock {
 				for o, l := range n.posix {
-					if h, ok := l[b]; ok && o != me && clash(h.typ, op.Lock.Type) {
-						return fsop.EAGAIN
+					if h, ok := l[b]; ok && o != me {
+						if clash(&h) {
+							return fsop.EAGAIN
+						}
+						l[b] = h
 					}
 				}
 			}
 			h, held := own[b]
-			if op.Lock.Type == fsop.LockUnlock && held || held && h.typ == fsop.LockWrite && op.Lock.Type == fsop.LockRead {
+			if op.Lock.Type == fsop.LockUnlock && held && h.state == "" || held && h.typ == fsop.LockWrite && op.Lock.Type == fsop.LockRead {
 				gave = true
 			}
 			if held != (op.Lock.Type != fsop.LockUnlock) || held && h.typ != op.Lock.Type {
@@ -938,7 +997,7 @@ func (x *mExec) setlk(op *fsop.Setlk) error {
 			if op.Lock.Type == fsop.LockUnlock {
 				delete(own, b)
 			} else {
-				own[b] = mHeld{op.Lock.Type, op.Lock.PID}
+				own[b] = mHeld{typ: op.Lock.Type, pid: op.Lock.PID}
 			}
 		}
 	}

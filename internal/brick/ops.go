@@ -490,6 +490,9 @@ func (x *exec) setattr(op *fsop.Setattr) error {
 		return err
 	}
 	if valid&fsop.SetSize != 0 {
+		if err := x.fenced(n.Ino); err != nil {
+			return err
+		}
 		x.dropCaps(n)
 		if err := x.truncate(n, op.Size); err != nil {
 			return err

@@ -220,18 +220,34 @@ func EncodeState(s *State) []byte {
 // DecodeState reads what EncodeState wrote.
 func DecodeState(v []byte, s *State) error { return getState(v, s) }
 
-// A Lock is one advisory lock that a session holds.
+// A Lock is one advisory lock that a session has, or had when it went away.
 type Lock struct {
 	Ino     fsop.Ino
 	Session cluster.SessionID
 	fsop.Lock
+	State LockState
 }
+
+// LockState says what has become of a lock.
+type LockState uint8
+
+const (
+	LockHeld LockState = iota
+	// LockAway keeps nobody out: nobody hears of its session. It is held again if the
+	// session comes back before anybody took a lock that it would have kept out.
+	LockAway
+	// LockLost was taken by another meanwhile. Its owner does not know yet. Until it
+	// unlocks the range its session cannot change the file.
+	LockLost
+
+	lockStates = 3
+)
 
 const lockLen = 1 + 1 + 8 + 4
 
 func putLock(v []byte, l *Lock) {
 	_ = v[lockLen-1]
-	v[0], v[1] = version, byte(l.Type)
+	v[0], v[1] = version, byte(l.Type)|byte(l.State)<<4
 	binary.LittleEndian.PutUint64(v[2:], l.End)
 	binary.LittleEndian.PutUint32(v[10:], l.PID)
 }
@@ -247,11 +263,11 @@ func getLock(k, v []byte, l *Lock) error {
 	l.Ino, l.Flock = keyIno(k), k[9] == 1
 	l.Session = cluster.SessionID(be.Uint64(k[10:]))
 	l.Owner, l.Start = be.Uint64(k[18:]), be.Uint64(k[26:])
-	l.Type = fsop.LockType(v[1])
+	l.Type, l.State = fsop.LockType(v[1]&15), LockState(v[1]>>4)
 	l.End = binary.LittleEndian.Uint64(v[2:])
 	l.PID = binary.LittleEndian.Uint32(v[10:])
-	if l.Type != fsop.LockRead && l.Type != fsop.LockWrite || l.End < l.Start {
-		return fmt.Errorf("%w: lock of type %d from %d to %d", ErrFormat, l.Type, l.Start, l.End)
+	if l.Type != fsop.LockRead && l.Type != fsop.LockWrite || l.State >= lockStates || l.End < l.Start {
+		return fmt.Errorf("%w: lock of type %d, state %d, from %d to %d", ErrFormat, l.Type, l.State, l.Start, l.End)
 	}
 	return nil
 }
