@@ -159,7 +159,7 @@ func (c *client) take(o *op, a answer) {
 		c.leave()
 		return
 	case a.status == readOnly:
-		c.w.oracle.refused(c, o)
+		c.w.oracle.refused(c, o, a.by)
 	case o.verb == "write":
 		c.cache[o.reg].ok = false
 		c.inval[o.reg] = max(c.inval[o.reg], a.seq)

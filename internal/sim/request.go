@@ -31,6 +31,7 @@ type answer struct {
 	seq    uint64 // of the change, or of what the answer is as of
 	val    uint64 // of a read
 	epoch  cluster.Epoch
+	by     leadership // who refuses
 }
 
 type status uint8
@@ -87,7 +88,7 @@ func (b *brick) order(o *order) {
 		case b.now() < b.leanEnd:
 			b.lean = append(b.lean, o)
 		default:
-			o.reply(answer{status: readOnly})
+			o.reply(answer{status: readOnly, by: leadership{b, b.life}})
 		}
 		return
 	}

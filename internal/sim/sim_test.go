@@ -16,6 +16,7 @@ var (
 	simFor   = flag.Duration("sim.for", 0, "how long to run fresh seeds")
 	simSeed  = flag.Uint64("sim.seed", 0, "the one seed to run, with a trace on stderr")
 	simFirst = flag.Uint64("sim.first", 0, "the first of the seeds to run; 0: by the clock")
+	simSeeds = flag.Uint64("sim.seeds", 0, "how many seeds to run from -sim.first on")
 	simKeep  = flag.Bool("sim.minimise", false, "print a seed that fails as a short script")
 )
 
@@ -69,6 +70,8 @@ func TestSeeds(t *testing.T) {
 	}
 	d, first, last := *simFor, *simFirst, uint64(1<<63)
 	switch {
+	case *simSeeds != 0:
+		d, last = 24*time.Hour, first+*simSeeds-1
 	case d == 0:
 		d, first, last = time.Hour, 1, knownSeeds
 		if testing.Short() {
