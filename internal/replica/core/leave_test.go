@@ -163,3 +163,51 @@ func TestStay(t *testing.T) {
 		t.Error("it orders no changes though it stays")
 	}
 }
+
+// The release of the former primary spares its heir the wait for that one's lease, and for
+// no other: not for that of a brick which is in sync no more, and nobody else's release does.
+func TestReleaseIsThePrimarysOwn(t *testing.T) {
+	now := 10 * time.Second
+	lead := func(released, dropped bool) (m *Machine, former, third BrickID) {
+		t.Helper()
+		m, former = follower(t, now, Brick{Promised: 1})
+		if released {
+			m.Release(now, former, &proto.Release{Epoch: 2})
+		}
+		next := m.Config().Clone()
+		third = next.Members[2]
+		next.Epoch, next.Primary, next.InSync = 3, m.self, []BrickID{m.self, third}
+		if dropped {
+			next.InSync = next.InSync[:1]
+		}
+		m.Configure(now, next)
+		if !m.Ready().Lead {
+			t.Fatal("it does not lead")
+		}
+		m.Loaded()
+		m.Appended(now, cluster.Pos{Epoch: 3, Seq: 2})
+		m.Cleared(now, 2)
+		m.Ready()
+		if !dropped {
+			m.Connected(now, third)
+			round := sent[proto.Probe](t, m, third)[0].Round
+			m.ProbeAck(now, third, &proto.ProbeAck{Epoch: 3, Round: round, Whole: true})
+			m.BeatAck(now, third, &proto.BeatAck{Epoch: 3, Round: round, Echo: uint64(now), Stamp: 1})
+			m.AppendAck(now, third, &proto.AppendAck{Epoch: 3, Round: round, Seq: 2})
+		}
+		return m, former, third
+	}
+	if m, _, _ := lead(true, false); m.Commit() != 2 {
+		t.Error("with the release, and everybody else in sync, it waits")
+	}
+	if m, _, _ := lead(true, true); m.Commit() != 0 {
+		t.Error("a brick that was dropped may serve reads, and something is committed")
+	}
+	m, former, third := lead(false, false)
+	if m.Release(now, third, &proto.Release{Epoch: 2}); m.Commit() != 0 {
+		t.Error("another brick's release is taken for the former primary's")
+	}
+	if m.Release(now, former, &proto.Release{Epoch: 2}); m.Commit() != 2 {
+		t.Error("the former primary's release, which comes late, does not count")
+	}
+}

@@ -260,3 +260,51 @@ func TestJoinsWithADurableLog(t *testing.T) {
 		t.Errorf("proposed %+v when it has flushed all", r.Propose)
 	}
 }
+
+// Nothing counts that is not of this epoch and round: neither entries at a backup, nor
+// acknowledgements at a primary.
+func TestOfThisEpochAndRound(t *testing.T) {
+	now := 10 * time.Second
+	backup, from := follower(t, now, Brick{Promised: 1})
+	for _, a := range []proto.Append{{Epoch: 1, Round: 1}, {Epoch: 3, Round: 1}, {Epoch: 2, Round: 0}} {
+		a.Prev = backup.Tail()
+		a.Entries = []proto.AppendEntry{{}}
+		backup.Append(now, from, &a)
+		if n := len(backup.Ready().Apply); n > 0 {
+			t.Errorf("entries of epoch %d and round %d are taken in epoch 2, round 1", a.Epoch, a.Round)
+		}
+	}
+	_, primary, _, b := pair(t)
+	primary.Connected(now, b)
+	round := sent[proto.Probe](t, primary, b)[0].Round
+	primary.ProbeAck(now, b, &proto.ProbeAck{Epoch: 1, Round: round, Whole: true})
+	primary.BeatAck(now, b, &proto.BeatAck{Epoch: 1, Round: round, Echo: uint64(now), Stamp: 1})
+	for _, a := range []proto.AppendAck{{Epoch: 2, Round: round}, {Round: round}, {Epoch: 1, Round: round - 1}} {
+		a.Seq = 1
+		primary.AppendAck(now, b, &a)
+		if primary.Commit() != 0 {
+			t.Fatalf("an answer of epoch %d and round %d commits in epoch 1, round %d", a.Epoch, a.Round, round)
+		}
+	}
+	primary.AppendAck(now, b, &proto.AppendAck{Epoch: 1, Round: round, Seq: 1})
+	if primary.Commit() != 1 {
+		t.Error("the answer of this epoch and round does not commit")
+	}
+}
+
+// A brick that starts follows no epoch that is older than the newest its former life has
+// taken part in: it may have acknowledged there what would be undone.
+func TestOlderThanPromised(t *testing.T) {
+	self, other := cluster.NewID(), cluster.NewID()
+	members := []BrickID{self, other}
+	m := New(0, self, Brick{Whole: true, Promised: 3})
+	cfg := cluster.SetConfig{Epoch: 2, Primary: other, Members: members, InSync: members, MinInSync: 1}
+	m.Configure(0, cfg)
+	if m.Config().Epoch != 0 {
+		t.Error("epoch 2 is followed after epoch 3")
+	}
+	cfg.Epoch = 3
+	if m.Configure(0, cfg); m.Config().Epoch != 3 {
+		t.Error("epoch 3 is not followed any more")
+	}
+}
