@@ -57,6 +57,7 @@ var packages = []struct {
 	{"control/state", []string{"cluster", "proto"}, "what the pool decides is a pure function of the commands"},
 	{"control", []string{"control/state", "cluster", "proto", "pki", "wire"}, "it decides placement and never moves or sees file data"},
 	{"client", []string{"proto", "wire", "fsop", "cluster"}, "a chain of handlers knows neither FUSE nor NFS"},
+	{"gluster", nil, "it copies from one directory to another, and knows of GlusterFS only what is to be left behind"},
 	{"fstab", nil, "a text of mount(8)'s, read and written"},
 	{"doctor", []string{"api", "fstab"}, "what is wrong is a function of facts, which come from the kernel and the daemon's REST interface"},
 	{"api", []string{"cluster"}, "the language of the REST interface serves programs that have nothing else of ours"},
@@ -75,7 +76,7 @@ var packages = []struct {
 		"mount", "nfs", "dockervol", "httpd", "httpd/web",
 	}, "the one place where packages meet"},
 	{"cli/ui", nil, "how to talk to people, whatever it is about"},
-	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "brick", "disk", "doctor", "fstab"},
+	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "brick", "disk", "doctor", "fstab", "gluster"},
 		"words into calls of the REST interface; mount is for the options of its command line, brick and disk for the tools that work on a brick's directory alone"},
 
 	// For tests.

@@ -193,7 +193,7 @@ func newRoot(a *app) *cobra.Command {
 		newPeer(a), newJoin(a), newPool(a),
 		newVolume(a), newSubvolume(a),
 		newMount(a), newMountAsker(), newUmount(a), newFile(a), newBrick(a),
-		newDoctor(a), newDemo(a), newManual(a),
+		newDoctor(a), newImport(a), newDemo(a), newManual(a),
 		newVersion(a),
 	)
 	help := newHelp(a)

@@ -450,7 +450,7 @@ func fstabCheck(f *Facts, say say) {
 		at := fmt.Sprintf("line %d, %s at %s", e.Line, e.Source, e.Dir)
 		if e.Type == "glusterfs" || e.Type == "fuse.glusterfs" {
 			if filepath.Base(f.Helpers.Gluster) == "mortar" {
-				say(Note, at+": type glusterfs is mounted by mortar here, because GlusterFS's own helper is not installed", "mortar migrate explain /etc/fstab shows how the line is written for mortar")
+				say(Note, at+": type glusterfs is mounted by mortar here, because GlusterFS's own helper is not installed", "type mortar in its place, with the same options, says what it is")
 			}
 			continue
 		}
