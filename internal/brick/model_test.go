@@ -396,10 +396,15 @@ func (x *mExec) op() error {
 	return fsop.EINVAL
 }
 
-// scarce says whether there is so little room left that windows are not given.
+// scarce reports whether a limit is near.
 func (x *mExec) scarce(n *mInode) bool {
 	s, ok := x.subvols[n.subvol]
-	return ok && s.size > 0 && n.attr.IsRegular() && x.before[n.subvol].bytes+min(64<<20, s.size/4) > s.size
+	if !ok {
+		return false
+	}
+	was := x.before[n.subvol]
+	return s.size > 0 && was.bytes+min(64<<20, s.size/4) > s.size ||
+		s.inodes > 0 && n.attr.IsDir() && was.inodes+max(256, min(4096, s.inodes/4)) > s.inodes
 }
 
 // ask gives the window of a new inode.
@@ -456,7 +461,11 @@ func (x *mExec) foretold(op *fsop.Make) error {
 		}
 	}
 	x.r.reply.Attr = x.inodes[w.Ino].attrs()
-	x.ask(w.Ino, op.First.Window)
+	if op.First.Window&fsop.WindowAsk != 0 {
+		x.inodes[w.Ino].attr.Window = uint64(x.e.Session)
+		x.r.reply.Attr.Window = uint64(x.e.Session)
+	}
+	x.r.reply.Window = !x.scarce(d)
 	return nil
 }
 

@@ -195,6 +195,37 @@ func TestWindowNearTheLimit(t *testing.T) {
 	if r := do(&fsop.Create{Node: fsop.Node{Parent: top, Name: "g"}, Window: fsop.WindowAsk}); r.Window {
 		t.Error("a window although the limit is near")
 	}
+
+	// The same for files that are told of before they are made, where inodes are few.
+	dir := func(name string) *fsop.Mkdir {
+		return &fsop.Mkdir{Node: fsop.Node{Parent: fsop.RootIno, Name: name}, Window: fsop.WindowAsk}
+	}
+	if r = do(dir("in no subvolume")); !r.Window {
+		t.Fatal("no window of a new directory")
+	}
+	few := o.subvolume("few", 0, fewInodes+3)
+	in := dir("d")
+	in.Parent = few
+	if r = do(in); !r.Window {
+		t.Fatal("no window of a directory although there is room")
+	}
+	d, first := r.Attr.Ino, fsop.Ino(do(&fsop.Reserve{}).Off)
+	save := func(i int) *fsop.Reply {
+		return do(&fsop.Make{Node: fsop.Node{Parent: d, Name: fmt.Sprint(i)}, First: fsop.Write{Ino: first + fsop.Ino(i), Window: fsop.WindowAsk}})
+	}
+	for i := range 3 {
+		r := save(i)
+		if want := i < 2; r.Window != want {
+			t.Errorf("file %d: %v that more can be told of, want %v", i, r.Window, want)
+		}
+		if r.Attr.Window != 1 {
+			t.Errorf("file %d: its maker, who may have written more of it, does not hold its window", i)
+		}
+	}
+	in.Name = "e"
+	if r := do(in); r.Window {
+		t.Error("a window of a directory although the limit is near")
+	}
 }
 
 // checked closes the brick, looks for contradictions in it, and opens it again.

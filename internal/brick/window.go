@@ -52,15 +52,20 @@ func (x *exec) window(n *work, w fsop.Window) error {
 	return nil
 }
 
-// scarceRoom is what clients may hold back of writes to a subvolume, all together, before they
-// hear of its limit too late: then an error comes with close and not with write.
-const scarceRoom = 64 << 20
+// What clients may hold back of a subvolume, all together, before they hear of its limit
+// too late, which is when an error comes with close and not with write or create.
+const (
+	scarceRoom   = 64 << 20 // of writes, or a quarter of the limit if that is less
+	scarceInodes = 4096     // of new files, or a quarter of the limit, but
+	fewInodes    = 256      // as many as a few sessions foretell at the least
+)
 
-// scarce reports whether the limit of a file's subvolume is so near that whoever
-// writes has to wait for the answer.
+// scarce reports whether a limit of the subvolume of n, a file or a directory, is so near that
+// whoever writes to it, or makes files in it, has to wait for the answer.
 func (x *exec) scarce(n *work) bool {
 	s := x.b.subvols[n.Subvolume]
-	return s != nil && s.Size > 0 && n.IsRegular() && s.UsedSize+min(scarceRoom, s.Size/4) > s.Size
+	return s != nil && (s.Size > 0 && (n.IsRegular() || n.IsDir()) && s.UsedSize+min(scarceRoom, s.Size/4) > s.Size ||
+		s.Inodes > 0 && n.IsDir() && s.UsedInodes+max(fewInodes, min(scarceInodes, s.Inodes/4)) > s.Inodes)
 }
 
 func (x *exec) openWindow(n *work) {
@@ -146,7 +151,11 @@ func (x *exec) make(op *fsop.Make) error {
 	if err != nil {
 		return err
 	}
-	w.Window &= fsop.WindowAsk
+	if w.Window&fsop.WindowAsk != 0 { // its maker may have written more than this already
+		x.openWindow(n)
+	}
+	x.reply.Window = !x.scarce(dir)
+	w.Window = 0
 	if len(w.Data) > 0 {
 		return x.write(&w)
 	}
@@ -155,7 +164,7 @@ func (x *exec) make(op *fsop.Make) error {
 			return err
 		}
 		x.setTimes(n, &w.Then)
-		x.reply.Attr = n.Attr
 	}
-	return x.window(n, w.Window)
+	x.reply.Attr = n.Attr
+	return nil
 }

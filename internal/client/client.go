@@ -63,6 +63,10 @@ type Kernel interface {
 	Holds() []proto.Hold
 	// Forgotten returns what the kernel forgot since the last call of Forgotten or Holds.
 	Forgotten() []proto.Hold
+	// Changed tells that a directory was changed at seq by something that this session
+	// was told had succeeded before: what is older of its attributes is not to be
+	// cached. It does not block.
+	Changed(dir fsop.Ino, seq uint64)
 }
 
 // Config says whose session of what volume a Client is.
@@ -165,6 +169,7 @@ func New(cfg Config) *Client {
 		c.windows = newWindows(c.chain, func() uint64 { return uint64(c.Session()) })
 		c.windows.off = !cfg.Foretell
 		c.windows.hooks = hooks{
+			made: c.cfg.Kernel.Changed,
 			unused: func(ino fsop.Ino) {
 				c.mu.Lock()
 				defer c.mu.Unlock()
@@ -299,6 +304,7 @@ func (noKernel) Invalidate(context.Context, uint64, []proto.Effect) error { retu
 func (noKernel) DropAll(context.Context) error                            { return nil }
 func (noKernel) Holds() []proto.Hold                                      { return nil }
 func (noKernel) Forgotten() []proto.Hold                                  { return nil }
+func (noKernel) Changed(fsop.Ino, uint64)                                 {}
 
 // monotonic returns the time for comparisons within this process.
 func monotonic() time.Duration { return time.Since(processStart) }

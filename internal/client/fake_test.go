@@ -420,6 +420,8 @@ func (k *fakeKernel) Holds() []proto.Hold {
 	return slices.Clone(k.holds)
 }
 
+func (k *fakeKernel) Changed(fsop.Ino, uint64) {}
+
 func (k *fakeKernel) Forgotten() []proto.Hold {
 	k.mu.Lock()
 	defer k.mu.Unlock()

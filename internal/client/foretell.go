@@ -28,7 +28,8 @@ import (
 //   - the name was known to be absent by whoever asked, and only this session could
 //     have made it since;
 //   - its number is of one of the last two ranges that were reserved, and the next
-//     one is not asked for before all numbers of the older one have been used.
+//     one is not asked for before all numbers of the older one have been used;
+//   - the set said a moment ago that no limit of the directory's subvolume is near.
 //
 // What is left is what befalls a write, too: no room, a set that takes no changes,
 // a window that was lost with the lease. That is reported by close or fsync.
@@ -39,6 +40,7 @@ type directory struct {
 	attr    fsop.Attr           // owner and mode, for what is made in it
 	pending map[string]*written // foretold, and their Make not answered, by name
 	closing bool                // the window is being given back: nothing is foretold
+	roomy   time.Time           // when the set last said that no limit is near
 	used    time.Time
 }
 
@@ -65,8 +67,9 @@ type foretelling struct {
 
 // hooks are called with mu held.
 type hooks struct {
-	unused func(fsop.Ino)       // the home counts the inode once more than the kernel holds it
-	lost   func([]proto.Effect) // the kernel was told of what is not so
+	made   func(dir fsop.Ino, seq uint64) // a Make changed it
+	unused func(fsop.Ino)                 // the home counts the inode once more than the kernel holds it
+	lost   func([]proto.Effect)           // the kernel was told of what is not so
 }
 
 // numberRange is what one Reserve set aside.
@@ -131,9 +134,17 @@ func (w *windows) mkdir(ctx context.Context, op *fsop.Mkdir) (*fsop.Reply, error
 	if len(w.dirs) >= maxDirectories {
 		w.dropOldestLocked()
 	}
-	w.dirs[ino] = &directory{ino: ino, attr: reply.Attr, pending: map[string]*written{}, used: time.Now()}
+	w.dirs[ino] = &directory{ino: ino, attr: reply.Attr, pending: map[string]*written{}, roomy: time.Now(), used: time.Now()}
 	w.stockLocked()
 	return reply, nil
+}
+
+// room notes what the set says of limits: whether one is near, in an answer of now.
+func (d *directory) room(is bool) {
+	d.roomy = time.Time{}
+	if is {
+		d.roomy = time.Now()
+	}
 }
 
 // dropOldestLocked makes no more use of the window of the directory that was not
@@ -201,6 +212,9 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 	}
 	if d.attr.Flags&(fsop.FlagDefaultACL|fsop.FlagImmutable) != 0 {
 		return nil // only the brick knows what the file will be
+	}
+	if time.Since(d.roomy) >= windowIdle {
+		return nil // only the brick knows whether there is room for it
 	}
 	from := w.stockLocked()
 	if from == nil {
@@ -373,6 +387,10 @@ func (w *windows) madeLocked(f *written, reply *fsop.Reply, err error) {
 	delete(m.dir.pending, m.Name)
 	m.from.out--
 	if err == nil {
+		m.dir.room(reply.Window)
+		// Before it counts as made: an answer that is older may be on its way, and
+		// nothing is pending any more to tell (unsure) that it is.
+		w.hooks.made(m.Parent, reply.Attr.Change)
 		f.attr.Change = reply.Attr.Change
 		if m.counted {
 			w.hooks.unused(f.ino)

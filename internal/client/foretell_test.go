@@ -28,6 +28,8 @@ type commons struct {
 	free    map[uint64][]map[fsop.Ino]bool // numbers that are reserved, by session
 	rng     *rand.Rand
 	fail    error         // of the next Make
+	scarce  bool          // a limit is near: windows are not to be had
+	slow    bool          // some answers take seconds
 	wait    chan struct{} // the next Make waits for it, if set
 	ops     map[fsop.Kind]int
 	asked   int // recalls
@@ -99,7 +101,7 @@ func (c *commons) count() map[fsop.Kind]int {
 func (c *commons) pause() {
 	c.mu.Lock()
 	d := time.Duration(c.rng.IntN(2000)) * time.Microsecond
-	if c.rng.IntN(200) == 0 {
+	if c.slow && c.rng.IntN(200) == 0 {
 		d = 3 * time.Second // an answer may be overtaken by anything
 	}
 	c.mu.Unlock()
@@ -199,6 +201,11 @@ func (c *commons) do(ctx context.Context, m *member, op fsop.Op) (*fsop.Reply, e
 		m.mu.Unlock()
 	}
 	switch {
+	case op.Kind() == fsop.KindMake:
+		if window&fsop.WindowAsk != 0 {
+			c.held[ino] = m.id
+		}
+		reply.Window = !c.scarce
 	case op.Kind() == fsop.KindReserve:
 		r := map[fsop.Ino]bool{}
 		for i := range fsop.ReserveCount {
@@ -209,7 +216,7 @@ func (c *commons) do(ctx context.Context, m *member, op fsop.Op) (*fsop.Reply, e
 	case window&fsop.WindowDone != 0 && c.held[ino] == m.id:
 		delete(c.held, ino)
 		c.changed.Broadcast()
-	case window&fsop.WindowAsk != 0 && (c.held[ino] == 0 || c.held[ino] == m.id):
+	case window&fsop.WindowAsk != 0 && !c.scarce && (c.held[ino] == 0 || c.held[ino] == m.id):
 		c.held[ino] = m.id
 		reply.Window = true
 	}
@@ -361,6 +368,9 @@ func (m *member) ownDir(t *testing.T, name string) fsop.Ino {
 	}
 	synctest.Wait()
 	time.Sleep(10 * time.Second) // numbers are reserved
+	m.w.mu.Lock()
+	m.w.dirs[d].room(true)
+	m.w.mu.Unlock()
 	return d
 }
 
@@ -524,6 +534,50 @@ func TestForetoldIsSeenElsewhere(t *testing.T) {
 	})
 }
 
+// When a limit is near, whoever makes a file waits for the answer.
+func TestScarceRoomIsNotForetold(t *testing.T) {
+	withCommons(t, 10, 1, func(c *commons, m []*member) {
+		d := m[0].ownDir(t, "d")
+		time.Sleep(2 * windowIdle)
+		next := 0
+		save := func() (foretold bool) {
+			t.Helper()
+			next++
+			ino, foretold, err := m[0].create(d, fmt.Sprint(next))
+			if err == nil {
+				err = m[0].fill(ino, 100000)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return foretold
+		}
+		if save() {
+			t.Error("foretold although the set had said for long nothing of limits")
+		}
+		if !save() {
+			t.Error("not foretold although there is room")
+		}
+		c.mu.Lock()
+		c.scarce = true
+		c.mu.Unlock()
+		if !save() {
+			t.Error("not foretold although nobody had said that a limit is near")
+		}
+		for range 3 {
+			if save() {
+				t.Error("foretold although a limit is near")
+			}
+		}
+		c.mu.Lock()
+		c.scarce = false
+		c.mu.Unlock()
+		if save() || !save() {
+			t.Error("want files foretold again from the second on, when there is room again")
+		}
+	})
+}
+
 // Another session may want a new directory's window back before its maker hears that
 // it is there: nothing is foretold in it, however soon the maker goes on.
 func TestRecallOvertakesTheReplyToMkdir(t *testing.T) {
@@ -602,6 +656,53 @@ func TestForetoldMoves(t *testing.T) {
 	})
 }
 
+// What an answer says of a directory may be from before a file that was made in it while
+// the answer was on its way. Whoever caches it hears of the file first.
+func TestDirectoryOfForetoldFiles(t *testing.T) {
+	withCommons(t, 11, 1, func(c *commons, m []*member) {
+		d := m[0].ownDir(t, "d")
+		if err := m[0].save(d, "x", 0); err != nil {
+			t.Fatal(err)
+		}
+		changed := uint64(0)
+		m[0].w.hooks.made = func(dir fsop.Ino, seq uint64) {
+			if dir == d {
+				changed = max(changed, seq)
+			}
+		}
+		done, late := make(chan struct{}), make(chan struct{})
+		inner := m[0].w.next
+		m[0].w.next = fsop.HandlerFunc(func(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
+			r, err := inner.Do(ctx, op)
+			if op.Kind() == fsop.KindUnlink {
+				close(done)
+				<-late
+			}
+			return r, err
+		})
+		ino, foretold, err := m[0].create(d, "f")
+		if err != nil || !foretold {
+			t.Fatalf("foretold %v, %v", foretold, err)
+		}
+		got := make(chan fsop.Attr)
+		go func() {
+			r, err := m[0].w.do(context.Background(), &fsop.Unlink{Parent: d, Name: "x"})
+			if err != nil {
+				t.Error(err)
+			}
+			got <- r.Dir
+		}()
+		<-done
+		if err := m[0].fill(ino, 10); err != nil {
+			t.Fatal(err)
+		}
+		close(late)
+		if dir := <-got; dir.Ino != d || dir.Change >= changed {
+			t.Errorf("the directory as the late answer has it, %+v, counts as of now: a file that was made at %d is not in it", dir, changed)
+		}
+	})
+}
+
 // TestCommons has three sessions make, rename and remove names in common
 // directories. Nothing may fail but what the operation allows, and what was
 // closed is there.
@@ -613,6 +714,7 @@ func TestCommons(t *testing.T) {
 	foretold, asked := 0, 0
 	for seed := range seeds {
 		withCommons(t, uint64(seed), 3, func(c *commons, m []*member) {
+			c.slow = true
 			var mu sync.Mutex
 			kept := map[string]fsop.Ino{} // names that nobody removes, and their directories
 			dirs := []fsop.Ino{fsop.RootIno}

@@ -59,7 +59,7 @@ func newWindows(next fsop.Handler, session func() uint64) *windows {
 	w := &windows{next: next, session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background()}
 	w.idle.L = &w.mu
 	w.dirs, w.pending = map[fsop.Ino]*directory{}, map[*written]struct{}{}
-	w.hooks = hooks{unused: func(fsop.Ino) {}, lost: func([]proto.Effect) {}}
+	w.hooks = hooks{made: func(fsop.Ino, uint64) {}, unused: func(fsop.Ino) {}, lost: func([]proto.Effect) {}}
 	return w
 }
 
@@ -335,10 +335,14 @@ func (w *windows) create(ctx context.Context, op *fsop.Create) (*fsop.Reply, err
 	if err != nil {
 		return reply, err
 	}
+	w.mu.Lock()
+	if d := w.dirs[op.Parent]; d != nil {
+		d.room(reply.Window)
+	}
 	if !reply.Window {
+		w.mu.Unlock()
 		return w.refresh(ctx, reply, nil)
 	}
-	w.mu.Lock()
 	defer w.mu.Unlock()
 	// The name is there for all to see before this reply is: a recall may have
 	// come first, and then the window is given up already.
@@ -515,7 +519,7 @@ func (w *windows) sendOneLocked(f *written) {
 		}
 		f.flights = slices.DeleteFunc(f.flights, func(o *flight) bool { return o == t })
 		w.landLocked(f, n, err)
-		if err == nil && op.Kind() == fsop.KindWrite && !reply.Window && f.held && !f.closing {
+		if k := op.Kind(); err == nil && k != fsop.KindSetattr && !reply.Window && f.held && !f.closing {
 			_ = w.closeLocked(w.life, f) // ends with the session at the latest
 		}
 	})

@@ -77,7 +77,6 @@ const (
 	identityFile = "identity.pem"
 	controlDir   = "control"
 	mapFile      = "map.json"
-	goneFile     = "detached.json"
 )
 
 // New opens the state directory and all listeners, so that what is wrong with
@@ -459,10 +458,8 @@ func (n *Node) forgetPool() error {
 		}
 		n.log.Info("what this machine knew of its pool is kept aside", "at", moved)
 	}
-	for _, name := range []string{mapFile, goneFile} {
-		if err := os.Remove(n.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if err := os.Remove(n.path(mapFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }

@@ -344,6 +344,12 @@ func (k *lateKernel) Forgotten() []proto.Hold {
 
 // options takes the volume's options. The cache timeout counts for mounts that
 // are made later.
+func (k *lateKernel) Changed(dir fsop.Ino, seq uint64) {
+	if m := k.mount.Load(); m != nil {
+		m.Changed(dir, seq)
+	}
+}
+
 func (k *lateKernel) options(all map[string]string) {
 	v := cluster.Volume{Options: all}
 	k.timeout.Store(int64(v.EffectiveOptions().CacheTimeout))

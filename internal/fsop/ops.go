@@ -296,7 +296,8 @@ type Reserve struct{}
 // only if the session holds the window of the directory (EIO otherwise), and
 // First.Ino is one of the numbers that were reserved for the session. First is
 // what was written to the file by now, done in the same step: of its Window only
-// WindowAsk counts, and it may have a Then without Data. Reply: as to First.
+// WindowAsk counts, and it may have a Then without Data. Reply: as to First, but Window
+// says that more files can be told of before they are made: no limit is near.
 //
 // Without First.Ino it is from somebody who knows that the name is absent, unless
 // another session has changed the directory, and asks that the file be foretold.

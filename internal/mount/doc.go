@@ -76,8 +76,9 @@
 // from memory counts as given (givenNames, nodes.again) before it is looked for a
 // second time. A change of this mount that is in flight may have been carried out,
 // and seen, so meanwhile the replica is asked; one that was answered before it is
-// carried out takes away what was remembered, and lets nothing be remembered that
-// was asked for before it was answered (told.unknown).
+// carried out takes away what was remembered, and lets no attributes be remembered,
+// here or by the kernel, that were asked for before it was answered (told.unknown).
+// When it has been carried out its position is noted like that of any change (Changed).
 //
 // # Waiting in rings
 //

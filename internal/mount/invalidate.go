@@ -393,6 +393,10 @@ func (m *Mount) Holds() []proto.Hold { return m.nodes.holds() }
 // Holds, in no order.
 func (m *Mount) Forgotten() []proto.Hold { return m.nodes.takeForgotten() }
 
+// Changed notes that a directory was changed at seq by a change of this mount that the
+// kernel was told of before: what is older of its attributes is not to be cached.
+func (m *Mount) Changed(dir fsop.Ino, seq uint64) { m.nodes.touched(dir, seq) }
+
 // pageQueue invalidates the pages of inodes, in the background: that waits for
 // pages under READ and WRITE, so nobody else must wait for it but those whose
 // wait those requests do not depend on.

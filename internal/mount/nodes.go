@@ -150,6 +150,17 @@ func (t *nodes) freshLocked(s *nodeShard, ino fsop.Ino, seq uint64, b began) boo
 	return seq != 0 && seq >= s.invalLocked(ino) && b.drop == t.dropGen.Load()
 }
 
+// attrFreshLocked is freshLocked for attributes: they are not to be cached either if
+// they were asked for before a change of this mount that was answered before it was
+// carried out, as that of a directory in which a file was foretold.
+func (t *nodes) attrFreshLocked(s *nodeShard, ino fsop.Ino, seq uint64, b began) bool {
+	unknown := s.unknown
+	if o, ok := s.told[ino]; ok {
+		unknown = o.unknown
+	}
+	return unknown <= b.clock && t.freshLocked(s, ino, seq, b)
+}
+
 // invalLocked returns the highest invalidation that may concern ino.
 func (s *nodeShard) invalLocked(ino fsop.Ino) uint64 {
 	if n, ok := s.known[ino]; ok {
@@ -185,7 +196,7 @@ func (t *nodes) named(a *fsop.Attr, seq uint64, b began) (fresh bool) {
 	s := t.shard(a.Ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	fresh = t.freshLocked(s, a.Ino, seq, b)
+	fresh = t.attrFreshLocked(s, a.Ino, seq, b)
 	n, known := s.known[a.Ino]
 	if !known {
 		n.inval = s.invalLocked(a.Ino)
@@ -294,11 +305,7 @@ func (t *nodes) outdated(ino fsop.Ino, seq uint64, b began) bool {
 	if _, known := s.known[ino]; !known {
 		return false // nor does the kernel have attributes that are better
 	}
-	unknown := s.unknown
-	if o, ok := s.told[ino]; ok {
-		unknown = o.unknown
-	}
-	return unknown > b.clock || !t.freshLocked(s, ino, seq, b)
+	return !t.attrFreshLocked(s, ino, seq, b)
 }
 
 // read is fresh for a reply that is the inode's attributes: from then on the
@@ -307,7 +314,7 @@ func (t *nodes) read(a *fsop.Attr, seq uint64, b began) bool {
 	s := t.shard(a.Ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !t.freshLocked(s, a.Ino, seq, b) {
+	if !t.attrFreshLocked(s, a.Ino, seq, b) {
 		return false
 	}
 	if n, ok := s.known[a.Ino]; ok {

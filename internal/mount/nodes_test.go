@@ -48,6 +48,31 @@ func TestTold(t *testing.T) {
 	}
 }
 
+// TestTouched has answers about a directory arrive after a file was foretold in it, and
+// after it was made: they may be from before the file, and the kernel must not keep them.
+func TestTouched(t *testing.T) {
+	nodes := newNodes()
+	dir := fsop.Attr{Ino: 7, Mode: syscall.S_IFDIR, Nlink: 2}
+	nodes.named(&dir, 10, nodes.begin())
+	asked := nodes.begin()
+	nodes.touched(7, 0) // foretold
+	if nodes.read(&dir, 11, asked) || nodes.named(&dir, 11, asked) {
+		t.Error("attributes that were asked for before a file was foretold may be kept")
+	}
+	asked = nodes.begin()
+	nodes.touched(7, 13) // made
+	if nodes.read(&dir, 12, asked) || nodes.named(&dir, 12, asked) {
+		t.Error("attributes from before a file was made may be kept")
+	}
+	nodes.changed(7, &dir, 12, asked)
+	if _, _, ok := nodes.attr(7); ok {
+		t.Error("attributes from before a file was made are believed")
+	}
+	if !nodes.read(&dir, 13, asked) {
+		t.Error("attributes that the file is in may not be kept")
+	}
+}
+
 // TestEntriesBounds fills directories with more names than are kept.
 func TestEntriesBounds(t *testing.T) {
 	e := newEntries()
