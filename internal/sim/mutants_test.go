@@ -75,7 +75,7 @@ var mutants = []mutant{
 	{"4 a death is held against a life that was not heard yet", "replica/core/death.go", "		if m.met != m.cfg.Epoch {\n			return // it may be the next life that leads, of which nothing has come yet\n		}\n", ""},
 	{"I6 a brick joins with a log that is not flushed", "replica/core/primary.go", "	if p.durable >= seq {\n", "	{\n"},
 	{"5 an attach that was overtaken takes the newer one's place", "sim/session.go", "if old != nil && a.gen < old.gen {", "if false {"},
-	{"5 reads do not wait for commit", "sim/session.go", "if r.dep > commit {", "if false {"},
+	{"5 reads do not wait for commit", "sim/session.go", "if r.dep > commit {", "if r.dep > commit && false {"},
 	// Coming back.
 	{"6 logs are compared by sequence alone", "replica/core/backup.go", "case a.Prev == m.tail && m.loaded:", "case a.Prev.Seq == m.tail.Seq && m.loaded:"},
 	{"6 a brick that is not whole leads", "replica/core/core.go", "case !m.whole || m.past", "case m.past"},

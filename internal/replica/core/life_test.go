@@ -308,3 +308,14 @@ func TestOlderThanPromised(t *testing.T) {
 		t.Error("epoch 3 is not followed any more")
 	}
 }
+
+// Two logs that end at the same sequence are not the same log: what follows another epoch's
+// entry is not taken.
+func TestLogsMeetAtPositions(t *testing.T) {
+	now := 10 * time.Second
+	m, from := follower(t, now, Brick{Promised: 1})
+	m.Append(now, from, &proto.Append{Epoch: 2, Round: 1, Prev: cluster.Pos{Epoch: 2, Seq: m.Tail().Seq}, Entries: []proto.AppendEntry{{}}})
+	if r := m.Ready(); len(r.Apply) > 0 {
+		t.Errorf("entries after 2.%d are taken at %v", m.Tail().Seq, m.Tail())
+	}
+}
