@@ -62,15 +62,7 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	if len(args) == 0 {
 		args = []string{a.name}
 	}
-	a.args = args
-	words := args[1:]
-	switch base := filepath.Base(args[0]); base {
-	case "gluster":
-		a.name, a.gluster = base, true
-	case "mount.mortar", "mount.glusterfs":
-		a.helper = true
-		words = append([]string{"mount"}, words...)
-	}
+	words := a.called(args)
 	root := newRoot(a)
 	err := func() error {
 		words, err := resolve(root, words)
@@ -81,6 +73,22 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		return root.ExecuteContext(ctx)
 	}()
 	return a.status(err)
+}
+
+// called notes by what name the program was called, and returns the words of the command.
+func (a *app) called(args []string) (words []string) {
+	a.args, words = args, args[1:]
+	switch base := filepath.Base(args[0]); base {
+	case "gluster":
+		a.name, a.gluster = base, true
+	case "mount.mortar", "mount.glusterfs":
+		if len(words) > 0 && words[0] == askerCommand {
+			break // a mount has started it, under its own name
+		}
+		a.helper = true
+		words = append([]string{"mount"}, words...)
+	}
+	return words
 }
 
 // status reports err and returns the exit status for it.
