@@ -47,6 +47,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -186,21 +187,22 @@ type Brick struct {
 	// mu guards what readers see. It is held for writing only while a batch is
 	// committed that was prepared before. Changes are also made under wmu, so
 	// either lock is enough to read.
-	mu       sync.RWMutex
-	store    *meta.Store
-	state    meta.State
-	whole    bool
-	cache    *cache
-	names    *names
-	extents  map[fsop.Ino]*extents
-	sessions map[cluster.SessionID]*session
-	locks    map[fsop.Ino][]meta.Lock
-	subvols  map[fsop.Ino]*meta.Subvolume // replaced, never changed
-	garbage  []garbage
-	jobs     map[fsop.Ino]*job // what is being settled
-	held     map[*held]struct{}
-	rotten   map[data.Name]map[uint64]*meta.Rotten // blocks; records are replaced, never changed
-	scrub    meta.ScrubState
+	mu        sync.RWMutex
+	store     *meta.Store
+	state     meta.State
+	whole     bool
+	cache     *cache
+	names     *names
+	extents   map[fsop.Ino]*extents
+	sessions  map[cluster.SessionID]*session
+	locks     map[fsop.Ino][]meta.Lock
+	subvols   map[fsop.Ino]*meta.Subvolume // replaced, never changed
+	garbage   []garbage
+	jobs      map[fsop.Ino]*job // what is being settled
+	held      map[*held]struct{}
+	logDamage atomic.Pointer[oplog.ErrCorrupt]      // where whoever needed old entries found the log damaged
+	rotten    map[data.Name]map[uint64]*meta.Rotten // blocks; records are replaced, never changed
+	scrub     meta.ScrubState
 
 	repairWanted chan struct{}
 	repairsMu    sync.Mutex
@@ -301,7 +303,14 @@ func (b *Brick) open() (err error) {
 		return err
 	}
 	b.marked.Store(marked)
-	b.clean = marked && mark == b.log.Tail() && mark == b.state.Pos
+	b.clean = marked && mark.Pos == b.log.Tail() && mark.Pos == b.state.Pos
+	if b.clean && mark.Promised != nil && *mark.Promised != b.promised {
+		b.clean = false
+		b.clog.Error("the brick's promise is not the one with which it was closed: its file was replaced", "has", b.promised, "had", *mark.Promised)
+		if err := b.Promise(*mark.Promised); err != nil {
+			return err
+		}
+	}
 	healing, err := b.exists(healingName)
 	if err != nil {
 		return err
@@ -518,7 +527,7 @@ func (b *Brick) makeClean() error {
 	if err := b.store.Flush(context.Background()); err != nil {
 		return err
 	}
-	m, err := json.Marshal(b.state.Pos)
+	m, err := json.Marshal(cleanMark{b.state.Pos, &b.promised})
 	if err != nil {
 		return err
 	}
@@ -529,18 +538,25 @@ func (b *Brick) makeClean() error {
 	return nil
 }
 
-func (b *Brick) readMark() (p cluster.Pos, ok bool, err error) {
-	m, err := disk.ReadFile(b.opts.FS, b.path(cleanName), 4096)
+// cleanMark says with what a brick was closed in order. It is believed only of a brick
+// that has the same still: one of its files may have been replaced by an older copy.
+type cleanMark struct {
+	cluster.Pos
+	Promised *cluster.Epoch `json:",omitempty"` // nil: from a time when it was not said
+}
+
+func (b *Brick) readMark() (m cleanMark, ok bool, err error) {
+	raw, err := disk.ReadFile(b.opts.FS, b.path(cleanName), 4096)
 	if errors.Is(err, fs.ErrNotExist) {
-		return p, false, nil
+		return m, false, nil
 	}
 	if err != nil {
-		return p, false, err
+		return m, false, err
 	}
-	if json.Unmarshal(m, &p) != nil {
-		return cluster.Pos{}, true, nil // says nothing, and goes with the first change
+	if json.Unmarshal(raw, &m) != nil {
+		return cleanMark{}, true, nil // says nothing, and goes with the first change
 	}
-	return p, true, nil
+	return m, true, nil
 }
 
 // unmark takes the clean mark away, before the first change.
@@ -591,6 +607,9 @@ func (b *Brick) distrust() error {
 func (b *Brick) fail(err error) error {
 	b.failOnce.Do(func() {
 		err = damage(err)
+		if meta.Damaged(err) && !strings.Contains(err.Error(), b.home) {
+			err = fmt.Errorf("%s: %w", b.path(metaName), err) // the KV does not always say where it is
+		}
 		b.err = err
 		close(b.failed)
 		if !errors.Is(err, ErrClosed) && !errors.Is(err, oplog.ErrClosed) {
@@ -714,7 +733,20 @@ func (b *Brick) waitCommitted(ctx context.Context, seq uint64) error {
 // maxBytes together but at least one if there is one. The caller owns them.
 func (b *Brick) Entries(after uint64, maxBytes int) ([][]byte, error) {
 	raws, _, _, err := b.log.Read(after, maxBytes)
+	var bad *oplog.ErrCorrupt
+	if errors.As(err, &bad) {
+		b.logDamage.Store(bad)
+	}
 	return raws, err
+}
+
+// Reconsider ends the service of a brick that knows its log to be damaged, once it is not
+// alone any more: then the log can be made anew. As long as it was, it was better
+// than nothing.
+func (b *Brick) Reconsider() {
+	if bad := b.logDamage.Load(); bad != nil && !b.alone() {
+		b.fail(bad)
+	}
 }
 
 // Orphans returns up to limit inodes after one, in order, that have no name and

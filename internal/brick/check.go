@@ -40,7 +40,7 @@ func (off *Offline) Check(ctx context.Context, contents bool, problem func(Probl
 	c := &checker{off: off, v: off.b.store.View, problem: problem, nodes: map[fsop.Ino]*checkNode{}, files: map[data.Name]bool{}, subvols: map[fsop.Ino]meta.Subvolume{}}
 	steps := []func(context.Context) error{c.log, c.inodes, c.records, c.names, c.sums, c.accounts, c.dataFiles}
 	if contents {
-		steps = append(steps, c.contents)
+		steps = append(steps, c.contents, c.blocks)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -75,7 +75,7 @@ type checker struct {
 	files   map[data.Name]bool // that should exist
 	order   []fsop.Ino
 	subvols map[fsop.Ino]meta.Subvolume
-	blocks  uint64
+	used    uint64 // blocks of all inodes, of 512 bytes
 }
 
 func (c *checker) bad(at string, format string, args ...any) {
@@ -129,7 +129,7 @@ func (c *checker) inodes(ctx context.Context) error {
 			return true, nil
 		}
 		c.Inodes++
-		c.blocks += n.Blocks
+		c.used += n.Blocks
 		c.nodes[n.Ino] = &checkNode{
 			mode: n.Mode, nlink: n.Nlink, xattrs: n.Xattrs, parent: n.Parent,
 			size: n.Size, blocks: n.Blocks, subvol: n.Subvolume, sparse: n.Flags&meta.Sparse != 0, linkable: n.Flags&meta.Linkable != 0,
@@ -298,8 +298,8 @@ func (c *checker) sums(context.Context) error {
 		c.bad("metadata", "no position")
 		return nil
 	}
-	if st.Inodes != c.Inodes || st.Blocks != c.blocks {
-		c.bad("metadata", "counts %d inodes and %d blocks, found %d and %d", st.Inodes, st.Blocks, c.Inodes, c.blocks)
+	if st.Inodes != c.Inodes || st.Blocks != c.used {
+		c.bad("metadata", "counts %d inodes and %d blocks, found %d and %d", st.Inodes, st.Blocks, c.Inodes, c.used)
 	}
 	return nil
 }
@@ -408,6 +408,37 @@ func (c *checker) dataFiles(ctx context.Context) error {
 		}
 		return ctx.Err()
 	})
+}
+
+// blocks compares the blocks of data files with their checksums.
+func (c *checker) blocks(ctx context.Context) error {
+	buf := make([]byte, sumSize)
+	for _, ino := range c.order {
+		for chunk := uint64(0); ; chunk++ {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			v, ok, err := c.off.b.viewChunk(ino, chunk)
+			if err != nil {
+				c.bad(inodeName(ino), "%w", err)
+			}
+			if !ok {
+				break
+			}
+			for i := range v.blocks() {
+				good := v.rotten>>i&1 == 0
+				if v.sums.Has>>i&1 != 0 {
+					if good, err = c.off.b.fits(&v, i, buf); err != nil {
+						break // it is missing, which was said
+					}
+				}
+				if !good {
+					c.bad(inodeName(ino), "bytes %d to %d have rotted in its data file %s", v.block(i)*sumSize, (v.block(i)+1)*sumSize, c.off.b.data.Path(v.name))
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // contents reads all files.

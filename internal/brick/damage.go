@@ -200,6 +200,16 @@ func Renew(o Options) error {
 	if err := o.FS.Remove(path(cleanName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("renewing brick %s: %w", o.Dir, err)
 	}
+	// The promise stays, unless nobody can tell what it was. A brick that is not whole leads
+	// nothing, and the set has gone on in an epoch without it before this is called.
+	if raw, err := disk.ReadFile(o.FS, path(epochName), 64); !errors.Is(err, fs.ErrNotExist) {
+		if _, ok := decodePromise(string(raw)); err == nil && !ok {
+			err = o.FS.Remove(path(epochName))
+		}
+		if err != nil {
+			return fmt.Errorf("renewing brick %s: %w", o.Dir, err)
+		}
+	}
 	for _, name := range []string{logName, metaName, dataName} {
 		if err := o.FS.RemoveAll(path(name)); err != nil {
 			return fmt.Errorf("renewing brick %s: %w", o.Dir, err)

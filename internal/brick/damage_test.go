@@ -443,3 +443,41 @@ func TestFailuresAreNoDamage(t *testing.T) {
 		}
 	}
 }
+
+// A brick whose log cannot be sent any more goes on as long as nobody else has what it
+// has, and is made anew afterwards.
+func TestDamagedLogOfALeader(t *testing.T) {
+	alone := true
+	o := newBrick(t, func(o *Options) { o.Alone = func() bool { return alone } })
+	f := o.create(fsop.RootIno, "f")
+	for range 5 {
+		o.write(f, 0, bytes.Repeat([]byte("x"), 5000))
+	}
+	if err := o.Sync(context.Background(), o.Tail().Seq); err != nil {
+		t.Fatal(err)
+	}
+	_, _, locs, err := o.log.Read(o.Tail().Seq-3, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(t, o.opts.FS, fmt.Sprintf("/b/.mortar/log/%016x.log", locs[0].Segment), func(f disk.File) error {
+		_, err := f.WriteAt([]byte("DAMAGE"), locs[0].Off)
+		return err
+	})
+	o.Reconsider()
+	if _, err := o.Entries(0, 1<<20); err == nil {
+		_, err = o.Entries(o.Tail().Seq-3, 1<<20)
+		if err == nil {
+			t.Fatal("not noticed")
+		}
+	}
+	o.Reconsider()
+	if err := o.Err(); err != nil {
+		t.Fatalf("it ended although nobody else has what it has: %v", err)
+	}
+	alone = false
+	o.Reconsider()
+	if err := o.Err(); !errors.Is(err, ErrDamaged) || errors.Is(err, ErrDamagedFile) {
+		t.Errorf("%v", err)
+	}
+}

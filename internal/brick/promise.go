@@ -3,6 +3,7 @@ package brick
 import (
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"strconv"
 	"strings"
@@ -17,7 +18,7 @@ func (b *Brick) Promise(e cluster.Epoch) error {
 	if e <= b.promised {
 		return nil
 	}
-	if err := disk.WriteFile(b.opts.FS, b.path(epochName), fmt.Appendln(nil, uint64(e))); err != nil {
+	if err := disk.WriteFile(b.opts.FS, b.path(epochName), encodePromise(e)); err != nil {
 		return b.fail(fmt.Errorf("remembering epoch %d: %w", e, err))
 	}
 	b.promised = e
@@ -35,10 +36,30 @@ func (b *Brick) readPromise() error {
 	if err != nil {
 		return err
 	}
-	e, err := strconv.ParseUint(strings.TrimSpace(string(raw)), 10, 64)
-	if err != nil {
-		return fmt.Errorf("%s does not hold the number of an epoch: %w", b.path(epochName), ErrDamagedFile)
+	e, ok := decodePromise(string(raw))
+	if !ok {
+		return &damaged{fmt.Errorf("%s does not hold the number of an epoch", b.path(epochName))}
 	}
-	b.promised = cluster.Epoch(e)
+	b.promised = e
 	return nil
+}
+
+// encodePromise writes an epoch as a number and its checksum: one digit that is another
+// would make the brick follow, or lead, an epoch that is over.
+func encodePromise(e cluster.Epoch) []byte {
+	n := strconv.FormatUint(uint64(e), 10)
+	return fmt.Appendf(nil, "%s %08x\n", n, crc32.Checksum([]byte(n), castagnoli))
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// decodePromise reads what encodePromise wrote, or what was written before there were checksums.
+func decodePromise(s string) (cluster.Epoch, bool) {
+	line, ok := strings.CutSuffix(s, "\n")
+	n, sum, summed := strings.Cut(line, " ")
+	e, err := strconv.ParseUint(n, 10, 64)
+	if !ok || err != nil || summed && sum != fmt.Sprintf("%08x", crc32.Checksum([]byte(n), castagnoli)) {
+		return 0, false
+	}
+	return cluster.Epoch(e), true
 }

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -283,7 +285,7 @@ func TestHealFromRotten(t *testing.T) {
 // whose disk keeps what was synced has no rot.
 func TestSumsCrash(t *testing.T) {
 	ctx := context.Background()
-	for seed := range uint64(10) {
+	for seed := range uint64(5) {
 		r := rand.New(rand.NewPCG(seed, 4))
 		mem := disk.NewMem()
 		format(t, mem, "/b")
@@ -467,5 +469,49 @@ func TestSumsOfAnotherHistory(t *testing.T) {
 	var again meta.Sums
 	if again, err = o.store.Sums(f, base.Incarnation, 0); err != nil || again.Sum[0] != s.Sum[0]-1 {
 		t.Errorf("%+v, %v", again, err)
+	}
+}
+
+// A block that the disk cannot read is as good as rotten, and does not keep the scrub
+// from the others.
+func TestScrubUnreadable(t *testing.T) {
+	a, b, ino, want := pair(t, 600<<10)
+	a.scrubAll()
+	a.Close(true)
+	faulty := disk.NewFaulty(a.opts.FS)
+	a.opts.FS = faulty
+	a.Brick = openBrick(t, a.opts).Brick
+	name := a.dataFile(ino)
+	faulty.Add(disk.Fault{Op: disk.OpRead, Path: name[strings.LastIndexByte(name, '/')+1:], Times: 2, Err: syscall.EIO})
+	if s := a.scrubAll(); s.Rotten != 1 || s.Checked != 5 || s.Running {
+		t.Fatalf("%+v", s)
+	}
+	if err := a.repairAll(); err != nil {
+		t.Fatal(err)
+	}
+	if s := a.scrubAll(); s.Rotten != 0 || s.Bad != 0 || s.Repaired != 1 || !bytes.Equal(a.contents(ino), want) {
+		t.Errorf("%+v", s)
+	}
+	b.Commit(b.Tail().Seq)
+}
+
+// What has rotted is seen by those who look at a brick alone.
+func TestCheckRotten(t *testing.T) {
+	o := newBrick(t)
+	f := o.create(fsop.RootIno, "f")
+	o.write(f, 0, noise(300<<10, 1))
+	o.settleAll()
+	o.scrubAll()
+	o.rot(f, 140<<10, 1)
+	o.Close(true)
+	off, err := OpenOffline(OfflineOptions{FS: o.opts.FS, Dir: "/b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer off.Close()
+	var said []string
+	got, err := off.Check(context.Background(), true, func(p Problem) { said = append(said, p.String()) })
+	if err != nil || got.Problems != 1 || !strings.Contains(said[0], "bytes 131072 to 262144 have rotted") {
+		t.Errorf("%+v, %v, %q", got, err, said)
 	}
 }

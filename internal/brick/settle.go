@@ -138,6 +138,7 @@ type settler struct {
 	quit  context.CancelFunc
 	done  chan struct{}
 	tight atomic.Bool // the disk is nearly full: keep no log that is not needed
+	force atomic.Bool // settle all that may be settled
 	keep  atomic.Bool // flush the KV for what scrubbing has done
 
 	// Guarded by Brick.settling.
@@ -254,7 +255,7 @@ func (s *settler) run(ctx context.Context, b *Brick) {
 		case <-again.C:
 		}
 		b.measure()
-		if b.backlog.moving() && b.backlog.load.Load() >= b.opts.Backlog {
+		if s.force.Swap(false) || b.backlog.moving() && b.backlog.load.Load() >= b.opts.Backlog {
 			force = true
 		}
 		if s.tight.Load() {

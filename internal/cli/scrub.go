@@ -122,10 +122,10 @@ var (
 )
 
 func newVolumeBitrot(a *app) *cobra.Command {
-	c := verb("bitrot <VOLNAME> {enable | disable | scrub {ondemand | status | pause | resume} | scrub-throttle {lazy | normal | aggressive} | scrub-frequency {hourly | daily | weekly | biweekly | monthly}}",
+	c := verb("bitrot <VOLNAME> {enable | disable | scrub {ondemand | status | pause | resume} | scrub-throttle {lazy | normal | aggressive} | scrub-frequency {hourly | daily | weekly | biweekly | monthly} | signing-time <SECONDS>}",
 		"what gluster calls scrubbing; see scrub", 2, 3,
 		func(ctx context.Context, args []string) error {
-			what := word(args[1], "enable", "disable", "scrub", "scrub-throttle", "scrub-frequency")
+			what := word(args[1], "enable", "disable", "scrub", "scrub-throttle", "scrub-frequency", "signing-time")
 			if len(args) == 2 && (what == "enable" || what == "disable") {
 				return a.scrubSet(ctx, "bitrot", args[0], cluster.OptScrub, map[string]string{"enable": "on", "disable": "off"}[what])
 			}
@@ -135,6 +135,8 @@ func newVolumeBitrot(a *app) *cobra.Command {
 			switch arg := strings.ToLower(args[2]); what {
 			case "scrub":
 				return a.scrub(ctx, "bitrot", args[0], arg)
+			case "signing-time":
+				return a.scrubSet(ctx, "bitrot", args[0], cluster.OptScrubQuiet, arg)
 			case "scrub-throttle":
 				if rate := scrubRates[arg]; rate != "" {
 					return a.scrubSet(ctx, "bitrot", args[0], cluster.OptScrubRate, rate)

@@ -91,6 +91,7 @@ const (
 	OptRetentionTime = "log-retention-time"
 	OptScrub         = "scrub"
 	OptScrubInterval = "scrub-interval"
+	OptScrubQuiet    = "scrub-quiet"
 	OptScrubRate     = "scrub-rate"
 )
 
@@ -122,6 +123,8 @@ func makeOptions() []Option {
 			Description: "Whether bricks look for what has rotted on their disks. Off is what \"volume scrub VOLUME pause\" sets: no file is looked at and no checksums are made; what is known to be rotten is still repaired."},
 		{Name: OptScrubInterval, Default: "336h", Kind: KindDuration, Scope: ScopeBrick, Min: 0, Max: int64(365 * 24 * time.Hour),
 			Description: "How long after one round of scrubbing has ended each brick begins the next. 0: only when told to (\"volume scrub VOLUME start\")."},
+		{Name: OptScrubQuiet, Default: "2m", Kind: KindDuration, Scope: ScopeBrick, Min: 0, Max: int64(24 * time.Hour),
+			Description: "How long a file must not have been changed before its blocks get checksums. What rots before that is taken for what was written; a file that is changed again soon got them in vain."},
 		{Name: OptScrubRate, Default: "16MB", Kind: KindSize, Scope: ScopeBrick, Min: 64 << 10, Max: 1 << 34,
 			Description: "How many bytes per second each brick reads at most for scrubbing. It is a quarter of that while clients write."},
 	}
@@ -516,6 +519,7 @@ type VolumeOptions struct {
 	RetentionTime time.Duration
 	Scrub         bool
 	ScrubInterval time.Duration
+	ScrubQuiet    time.Duration
 	ScrubRate     int64 // bytes per second
 }
 
@@ -554,6 +558,7 @@ func (v *Volume) EffectiveOptions() VolumeOptions {
 	get(OptRetentionSize, func(s string) (ok bool) { e.RetentionSize, ok = ParseSize(s); return ok })
 	get(OptScrub, func(s string) (ok bool) { e.Scrub, ok = parseBool(s); return ok })
 	get(OptScrubInterval, duration(&e.ScrubInterval))
+	get(OptScrubQuiet, duration(&e.ScrubQuiet))
 	get(OptScrubRate, func(s string) (ok bool) { e.ScrubRate, ok = ParseSize(s); return ok })
 	get(OptReserve, func(s string) bool {
 		n, err := strconv.Atoi(strings.TrimSuffix(s, "%"))

@@ -19,8 +19,6 @@ import (
 const (
 	// scrubTick is how often a brick is looked after, if nothing calls for it.
 	scrubTick = 5 * time.Second
-	// scrubQuiet is how long a file must not have been changed to get checksums.
-	scrubQuiet = 2 * time.Minute
 	// scrubFirst is how long after its start a brick is left alone.
 	scrubFirst = time.Minute
 	// signEvery is how often files that were changed are looked for.
@@ -67,6 +65,7 @@ func (r *brickRun) scrub(ctx context.Context, b *brick.Brick) {
 		case <-r.scrubNow:
 			asked = true
 		}
+		b.Reconsider()
 		s.repair(ctx)
 		if !r.inSync() || !b.Whole() {
 			continue // it has enough to do
@@ -86,7 +85,7 @@ func (s *scrubber) work(ctx context.Context, may bool) error {
 	if !o.Scrub {
 		return nil
 	}
-	how := brick.ScrubOptions{Wait: s.wait, Quiet: scrubQuiet}
+	how := brick.ScrubOptions{Wait: s.wait, Quiet: o.ScrubQuiet}
 	at := s.b.Scrubbed()
 	if due := o.ScrubInterval > 0 && time.Since(at.Ended) >= o.ScrubInterval; !at.Running && due && may {
 		if err := s.b.BeginScrub(); err != nil {

@@ -247,6 +247,12 @@ func (l *Log) begin(prev uint64, base cluster.Pos) error {
 		f.Close()
 		return l.poisonLock("naming a segment", err)
 	}
+	// Opened again, the file's errors have the name by which it can be found.
+	f.Close() // it was synced
+	if f, err = l.fs.OpenFile(seg.name, os.O_RDWR); err != nil {
+		return l.poisonLock("opening a segment", err)
+	}
+	seg.file = f
 	seg.flushed, seg.end, seg.alloc = seg.size(), seg.size(), max(l.size, seg.size())
 	seg.zeroed = seg.size()
 	l.mu.Lock()

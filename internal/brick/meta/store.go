@@ -59,7 +59,8 @@ func damage(err error) error {
 
 // missing reports whether err is about a file of the store that is gone or was cut.
 func missing(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "object size mismatch") // the library has no better sign
+	// A store that is "not pristine" has lost the file that says of which format it is.
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, pebble.ErrDBNotPristine) || strings.Contains(err.Error(), "object size mismatch") // the library has no better sign
 }
 
 // errStuck is what a store gets that has given up and still tries to write.
@@ -220,6 +221,11 @@ func Open(o Options) (*Store, error) {
 		}
 		po.Lock = s.lock
 	}
+	before := map[string]bool{}
+	if err := s.blobs(before); err != nil {
+		s.unlock()
+		return nil, fmt.Errorf("opening the metadata in %s: %w", o.Dir, err)
+	}
 	var db *pebble.DB
 	var err error
 	ended := make(chan struct{})
@@ -236,6 +242,10 @@ func Open(o Options) (*Store, error) {
 		return nil, fmt.Errorf("opening the metadata in %s: %w", o.Dir, damage(err))
 	}
 	s.db, s.View = db, View{db}
+	if err := s.missingBlobs(before); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("opening the metadata in %s: %w", o.Dir, err)
+	}
 	return s, nil
 }
 
@@ -512,7 +522,8 @@ func (l logger) Fatalf(f string, a ...any) {
 }
 
 // Get returns nil for a key that is not there.
-func (v View) get(k []byte) ([]byte, io.Closer, error) {
+func (v View) get(k []byte) (_ []byte, _ io.Closer, err error) {
+	defer caught(&err)
 	val, c, err := v.r.Get(k)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, nil, nil

@@ -49,7 +49,8 @@ func (v View) Dentry(dir fsop.Ino, c Cookie, name string) (d Dentry, ok bool, er
 }
 
 // scan calls fn for the keys from lo to below hi, until it returns false.
-func (v View) scan(lo, hi []byte, fn func(k, val []byte) (bool, error)) error {
+func (v View) scan(lo, hi []byte, fn func(k, val []byte) (bool, error)) (err error) {
+	defer caught(&err)
 	it, err := v.r.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
 	if err != nil {
 		return err
@@ -349,7 +350,8 @@ func (v View) Bases(from fsop.Ino, fn func(fsop.Ino, *Base) (bool, error)) error
 
 // BaseKinds calls fn for all files with settled contents, from inode from on, until it
 // returns false. With read, contents in the store are read, and n is how many bytes.
-func (v View) BaseKinds(from fsop.Ino, read bool, fn func(ino fsop.Ino, kind BaseKind, n int) bool) error {
+func (v View) BaseKinds(from fsop.Ino, read bool, fn func(ino fsop.Ino, kind BaseKind, n int) bool) (err error) {
+	defer caught(&err)
 	it, err := v.r.NewIter(&pebble.IterOptions{LowerBound: key1(tableBase, uint64(from)), UpperBound: []byte{tableBase + 1}})
 	if err != nil {
 		return err

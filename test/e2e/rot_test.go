@@ -1,0 +1,62 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A byte that flips in a quiet file is found by a scrub, named, and repaired from the
+// other machine, of which there is only one.
+func TestRot(t *testing.T) {
+	p := start(t, setup{hosts: 2, mounts: 1, options: []string{"scrub-quiet", "0"}})
+	p.run(1, "sh", "-c", "mkdir /mnt/wp/dir; dd if=/dev/urandom of=/mnt/wp/dir/file bs=64K count=16 conv=fsync status=none")
+	type brick struct {
+		Name  string
+		Scrub *struct {
+			State                            string
+			Signed, Checked, Found, Repaired int
+			Rotten                           int
+		}
+	}
+	scrubbed := func(until func(b brick) bool) {
+		p.t.Helper()
+		p.within(10*time.Second, "the bricks are scrubbed", func() error {
+			p.mortar(1, "volume", "scrub", "wp", "start")
+			var st struct{ Bricks []brick }
+			p.json(&st, 2, "volume", "scrub", "wp", "status", "--json")
+			for _, b := range st.Bricks {
+				if b.Scrub == nil || !until(b) {
+					return fmt.Errorf("%+v: %+v", b.Name, b.Scrub)
+				}
+			}
+			return nil
+		})
+	}
+	scrubbed(func(b brick) bool { return b.Scrub.Signed+b.Scrub.Checked >= 8 })
+	for i := 1; i <= 2; i++ {
+		file := strings.TrimSpace(p.run(i, "sh", "-c", "find "+brickDir+"/.mortar/data -type f -size +1000k"))
+		good, err := os.ReadFile(p.outside(i, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		bad := bytes.Clone(good)
+		bad[700<<10] ^= 4
+		if err := os.WriteFile(p.outside(i, file), bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		scrubbed(func(b brick) bool {
+			return !strings.HasPrefix(b.Name, fmt.Sprintf("n%d:", i)) || b.Scrub.Found == 1 && b.Scrub.Repaired == 1 && b.Scrub.Rotten == 0
+		})
+		if now, err := os.ReadFile(p.outside(i, file)); err != nil || !bytes.Equal(now, good) {
+			t.Errorf("n%d: the data file is not what it was: %v", i, err)
+		}
+		if log := p.Host(i).Log("mortar"); !strings.Contains(log, "/dir/file") {
+			t.Errorf("n%d does not name the file:\n%s", i, log)
+		}
+	}
+	p.identical(1)
+}
