@@ -29,6 +29,7 @@ func TestPackageVersion(t *testing.T) {
 var scratch string
 
 func TestMain(m *testing.M) {
+	os.Setenv("SOURCE_DATE_EPOCH", "1796000000") // so that the tests need no repository
 	os.Exit(func() int {
 		var err error
 		if scratch, err = os.MkdirTemp("", "mortar-packaging-"); err != nil {
