@@ -77,6 +77,7 @@ const (
 	identityFile = "identity.pem"
 	controlDir   = "control"
 	mapFile      = "map.json"
+	goneFile     = "detached.json"
 )
 
 // New opens the state directory and all listeners, so that what is wrong with
@@ -458,8 +459,10 @@ func (n *Node) forgetPool() error {
 		}
 		n.log.Info("what this machine knew of its pool is kept aside", "at", moved)
 	}
-	if err := os.Remove(n.path(mapFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, name := range []string{mapFile, goneFile} {
+		if err := os.Remove(n.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }

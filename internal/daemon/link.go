@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -116,6 +117,27 @@ func newLinks(ctx context.Context, keeper *pki.Keeper, hello proto.Hello, events
 
 // wait returns when everything has ended.
 func (l *links) wait() { l.wg.Wait() }
+
+// remember takes over where peers were that were detached in a former life. Those that the
+// map has are not among them.
+func (l *links) remember(gone map[cluster.PeerID][]string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.Copy(l.gone, gone)
+}
+
+// detached is where the peers were that were detached and of which keep is true.
+func (l *links) detached(keep func(cluster.PeerID) bool) map[cluster.PeerID][]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	gone := map[cluster.PeerID][]string{}
+	for id, addrs := range l.gone {
+		if keep(id) {
+			gone[id] = addrs
+		}
+	}
+	return gone
+}
 
 // set makes the links those of a map. It is called from one goroutine.
 func (l *links) set(m *cluster.Map) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -61,6 +62,7 @@ type member struct {
 	closed   bool
 
 	view atomic.Pointer[view]
+	gone map[cluster.PeerID][]string // as saved; follow's own
 }
 
 // view is a map with what is looked up in it all the time.
@@ -128,6 +130,10 @@ func newMember(n *Node, id *pki.Identity) (*member, error) {
 	m.view.Store(newView(known))
 	hello := proto.Hello{Version: proto.Version, Pool: pool, Boot: n.boot, Port: n.port}
 	m.links = newLinks(m.base, m.keeper, hello, m, n.log.With("part", "links"))
+	if m.gone, err = loadGone(n.path(goneFile)); err != nil {
+		n.log.Warn("where detached peers were is not known", "file", n.path(goneFile), "error", err)
+	}
+	m.links.remember(m.gone)
 	m.bricks = newBricks(m)
 	m.mounts = newMounts()
 	m.raft = newHandoff(n.tcp.Addr())
@@ -240,6 +246,10 @@ func (m *member) follow(ctx context.Context, plane *control.Control) error {
 		m.links.set(next)
 		m.bricks.set(next)
 		m.mounts.changed()
+		// Before the map in which they are not any more.
+		if err := m.saveGone(plane.Member); err != nil {
+			m.log.Warn("where detached peers were cannot be saved; after a restart this machine may not find one whose vote is needed", "error", err)
+		}
 		// Only now: a fail-over does not wait for this disk.
 		if err := m.save(next); err != nil {
 			m.log.Warn("the map cannot be saved; mounts on this machine may not find the pool while the daemon is down", "error", err)
@@ -261,6 +271,37 @@ func saveMap(path string, next *cluster.Map) error {
 		return err
 	}
 	return disk.WriteFile(disk.OS, path, raw)
+}
+
+// saveGone keeps where the detached peers were whose votes still count, for a start before
+// they no longer do: the pool could decide nothing any more without them.
+func (m *member) saveGone(votes func(cluster.PeerID) bool) error {
+	gone := m.links.detached(votes)
+	if maps.EqualFunc(gone, m.gone, slices.Equal) {
+		return nil
+	}
+	raw, err := json.Marshal(gone)
+	if err != nil {
+		return err
+	}
+	if err := disk.WriteFile(disk.OS, m.n.path(goneFile), raw); err != nil {
+		return err
+	}
+	m.gone = gone
+	return nil
+}
+
+// loadGone reads what saveGone has kept.
+func loadGone(path string) (map[cluster.PeerID][]string, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var gone map[cluster.PeerID][]string
+	return gone, json.Unmarshal(raw, &gone)
 }
 
 // keepCert renews this machine's certificate. Every peer has the pool's CA.
