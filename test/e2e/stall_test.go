@@ -32,6 +32,8 @@ func TestStalls(t *testing.T) {
 	signal := func(s syscall.Signal) func(int) { return func(i int) { must(p.daemons[i-1].Signal(s)) } }
 	term := func(i int) { must(p.daemons[i-1].Signal(syscall.SIGTERM)); <-p.daemons[i-1].Done() }
 	unplug, plug := func(i int) { must(p.Host(i).Unplug()) }, func(i int) { must(p.Host(i).Plug()) }
+	drain := func(i int) { p.mortar(p.other(i), "peer", "drain", p.Host(i).Name) }
+	undrain := func(i int) { p.mortar(p.other(i), "peer", "undrain", p.Host(i).Name) }
 	const lets = 2500 * time.Millisecond // how long a silent one stays so: longer than its lease
 	for _, c := range []struct {
 		name    string
@@ -52,6 +54,9 @@ func TestStalls(t *testing.T) {
 		{"SIGTERM of the primary", true, term, restart, false, false},
 		{"SIGTERM of a backup, at home", false, term, restart, false, true},
 		{"SIGTERM of the primary, at home", true, term, restart, false, true},
+		{"drain of a backup's peer", false, drain, undrain, false, false},
+		{"drain of the primary's peer", true, drain, undrain, false, false},
+		{"drain of the primary's peer, at home", true, drain, undrain, false, true},
 		{"a backup's disk hangs", false, func(i int) { p.run(i, "fsfreeze", "-f", "/bricks") }, func(i int) { p.run(i, "fsfreeze", "-u", "/bricks") }, true, false},
 		{"the primary's disk hangs", true, func(i int) { p.run(i, "fsfreeze", "-f", "/bricks") }, func(i int) { p.run(i, "fsfreeze", "-u", "/bricks") }, true, false},
 	} {
