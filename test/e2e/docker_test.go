@@ -23,6 +23,7 @@ type engines struct {
 	contained []*cluster.Process // what runs their containers
 	ran       bool               // they have run, so they can
 	nodes     map[string]string  // machines by the id that the Swarm has given them
+	storage   string             // driver for images
 }
 
 // dockerImage is an image with nothing but a shell.
@@ -32,10 +33,17 @@ const dockerImage = "shell"
 // engine runs, the test is skipped with the reason.
 func startEngines(t *testing.T, p *pool) *engines {
 	t.Helper()
+	return startEnginesWith(t, p, "vfs")
+}
+
+// startEnginesWith is startEngines with a driver for images. "overlay2" is for large
+// ones: "vfs" copies the image for every container.
+func startEnginesWith(t *testing.T, p *pool, storage string) *engines {
+	t.Helper()
 	for _, program := range []string{"dockerd", "docker", "containerd", "runc", "busybox"} {
 		need(t, program)
 	}
-	e := &engines{pool: p, procs: make([]*cluster.Process, len(p.Hosts())), contained: make([]*cluster.Process, len(p.Hosts()))}
+	e := &engines{pool: p, storage: storage, procs: make([]*cluster.Process, len(p.Hosts())), contained: make([]*cluster.Process, len(p.Hosts()))}
 	image := filepath.Join(p.Dir, "image")
 	if err := os.MkdirAll(image+"/bin", 0o755); err != nil {
 		t.Fatal(err)
@@ -81,7 +89,7 @@ func (e *engines) startContainerd(i int) {
 func (e *engines) startEngine(i int) {
 	e.t.Helper()
 	p, err := e.Host(i).Spawn("dockerd", "dockerd", "--data-root", "/run/docker-data", "--exec-root", "/run/docker", "--containerd", "/run/containerd/containerd.sock", "--pidfile", "/run/docker.pid",
-		"--storage-driver", "vfs", "--iptables=false", "--bridge", "none", "--cgroup-parent", "/mortar-"+e.Host(i).Name, "--log-level", "warn")
+		"--storage-driver", e.storage, "--iptables=false", "--bridge", "none", "--cgroup-parent", "/mortar-"+e.Host(i).Name, "--log-level", "warn")
 	if err != nil {
 		e.t.Fatal(err)
 	}

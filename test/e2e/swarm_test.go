@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -103,6 +104,33 @@ func (e *engines) settles(limit time.Duration, service string, want int, left ..
 	return on, last
 }
 
+// slowestMount is how long engines have waited for mounts of a volume at most.
+func (e *engines) slowestMount(volume string) (slowest time.Duration) {
+	e.t.Helper()
+	n := 0
+	for _, h := range e.Hosts() {
+		for line := range strings.Lines(h.Log("mortar")) {
+			m := mountTook.FindStringSubmatch(line)
+			if m == nil || m[1] != volume {
+				continue
+			}
+			took, err := time.ParseDuration(m[2])
+			if err != nil {
+				e.t.Fatal(err)
+			}
+			slowest = max(slowest, took)
+			n++
+		}
+	}
+	if n == 0 {
+		e.t.Errorf("no engine has asked for %s", volume)
+	}
+	return slowest
+}
+
+// mountTook finds the answers to engines in a daemon's log.
+var mountTook = regexp.MustCompile(`msg=VolumeDriver\.Mount .*volume=(\S+) .*took=(\S+)`)
+
 // http is a client on a machine.
 func (p *pool) http(i int) *http.Client {
 	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
@@ -144,22 +172,103 @@ func (e *engines) demoImage() {
 // stack deploys a file of deploy/ from machine 1, with pairs of texts replaced.
 func (e *engines) stack(file, name string, edits ...string) {
 	e.t.Helper()
-	raw, err := os.ReadFile(filepath.Join(deployDir, file))
-	if err != nil {
+	dir := filepath.Join(e.Dir, "deploy-"+name)
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(deployDir, filepath.Dir(file)))); err != nil {
 		e.t.Fatal(err)
 	}
-	text := string(raw)
+	copied := filepath.Join(dir, filepath.Base(file))
+	text := readFile(copied)
 	for k := 0; k+1 < len(edits); k += 2 {
 		if !strings.Contains(text, edits[k]) {
 			e.t.Fatalf("%s has no %q", file, edits[k])
 		}
 		text = strings.ReplaceAll(text, edits[k], edits[k+1])
 	}
-	copied := filepath.Join(e.Dir, name+".yml")
 	if err := os.WriteFile(copied, []byte(text), 0o644); err != nil {
 		e.t.Fatal(err)
 	}
 	e.docker(1, "stack", "deploy", "--resolve-image", "never", "-c", copied, name)
+}
+
+// deployFiles demands of every file of deploy/ for engines that one takes it, and the
+// driver its volumes. Nothing of it runs: no machine takes containers.
+func (e *engines) deployFiles() {
+	e.t.Helper()
+	for i := range e.Hosts() {
+		e.docker(1, "node", "update", "--availability", "drain", e.Host(i+1).Name)
+	}
+	if _, err := e.Host(1).RunInput(e.ctx(patience), "x", "docker", "secret", "create", "wordpress_db", "-"); err != nil {
+		e.t.Fatal(err)
+	}
+	dir := filepath.Join(e.Dir, "deploy")
+	if err := os.CopyFS(dir, os.DirFS(deployDir)); err != nil {
+		e.t.Fatal(err)
+	}
+	files, err := filepath.Glob(dir + "/*/*.yml")
+	if err != nil || len(files) < 4 {
+		e.t.Fatalf("files to deploy: %q, %v", files, err)
+	}
+	for _, file := range files {
+		name := strings.TrimPrefix(file, dir+"/")
+		argv := []string{"env", "WORDPRESS_DB_PASSWORD=x", "docker", "stack", "deploy", "--resolve-image", "never"}
+		if base, _, more := strings.Cut(filepath.Base(file), "-"); more { // it says more about another one
+			argv = append(argv, "-c", filepath.Join(filepath.Dir(file), base+".yml"))
+		}
+		e.run(1, append(argv, "-c", file, "check")...)
+		var services []struct {
+			Spec struct {
+				Name         string
+				TaskTemplate struct {
+					ContainerSpec struct {
+						Mounts []struct {
+							Type, Source  string
+							VolumeOptions struct {
+								DriverConfig struct {
+									Name    string
+									Options map[string]string
+								}
+							}
+						}
+					}
+					Resources struct{ Limits struct{ MemoryBytes int64 } }
+				}
+				EndpointSpec struct{ Mode string }
+			}
+		}
+		ids := strings.Fields(e.docker(1, "stack", "services", "-q", "check"))
+		if err := json.Unmarshal([]byte(e.docker(1, append([]string{"service", "inspect"}, ids...)...)), &services); err != nil {
+			e.t.Fatal(err)
+		}
+		made := map[string]bool{}
+		for _, s := range services {
+			spec := s.Spec
+			if swarm := strings.HasPrefix(name, "swarm/"); swarm && (spec.TaskTemplate.Resources.Limits.MemoryBytes == 0 || spec.EndpointSpec.Mode != "dnsrr") {
+				e.t.Errorf("%s: service %s has no limit of memory, or needs IPVS", name, spec.Name)
+			}
+			for _, m := range spec.TaskTemplate.ContainerSpec.Mounts {
+				if m.Type != "volume" {
+					continue
+				}
+				driver := m.VolumeOptions.DriverConfig
+				if driver.Name != "mortar" {
+					e.t.Errorf("%s: volume %s has driver %q", name, m.Source, driver.Name)
+				}
+				argv := []string{"volume", "create", "-d", driver.Name}
+				for k, v := range driver.Options {
+					argv = append(argv, "-o", k+"="+v)
+				}
+				e.docker(1, append(argv, m.Source)...)
+				made[m.Source] = true
+			}
+		}
+		if len(made) == 0 {
+			e.t.Errorf("%s has no volumes", name)
+		}
+		e.docker(1, "stack", "rm", "check")
+		for v := range made {
+			e.docker(2, "volume", "rm", v)
+		}
+	}
 }
 
 // TestSwarm is the walkthrough of a Swarm of three machines with an application that is
@@ -250,10 +359,12 @@ func TestSwarm(t *testing.T) {
 				t.Errorf("%s: %s runs on %v", what, service, nodes)
 			}
 		}
-		late := last[0].Sub(last[1])
-		t.Logf("%s: containers with the volume ran %.2f s after those without", what, late.Seconds())
-		if late > 2*time.Second {
-			t.Errorf("%s: with the volume it took %v longer", what, late)
+		// What the volume adds to the Swarm's own time is the mount. The other comparison
+		// has the noise of two Swarm services in it, more of it where the machine is busy.
+		late, mount := last[0].Sub(last[1]), e.slowestMount(volume)
+		t.Logf("%s: containers with the volume ran %.2f s after those without; the slowest mount so far took %v", what, late.Seconds(), mount)
+		if mount > 2*time.Second || long && late > 2*time.Second {
+			t.Errorf("%s: with the volume it took longer", what)
 		}
 		got, _, err := p.get(1, "http://"+p.Host(1).Addr+":8080/")
 		if err != nil || got != "two\n" {
@@ -318,6 +429,7 @@ func TestSwarm(t *testing.T) {
 		_, err := p.Host(3).Run(p.ctx(patience), "docker", "volume", "rm", volume)
 		return err
 	})
+	e.deployFiles()
 	p.healed(1, 30*time.Second)
 	p.identical(1)
 }

@@ -1,0 +1,297 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image"
+	"image/png"
+	"io"
+	"math/rand/v2"
+	"mime/multipart"
+	"net"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// site is a WordPress that answers on every machine.
+type site struct {
+	p      *pool
+	via    int // the machine that is asked
+	client *http.Client
+}
+
+const siteURL = "http://wordpress.test" // resolved by nobody: dialled on the machine that is asked
+
+func (p *pool) site() *site {
+	s := &site{p: p, via: 1}
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	s.client = &http.Client{Jar: jar, Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			h := p.Host(s.via)
+			return h.Dial(h.Addr + ":80")
+		}}}
+	return s
+}
+
+// do sends a request and returns what was answered.
+func (s *site) do(r *http.Request) (text string, header http.Header, err error) {
+	resp, err := s.client.Do(r)
+	if err != nil {
+		return "", nil, err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode >= 300 {
+		err = fmt.Errorf("%s %s by n%d: %s: %.2000s", r.Method, r.URL, s.via, resp.Status, raw)
+	}
+	return string(raw), resp.Header, err
+}
+
+func (s *site) get(path string) (string, http.Header, error) {
+	r, err := http.NewRequest(http.MethodGet, siteURL+path, nil)
+	if err != nil {
+		return "", nil, err
+	}
+	return s.do(r)
+}
+
+// must is get that succeeds.
+func (s *site) must(path string) string {
+	s.p.t.Helper()
+	text, _, err := s.get(path)
+	if err != nil {
+		s.p.t.Fatal(err)
+	}
+	return text
+}
+
+// post sends a form; the answer must contain a text.
+func (s *site) post(path string, form url.Values, want string) {
+	s.p.t.Helper()
+	r, err := http.NewRequest(http.MethodPost, siteURL+path, strings.NewReader(form.Encode()))
+	if err != nil {
+		s.p.t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	text, _, err := s.do(r)
+	if err != nil || !strings.Contains(text, want) {
+		s.p.t.Fatalf("POST %s: no %q: %v\n%s", path, want, err, text)
+	}
+}
+
+// upload adds a picture to the media library and returns its path.
+func (s *site) upload(name string, content []byte) string {
+	s.p.t.Helper()
+	page := s.must("/wp-admin/media-new.php")
+	nonce := regexp.MustCompile(`name="_wpnonce" value="(\w+)"`).FindStringSubmatch(page)
+	if nonce == nil {
+		s.p.t.Fatalf("no form for uploads:\n%s", page)
+	}
+	var body bytes.Buffer
+	m := multipart.NewWriter(&body)
+	err := errors.Join(m.WriteField("name", name), m.WriteField("action", "upload-attachment"), m.WriteField("_wpnonce", nonce[1]))
+	part, err2 := m.CreateFormFile("async-upload", name)
+	if err = errors.Join(err, err2); err == nil {
+		_, err = part.Write(content)
+	}
+	err = errors.Join(err, m.Close())
+	r, err2 := http.NewRequest(http.MethodPost, siteURL+"/wp-admin/async-upload.php", &body)
+	if err = errors.Join(err, err2); err != nil {
+		s.p.t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", m.FormDataContentType())
+	text, _, err := s.do(r)
+	if err != nil {
+		s.p.t.Fatal(err)
+	}
+	var answer struct {
+		Success bool
+		Data    struct{ URL string }
+	}
+	if err := json.Unmarshal([]byte(text), &answer); err != nil || !answer.Success {
+		s.p.t.Fatalf("upload: %v: %s", err, text)
+	}
+	return strings.TrimPrefix(answer.Data.URL, siteURL)
+}
+
+// wordpressImages makes, on every machine, the images that deploy/ names, of Debian's packages.
+func (e *engines) wordpressImages() {
+	e.t.Helper()
+	tree := "/var/cache/mortar-test/wordpress-root"
+	if out, err := exec.Command("../wordpress/make", tree).CombinedOutput(); err != nil {
+		e.t.Skipf("SKIPPED: there is no tree with WordPress, nginx, PHP and MariaDB, and it cannot be made: %v\n%s", err, out)
+	}
+	archive := filepath.Join(e.Dir, "wordpress.tar")
+	if out, err := exec.Command("tar", "-C", tree, "-cf", archive, ".").CombinedOutput(); err != nil {
+		e.t.Fatalf("%v\n%s", err, out)
+	}
+	for i := range e.Hosts() {
+		e.docker(i+1, "import", archive, "debian-wordpress")
+		for image, lines := range map[string]string{
+			"wordpress:6-fpm": `ENTRYPOINT ["/test/php"]`,
+			"mariadb:10.11":   `ENTRYPOINT ["/test/db"]`,
+			"nginx:1.26":      `CMD ["nginx", "-g", "daemon off;"]`,
+		} {
+			if _, err := e.Host(i+1).RunInput(e.ctx(patience), "FROM debian-wordpress\n"+lines+"\n", "env", "DOCKER_BUILDKIT=0", "docker", "build", "-t", image, "-"); err != nil {
+				e.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestWordPress is WordPress, nginx, PHP and MariaDB on a Swarm of three machines, as
+// deploy/swarm/wordpress.yml has them: installed, used through one machine and seen
+// through the others at once, and there when a machine dies, that of the database too.
+func TestWordPress(t *testing.T) {
+	if !long {
+		t.Skip("LEFT OUT without MORTAR_TEST_LONG=1: WordPress on a Swarm takes minutes, and an image of half a gigabyte")
+	}
+	p := start(t, setup{mounts: -1})
+	e := startEnginesWith(t, p, "overlay2")
+	defer e.stopEngines()
+	e.wordpressImages()
+	e.swarm(15 * time.Second)
+	if _, err := p.Host(1).RunInput(p.ctx(patience), "secret of the test", "docker", "secret", "create", "wordpress_db", "-"); err != nil {
+		t.Fatal(err)
+	}
+	// n1 is where the test looks from, so it is not the one that dies.
+	const order = "      update_config: {order: stop-first}\n"
+	begin := time.Now()
+	e.stack("swarm/wordpress.yml", "wordpress", order, order+"      placement:\n        constraints: [\"node.hostname != n1\"]\n")
+	at := func() (db string) {
+		t.Helper()
+		for _, service := range []string{"lb", "web", "php"} {
+			e.settles(3*time.Minute, "wordpress_"+service, 3)
+		}
+		on, _ := e.settles(3*time.Minute, "wordpress_db", 1)
+		return on[0]
+	}
+	db := at()
+	t.Logf("up after %.1f s, the database on %s", time.Since(begin).Seconds(), db)
+
+	s := p.site()
+	p.within(time.Minute, "the installation page is there", func() error {
+		_, _, err := s.get("/wp-admin/install.php")
+		return err
+	})
+	const password = "correct horse battery staple"
+	s.post("/wp-admin/install.php?step=2", url.Values{"weblog_title": {"Three machines"}, "user_name": {"admin"}, "admin_password": {password},
+		"admin_password2": {password}, "pw_weak": {"1"}, "admin_email": {"admin@example.org"}, "blog_public": {"0"}}, "Success!")
+	s.must("/wp-login.php")
+	s.post("/wp-login.php", url.Values{"log": {"admin"}, "pwd": {password}, "testcookie": {"1"}, "redirect_to": {siteURL + "/wp-admin/"}}, "Dashboard")
+
+	picture := image.NewGray(image.Rect(0, 0, 400, 300))
+	for k := range picture.Pix {
+		picture.Pix[k] = byte(rand.Uint32())
+	}
+	var file bytes.Buffer
+	if err := png.Encode(&file, picture); err != nil {
+		t.Fatal(err)
+	}
+	// shown demands a file from every machine that is named.
+	shown := func(path, want string, machines ...int) {
+		t.Helper()
+		for _, i := range machines {
+			for range 4 { // whichever nginx and PHP it is handed to
+				s.via = i
+				if got := s.must(path); got != want {
+					t.Fatalf("n%d answers %d bytes for %s, want %d", i, len(got), path, len(want))
+				}
+			}
+		}
+	}
+	for i := range p.Hosts() {
+		s.via = i + 1
+		shown(s.upload(fmt.Sprintf("picture%d.png", i), file.Bytes()), file.String(), 1, 2, 3)
+	}
+	// A file that is changed on a machine is new everywhere; a program within the 2 s for
+	// which PHP does not look again.
+	edit := func(i int, path, text string) {
+		t.Helper()
+		e.docker(i, "run", "--rm", "--network", "none", "-v", "wordpress_html:/html", "--entrypoint", "/bin/sh", "debian-wordpress", "-ec",
+			"mkdir -p $(dirname /html"+path+"); printf '%s' '"+text+"' > /html"+path)
+	}
+	for k := range 4 {
+		i := k%3 + 1
+		text := fmt.Sprint("version ", k)
+		edit(i, "/wp-content/plugin.css", text)
+		shown("/wp-content/plugin.css", text, 1, 2, 3)
+		edit(i, "/wp-content/mu-plugins/version.php", fmt.Sprintf(`<?php header("X-Version: %d");`, k))
+		time.Sleep(2 * time.Second) // opcache.revalidate_freq
+		for via := 1; via <= 3; via++ {
+			for range 4 {
+				s.via = via
+				if _, h, err := s.get("/"); err != nil || h.Get("X-Version") != fmt.Sprint(k) {
+					t.Errorf("n%d, asked for version %d, shows %q: %v", via, k, h.Get("X-Version"), err)
+				}
+			}
+		}
+	}
+
+	// A machine dies; then, when it is back, the one with the database.
+	other := map[string]string{"n2": "n3", "n3": "n2"}
+	last := s.upload("last.png", file.Bytes())
+	for _, dies := range []string{other[db], db} {
+		k := slices.Index([]string{"n1", "n2", "n3"}, dies) + 1
+		alive := []int{1, 5 - k}
+		t0 := time.Now()
+		if err := errors.Join(p.Host(k).Unplug(), p.Host(k).KillAll()); err != nil {
+			t.Fatal(err)
+		}
+		// Where the database lives on, every page comes; where not, when the Swarm has moved it.
+		visitor := p.site()
+		visitor.client.Timeout = 5 * time.Second
+		var slowest, away time.Duration
+		pages, failed := 0, 0
+		for time.Since(t0) < 40*time.Second || away > 0 && time.Since(t0)-away < 5*time.Second && time.Since(t0) < 2*time.Minute {
+			visitor.via = alive[pages%2]
+			pages++
+			asked := time.Now()
+			if _, _, err := visitor.get("/"); err != nil {
+				failed++
+				away = time.Since(t0)
+				continue
+			}
+			slowest = max(slowest, time.Since(asked))
+		}
+		t.Logf("%s died (the database was on %s): of %d pages %d failed, the last after %.1f s; the slowest of the others took %.1f s", dies, db, pages, failed, away.Seconds(), slowest.Seconds())
+		if dies != db && failed > 0 {
+			t.Errorf("%s died, which had no database: %d of %d pages failed", dies, failed, pages)
+		}
+		shown(last, file.String(), alive...)
+		s.via = 1
+		last = s.upload("after-"+dies+".png", file.Bytes())
+		shown(last, file.String(), alive...)
+		if err := p.Host(k).Plug(); err != nil {
+			t.Fatal(err)
+		}
+		p.startDaemon(k)
+		p.waitDaemon(k)
+		e.startContainerd(k)
+		e.startEngine(k)
+		e.waitEngine(k)
+		p.healed(1, time.Minute)
+		now := at()
+		t.Logf("%s is back; the database is on %s", dies, now)
+		shown(last, file.String(), 1, 2, 3)
+	}
+	e.docker(1, "stack", "rm", "wordpress")
+	for i := range p.Hosts() {
+		e.nothingMounted(i + 1)
+	}
+	p.identical(1)
+}
