@@ -73,6 +73,7 @@ var floors = map[string]floor{
 	"random write, 4 KiB":                  {times: 2},
 	"8 KiB write + fdatasync":              {times: 2},
 	"8 KiB write + fdatasync, 4 workers":   {times: 4},
+	"WordPress page, php-fpm":              {local: 0.8},
 }
 
 // slowFloors are the floors over links with delay.

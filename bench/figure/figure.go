@@ -10,7 +10,7 @@ import (
 // Figure is what one workload measured.
 type Figure struct {
 	Name string `json:"name"`
-	// Unit is "/s" or "MB/s", of which more is better, or "s", of which less is.
+	// Unit is "/s" or "MB/s", of which more is better, or "s" or "B", of which less is.
 	Unit   string    `json:"unit"`
 	Rounds []float64 `json:"rounds"`
 	Median float64   `json:"median"`
@@ -22,7 +22,10 @@ type Figure struct {
 
 // Times is how many times as good a is as b, in a unit.
 func Times(unit string, a, b float64) float64 {
-	if unit == "s" {
+	if a <= 0 || b <= 0 { // nothing has no multiples
+		return 0
+	}
+	if unit == "s" || unit == "B" {
 		return b / a
 	}
 	return a / b
