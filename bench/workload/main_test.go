@@ -12,8 +12,8 @@ import (
 	"mortar/bench/figure"
 )
 
-// Every group runs to its end on a plain directory, measures something each
-// round, and leaves nothing there.
+// Every group but php, which needs a tree of half a gigabyte and a minute, runs to its
+// end on a plain directory, measures something each round, and leaves nothing there.
 func TestAllGroups(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: cold reads need root")
@@ -24,7 +24,7 @@ func TestAllGroups(t *testing.T) {
 	}
 	dir := t.TempDir()
 	cold := filepath.Join(t.TempDir(), "cold")
-	cmd := exec.Command(bin, "-dir", dir, "-rounds", "2", "-scale", "0.01", "-cpu", "-json", "-cold", "echo >>"+cold)
+	cmd := exec.Command(bin, "-dir", dir, "-only", "small,tree,large,sync", "-rounds", "2", "-scale", "0.01", "-cpu", "-json", "-cold", "echo >>"+cold)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {

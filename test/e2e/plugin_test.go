@@ -13,6 +13,9 @@ import (
 // that the driver of the other machines' daemons has. After it was switched off
 // and on it has them still.
 func TestManagedPlugin(t *testing.T) {
+	if !long {
+		t.Skip("LEFT OUT without MORTAR_TEST_LONG=1: the managed plugin in an engine")
+	}
 	p := start(t, setup{alone: true})
 	p.join(2)
 	p.setup.replica = 2
