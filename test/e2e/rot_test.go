@@ -24,7 +24,7 @@ func TestRot(t *testing.T) {
 	}
 	scrubbed := func(until func(b brick) bool) {
 		p.t.Helper()
-		p.within(10*time.Second, "the bricks are scrubbed", func() error {
+		p.within(30*time.Second, "the bricks are scrubbed", func() error {
 			p.mortar(1, "volume", "scrub", "wp", "start")
 			var st struct{ Bricks []brick }
 			p.json(&st, 2, "volume", "scrub", "wp", "status", "--json")
