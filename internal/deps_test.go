@@ -43,6 +43,7 @@ var packages = []struct {
 	{"metrics", nil, "packages are given what they increment and never reach for it"},
 
 	// One step up.
+	{"estate", nil, "what one process of a mount leaves to the next is known to the two that fill it, and knows neither"},
 	{"proto", []string{"fsop", "cluster"}, "the dictionary of messages has no behaviour"},
 	{"pki", []string{"cluster"}, "who is who can be decided without a network"},
 	{"oplog", []string{"disk", "cluster"}, "a log of opaque records knows neither operations nor peers"},
@@ -56,14 +57,14 @@ var packages = []struct {
 	{"replica", []string{"replica/core", "proto", "fsop", "cluster", "wire", "oplog"}, "the shell of that machine names the storage and the transport that it needs"},
 	{"control/state", []string{"cluster", "proto"}, "what the pool decides is a pure function of the commands"},
 	{"control", []string{"control/state", "cluster", "proto", "pki", "wire"}, "it decides placement and never moves or sees file data"},
-	{"client", []string{"proto", "wire", "fsop", "cluster"}, "a chain of handlers knows neither FUSE nor NFS"},
+	{"client", []string{"proto", "wire", "fsop", "cluster", "estate"}, "a chain of handlers knows neither FUSE nor NFS"},
 	{"gluster", nil, "it copies from one directory to another, and knows of GlusterFS only what is to be left behind"},
 	{"fstab", nil, "a text of mount(8)'s, read and written"},
 	{"doctor", []string{"api", "fstab"}, "what is wrong is a function of facts, which come from the kernel and the daemon's REST interface"},
 	{"api", []string{"cluster"}, "the language of the REST interface serves programs that have nothing else of ours"},
 
 	// The doors see an fsop.Handler, or an interface that they define.
-	{"mount", []string{"fsop", "proto"}, "FUSE in, operations out; proto only for the effects that it takes back from the kernel"},
+	{"mount", []string{"fsop", "proto", "estate"}, "FUSE in, operations out; proto only for the effects that it takes back from the kernel"},
 	{"nfs", []string{"fsop", "proto"}, "NFS in, operations out"},
 	{"dockervol", []string{"disk"}, "nine calls of Docker's over two interfaces of its own; disk protects its mount points"},
 	{"httpd", []string{"api", "httpd/web", "metrics"}, "handlers over interfaces of its own"},
@@ -73,11 +74,11 @@ var packages = []struct {
 	{"daemon", []string{
 		"fsop", "cluster", "disk", "wire", "metrics", "proto", "pki", "oplog",
 		"brick", "replica", "replica/core", "control", "control/state", "client", "api",
-		"mount", "nfs", "dockervol", "httpd", "httpd/web",
+		"mount", "estate", "nfs", "dockervol", "httpd", "httpd/web",
 	}, "the one place where packages meet"},
 	{"cli/ui", nil, "how to talk to people, whatever it is about"},
-	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "brick", "disk", "doctor", "fstab", "gluster"},
-		"words into calls of the REST interface; mount is for the options of its command line, brick and disk for the tools that work on a brick's directory alone"},
+	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "estate", "brick", "disk", "doctor", "fstab", "gluster"},
+		"words into calls of the REST interface; mount and estate are for the command line and the life of its process, brick and disk for the tools that work on a brick's directory alone"},
 
 	// For tests.
 	{"codec/codectest", nil, "what is asked of every coded type"},

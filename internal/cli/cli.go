@@ -82,7 +82,7 @@ func (a *app) called(args []string) (words []string) {
 	case "gluster":
 		a.name, a.gluster = base, true
 	case "mount.mortar", "mount.glusterfs":
-		if len(words) > 0 && words[0] == askerCommand {
+		if len(words) > 0 && (words[0] == askerCommand || words[0] == keeperCommand) {
 			break // a mount has started it, under its own name
 		}
 		a.helper = true
@@ -200,7 +200,7 @@ func newRoot(a *app) *cobra.Command {
 		newServer(a),
 		newPeer(a), newJoin(a), newPool(a),
 		newVolume(a), newSubvolume(a),
-		newMount(a), newMountAsker(), newUmount(a), newFile(a), newBrick(a),
+		newMount(a), newMountAsker(), newMountKeeper(), newUmount(a), newFile(a), newBrick(a),
 		newDoctor(a), newImport(a), newDemo(a), newManual(a),
 		newVersion(a),
 	)

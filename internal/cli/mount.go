@@ -25,14 +25,14 @@ import (
 func newMount(a *app) *cobra.Command {
 	var (
 		foreground, sloppy, fake, verbose bool
-		noMtab, enable                    bool
+		noMtab, enable, upgrade           bool
 		table                             string
 		options                           []string
 		namespace, fsType                 string
 		wait                              time.Duration
 		cfg                               daemon.MountConfig
 	)
-	c := verb("mount HOST[,HOST...]:/VOLUME DIR [-o OPTIONS]", "mount a volume", 2, 2, nil)
+	c := verb("mount HOST[,HOST...]:/VOLUME DIR [-o OPTIONS]", "mount a volume", 1, 2, nil)
 	c.Long = mountHelp
 	f := c.Flags()
 	f.StringArrayVarP(&options, "options", "o", nil, "mount `options`, separated by commas; see above")
@@ -52,10 +52,20 @@ func newMount(a *app) *cobra.Command {
 		c.Long += enableHelp
 		f.BoolVar(&enable, "enable", false, "mount at each boot too; see above")
 		f.StringVar(&table, "fstab", defaultFstab, "the `file` that --enable writes to")
+		f.BoolVar(&upgrade, "upgrade", false, "have the mount on DIR, which goes on, served by this program; no other argument")
 	}
 	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if upgrade {
+			if len(args) != 1 {
+				return &usageError{text: "mount --upgrade DIR: the directory of one mount"}
+			}
+			return a.upgrade(cmd.Context(), args[0], cfg.RunDir)
+		}
+		if len(args) != 2 {
+			return &usageError{usage: cmd.UseLine()}
+		}
 		// Only the process that serves the mount, not the one that starts it.
-		if foreground || os.Getenv(readyEnv) != "" {
+		if os.Getenv(checkEnv) == "" && (foreground || os.Getenv(readyEnv) != "" || os.Getenv(heirEnv) != "") {
 			if err := a.thrifty(); err != nil {
 				return err
 			}
@@ -93,6 +103,16 @@ func newMount(a *app) *cobra.Command {
 		if fake {
 			return nil
 		}
+		if os.Getenv(checkEnv) != "" {
+			return a.checked(cfg.Mount)
+		}
+		heir, err := readHeir()
+		if err != nil {
+			return err
+		}
+		if heir != nil {
+			return a.mountHeir(cmd.Context(), cfg, heir, o.level)
+		}
 		if pipe := readyPipe(); pipe != nil {
 			return a.mountChild(cmd.Context(), cfg, pipe, o.level)
 		}
@@ -101,6 +121,7 @@ func newMount(a *app) *cobra.Command {
 			if enable {
 				return &usageError{text: "--enable and --foreground do not go together"}
 			}
+			a.succeeds(&cfg, nil)
 			return mountFailed(cfg, "", daemon.RunMount(cmd.Context(), cfg))
 		}
 		mount := func() error { return a.mountInBackground(cmd.Context(), cfg, o.logFile) }
@@ -125,7 +146,8 @@ func newMountAsker() *cobra.Command {
 }
 
 const mountHelp = `Mount a volume. The command returns when the mount answers; what serves it goes
-on in the background until "umount DIR".
+on in the background until "umount DIR". With --upgrade DIR a volume that is
+mounted goes on, served by this program instead of the one that mounted it.
 
 HOST is any machine of the pool. The daemon of this very machine is asked first;
 the others count while it is down.
@@ -320,6 +342,7 @@ func readyPipe() *os.File {
 // mountChild serves the mount in the process that stays.
 func (a *app) mountChild(ctx context.Context, cfg daemon.MountConfig, pipe *os.File, level slog.Level) error {
 	cfg.Log = slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))
+	a.succeeds(&cfg, nil)
 	told := false
 	cfg.Ready = func() {
 		told = true
@@ -334,6 +357,29 @@ func (a *app) mountChild(ctx context.Context, cfg daemon.MountConfig, pipe *os.F
 		io.WriteString(pipe, err.Error())
 		pipe.Close()
 	}
+	if err != nil {
+		cfg.Log.Error("the mount has ended", "dir", cfg.Dir, "error", err)
+	} else {
+		cfg.Log.Info("unmounted", "dir", cfg.Dir)
+	}
+	return err
+}
+
+// succeeds has a mount be handed on to the next process.
+func (a *app) succeeds(cfg *daemon.MountConfig, h *heir) {
+	if cfg.Log == nil || a.Err != os.Stderr {
+		return // in a test's process, which is not this program
+	}
+	s := &succession{a: a, cfg: *cfg, heir: h}
+	cfg.Serving = s.serving
+}
+
+// mountHeir goes on with the mount of the process before this one.
+func (a *app) mountHeir(ctx context.Context, cfg daemon.MountConfig, h *heir, level slog.Level) error {
+	cfg.Log = slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))
+	cfg.Before = h.before
+	a.succeeds(&cfg, h)
+	err := daemon.RunMount(ctx, cfg)
 	if err != nil {
 		cfg.Log.Error("the mount has ended", "dir", cfg.Dir, "error", err)
 	} else {

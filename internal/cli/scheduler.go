@@ -45,11 +45,8 @@ func (a *app) thrifty() error {
 	if os.Getenv("GOGC") == "" {
 		env = append(env, "GOGC="+gcPercent)
 	}
-	self, err := os.Executable() // by its path, which is what ps and pkill show
-	if err != nil {
-		return err
-	}
-	if err := syscall.Exec(self, os.Args, env); err != nil {
+	// By its path, which is what ps and pkill show.
+	if err := syscall.Exec(selfPath(), os.Args, env); err != nil {
 		return fmt.Errorf("starting again with other scheduler settings: %w", err)
 	}
 	panic("unreachable: exec has returned without an error")

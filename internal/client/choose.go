@@ -180,7 +180,7 @@ func (c *Client) findHome(ctx context.Context, lost *home) (*home, error) {
 		if err == nil {
 			return nil, errors.New("no daemon to ask: neither a local socket nor addresses are configured")
 		}
-		if !c.wasReady() && final(errs) {
+		if !c.wasReady() && c.cfg.Left == nil && final(errs) {
 			return nil, err
 		}
 		if text := err.Error(); text != last {

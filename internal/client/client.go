@@ -47,6 +47,7 @@ import (
 	"time"
 
 	"mortar/internal/cluster"
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
 )
@@ -96,6 +97,10 @@ type Config struct {
 	// Foretell, with Windows, lets files be answered before they are made
 	// (fsop.Make). No mount sets it yet (doc/known-gaps.md).
 	Foretell bool
+	// Estate is what the next process of the mount is left; nil: there is none.
+	Estate *estate.Estate
+	// Left is what the process before this one left: the session is its. nil: there was none.
+	Left *estate.Left
 	// Log gets what happens to the connection; nil: nothing does.
 	Log *slog.Logger
 }
@@ -110,7 +115,7 @@ type Client struct {
 	cfg     Config
 	log     *slog.Logger
 	chain   fsop.Handler
-	numbers numbers
+	numbers *estate.Numbers
 	windows *windows     // nil if there are none
 	ioLimit atomic.Int64 // io-timeout in nanoseconds, 0: none
 
@@ -145,6 +150,9 @@ var _ fsop.Handler = (*Client)(nil)
 
 // New returns a Client with a new session. It does nothing before Run.
 func New(cfg Config) *Client {
+	if cfg.Estate == nil {
+		cfg.Estate = estate.Private()
+	}
 	c := &Client{
 		cfg:     cfg,
 		log:     cfg.Log,
@@ -154,6 +162,7 @@ func New(cfg Config) *Client {
 		ready:   make(chan struct{}),
 	}
 	c.session = newSession()
+	cfg.Estate.SetSession(uint64(c.session), 0)
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -162,7 +171,8 @@ func New(cfg Config) *Client {
 	}
 	c.log = c.log.With("volume", cfg.Volume)
 	c.life, c.end = context.WithCancelCause(context.Background())
-	c.numbers.init()
+	c.numbers = cfg.Estate.Numbers
+	c.numbers.Ahead = proto.MaxAhead
 	c.lease.init()
 	c.chain = &partial{&numbering{c, &sending{c}}}
 	if cfg.Windows {
@@ -178,10 +188,16 @@ func New(cfg Config) *Client {
 			lost: func(effects []proto.Effect) {
 				c.wg.Go(func() { _ = c.cfg.Kernel.Invalidate(c.life, 0, effects) }) // ends with the session at the latest
 			},
+			unsent: func(ino fsop.Ino, is bool) { cfg.Estate.SetUnsent(uint64(ino), is) },
+			taken:  func(ctx context.Context) { c.numbers.Take(estate.RequestOf(ctx)) },
+			took:   func(ctx context.Context) bool { return c.numbers.Took(estate.RequestOf(ctx)) },
 		}
 		c.chain = c.windows
 	}
 	c.chain = &limit{c, c.chain}
+	if cfg.Left != nil {
+		c.inherit(cfg.Left)
+	}
 	return c
 }
 
@@ -227,7 +243,13 @@ func (c *Client) Use(ctx context.Context, ino fsop.Ino) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.uses, c.usedAs = append(c.uses, ino), as
+	c.cfg.Estate.SetUse(uint64(ino))
 	return nil
+}
+
+// Settle sends all that was acknowledged and not sent, and reports whether nothing of the kind is left. It ends with ctx.
+func (c *Client) Settle(ctx context.Context) bool {
+	return c.windows == nil || c.windows.drainAll(ctx)
 }
 
 // Run keeps the session alive until ctx ends, then closes it, which ends its

@@ -108,7 +108,7 @@ func TestGivenUp(t *testing.T) {
 		d.set(func() { d.mute = false })
 		d.cut()
 	}
-	eventually(t, "resolved", func() bool { return c.numbers.acked() == 3 })
+	eventually(t, "resolved", func() bool { return c.numbers.Acked() == 3 })
 	s.mu.Lock()
 	made := maps.Clone(s.names)
 	var wrote []byte

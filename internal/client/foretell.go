@@ -70,6 +70,10 @@ type hooks struct {
 	made   func(dir fsop.Ino, seq uint64) // a Make changed it
 	unused func(fsop.Ino)                 // the home counts the inode once more than the kernel holds it
 	lost   func([]proto.Effect)           // the kernel was told of what is not so
+
+	unsent func(fsop.Ino, bool)       // something is, or is not, acknowledged of a file and on no brick
+	taken  func(context.Context)      // a write is about to be acknowledged before it is sent
+	took   func(context.Context) bool // that was done by the process before this one
 }
 
 // numberRange is what one Reserve set aside.
@@ -237,6 +241,7 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 	d.used = now
 	w.pending[f] = struct{}{}
 	w.told++
+	w.noteLocked(f)
 	return &fsop.Reply{Attr: a}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"mortar/internal/cluster"
 	"mortar/internal/codec"
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
 	"mortar/internal/wire"
@@ -170,6 +171,7 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 		// (see sending); what comes now is another session's.
 		c.mu.Lock()
 		c.session, c.opened = newSession(), 0
+		c.cfg.Estate.SetSession(uint64(c.session), 0)
 		c.mu.Unlock()
 		c.log.Warn("the session has ended, which was out of touch for too long: its locks are gone, and changes that had no answer fail", "session", ask.Session)
 	}
@@ -179,6 +181,7 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 	h.as = ask.Session
 	c.mu.Lock()
 	c.opened = a.Opened
+	c.cfg.Estate.SetSession(uint64(ask.Session), a.Opened)
 	c.mu.Unlock()
 	c.lapse("the session moved")
 	return nil
@@ -260,9 +263,9 @@ func (h *home) drain(ctx context.Context) {
 func (h *home) closeSession() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	number, err := h.c.numbers.begin(ctx, false)
+	a, err := h.c.numbers.Begin(ctx, estate.Change{Session: uint64(h.as)})
 	if err == nil {
-		_, err = h.do(ctx, &outcome{op: &fsop.CloseSession{Session: uint64(h.as)}, number: number}, h.c.numbers.acked())
+		_, err = h.do(ctx, &outcome{op: &fsop.CloseSession{Session: uint64(h.as)}, number: a.Number}, h.c.numbers.Acked())
 	}
 	if err != nil {
 		h.c.log.Debug("closing the session", "err", err)

@@ -3,91 +3,12 @@ package client
 import (
 	"context"
 	"slices"
-	"sync"
 
 	"mortar/internal/cluster"
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
 )
-
-// numbers gives the session's changes their numbers, and knows below which all
-// have been answered. None runs further ahead of one that has no answer than the
-// replicas remember (proto.MaxAhead): behind that they could not tell a change that
-// was carried out from one that never came, and would have to refuse both. A wait
-// for a lock may fall behind, since it can be asked for again.
-type numbers struct {
-	mu      sync.Mutex
-	base    uint64        // all below are answered
-	given   []given       // given[i] is base+i
-	firm    uint64        // the first that has no answer and must not fall behind, or the next
-	changed chan struct{} // closed when firm moves; nil if nobody waits
-}
-
-// given is what became of a number.
-type given struct{ answered, wait bool }
-
-func (n *numbers) init() { n.base, n.firm = 1, 1 }
-
-// begin returns the next number, as soon as it may be used. wait: it is for a wait
-// for a lock.
-func (n *numbers) begin(ctx context.Context, wait bool) (uint64, error) {
-	for {
-		n.mu.Lock()
-		next := n.base + uint64(len(n.given))
-		if next < n.firm+proto.MaxAhead {
-			n.given = append(n.given, given{wait: wait})
-			n.pass()
-			n.mu.Unlock()
-			return next, nil
-		}
-		if n.changed == nil {
-			n.changed = make(chan struct{})
-		}
-		changed := n.changed
-		n.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
-	}
-}
-
-// end says that the number was answered, or never sent.
-func (n *numbers) end(number uint64) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.given[number-n.base].answered = true
-	i := 0
-	for i < len(n.given) && n.given[i].answered {
-		i++
-	}
-	n.base += uint64(i)
-	n.given = slices.Delete(n.given, 0, i)
-	n.pass()
-}
-
-// pass moves firm past what is answered or may fall behind.
-func (n *numbers) pass() {
-	was := n.firm
-	n.firm = max(n.firm, n.base)
-	for end := n.base + uint64(len(n.given)); n.firm < end; n.firm++ {
-		if g := n.given[n.firm-n.base]; !g.answered && !g.wait {
-			break
-		}
-	}
-	if n.firm != was && n.changed != nil {
-		close(n.changed)
-		n.changed = nil
-	}
-}
-
-// acked is the number below which all have been answered.
-func (n *numbers) acked() uint64 {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.base
-}
 
 // outcome is one operation on its way.
 type outcome struct {
@@ -120,21 +41,25 @@ func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		return n.next.send(ctx, o)
 	}
 	lock, _ := op.(*fsop.Setlk)
-	number, err := n.c.numbers.begin(ctx, lock != nil && lock.Wait)
+	change := estate.Change{Request: estate.RequestOf(ctx), Session: uint64(n.c.Session()), Wait: lock != nil && lock.Wait}
+	if w := contents(op); w != nil {
+		change.Ino = uint64(w.Ino)
+	}
+	a, err := n.c.numbers.Begin(ctx, change)
 	if err != nil {
 		return nil, err
 	}
-	o.number = number
+	o.number, o.as, o.sent = a.Number, cluster.SessionID(a.Session), a.Again
 	reply, err := n.next.send(ctx, o)
 	if ctx.Err() == nil || !o.sent || answered(err) {
-		n.c.numbers.end(o.number)
+		n.c.numbers.End(o.number, err == nil)
 		return reply, err
 	}
 	o.op = clone(op)
 	n.c.wg.Go(func() {
 		// It ends with the session at the latest.
 		reply, err := n.next.send(n.c.life, o)
-		n.c.numbers.end(o.number)
+		n.c.numbers.End(o.number, err == nil)
 		if err != nil {
 			return
 		}
@@ -144,6 +69,36 @@ func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		}
 	})
 	return nil, err
+}
+
+// inherit goes on with the session of the process before this one.
+func (c *Client) inherit(l *estate.Left) {
+	c.session, c.opened = cluster.SessionID(l.Session), l.Opened
+	c.cfg.Estate.SetSession(l.Session, l.Opened)
+	if l.Use != 0 {
+		c.uses, c.usedAs = []fsop.Ino{fsop.Ino(l.Use)}, c.session
+		c.cfg.Estate.SetUse(l.Use)
+	}
+	if c.windows != nil && len(l.Unsent) > 0 {
+		c.windows.lose(l.Unsent)
+		c.log.Error("writes are lost that had been acknowledged and not yet been sent when the mount's process ended: fsync and close say so", "files", len(l.Unsent))
+	}
+	c.numbers.Inherit(l, func(number uint64, a estate.Again) {
+		c.wg.Go(func() { c.void(number, a) })
+	})
+}
+
+// void has the set carry out nothing under a number that the process before this one had
+// given to a change which nobody asks for again: that may be under way still. If it
+// has been carried out, it was. Else this takes its number, and the window
+// that a write under way relies on.
+func (c *Client) void(number uint64, a estate.Again) {
+	as := cluster.SessionID(a.Session)
+	o := &outcome{op: &fsop.CloseWindow{Ino: fsop.Ino(a.Ino), Session: a.Session}, number: number, sent: true, as: as}
+	if _, err := (&sending{c}).send(c.life, o); err != nil && !answered(err) && c.life.Err() == nil {
+		c.log.Warn("a number that nobody needs", "number", number, "err", err)
+	}
+	c.numbers.End(number, false)
 }
 
 // answered says whether a replica has answered.

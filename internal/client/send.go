@@ -28,7 +28,7 @@ func (s *sending) send(ctx context.Context, o *outcome) (*fsop.Reply, error) {
 			return nil, fsop.EIO
 		}
 		granted := c.lease.current()
-		d, err := h.do(ctx, o, c.numbers.acked())
+		d, err := h.do(ctx, o, c.numbers.Acked())
 		switch {
 		case err == nil && d.Status == proto.OK:
 			return c.give(d, granted)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
 )
@@ -59,7 +60,11 @@ func newWindows(next fsop.Handler, session func() uint64) *windows {
 	w := &windows{next: next, session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background()}
 	w.idle.L = &w.mu
 	w.dirs, w.pending = map[fsop.Ino]*directory{}, map[*written]struct{}{}
-	w.hooks = hooks{made: func(fsop.Ino, uint64) {}, unused: func(fsop.Ino) {}, lost: func([]proto.Effect) {}}
+	w.hooks = hooks{
+		made:   func(fsop.Ino, uint64) {},
+		unused: func(fsop.Ino) {}, lost: func([]proto.Effect) {}, unsent: func(fsop.Ino, bool) {},
+		taken: func(context.Context) {}, took: func(context.Context) bool { return false },
+	}
 	return w
 }
 
@@ -141,6 +146,9 @@ func (w *windows) stir() {
 func (w *windows) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	switch op := op.(type) {
 	case *fsop.Write:
+		if w.hooks.took(ctx) {
+			return &fsop.Reply{Off: op.Off}, nil // close will say what has become of it
+		}
 		return w.write(ctx, op)
 	case *fsop.Flush:
 		return w.flush(ctx, op.Ino)
@@ -400,6 +408,7 @@ func (w *windows) setattr(op *fsop.Setattr) (*fsop.Reply, bool) {
 	}
 	f.used = time.Now()
 	merge(&f.then, op)
+	w.noteLocked(f)
 	foresee(&f.attr, op, f.used.UnixNano())
 	return &fsop.Reply{Attr: f.attr}, true
 }
@@ -410,7 +419,7 @@ func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error
 	f := w.fileLocked(op.Ino)
 	off, n := op.Off, len(op.Data)
 	for {
-		if err := f.takeError(); err != nil {
+		if err := w.takeErrorLocked(f); err != nil {
 			w.mu.Unlock()
 			return nil, err
 		}
@@ -451,7 +460,9 @@ func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error
 		}
 		f.data = w.buffers.get(room)
 	}
+	w.hooks.taken(ctx)
 	f.data = append(f.data, op.Data...)
+	w.noteLocked(f)
 	f.kill = f.kill || op.KillPriv
 	f.bytes += n
 	w.bytes += n
@@ -548,7 +559,7 @@ func (w *windows) fsync(ctx context.Context, ino fsop.Ino) (synced bool, err err
 	if err := w.drainLocked(ctx, f); err != nil {
 		return false, err
 	}
-	return synced, f.takeError()
+	return synced, w.takeErrorLocked(f)
 }
 
 // waitLocked waits for something to land, or for ctx to end.
@@ -578,7 +589,34 @@ func (w *windows) landLocked(f *written, n int, err error) {
 			w.giveUpLater(f)
 		}
 	}
+	w.noteLocked(f)
 	w.idle.Broadcast()
+}
+
+// noteLocked notes whether something of f would be lost with this process.
+func (w *windows) noteLocked(f *written) {
+	if is := f.dirty() || f.err != nil; is != f.noted {
+		f.noted = is
+		w.hooks.unsent(f.ino, is)
+	}
+}
+
+func (w *windows) takeErrorLocked(f *written) error {
+	err := f.takeError()
+	w.noteLocked(f)
+	return err
+}
+
+// lose has the next write, fsync or close of files say that writes to them are lost: the
+// process before this one had acknowledged them.
+func (w *windows) lose(files []estate.Record) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range files {
+		f := w.fileLocked(fsop.Ino(r.Key))
+		f.err = fsop.EIO
+		w.noteLocked(f)
+	}
 }
 
 // errnoOf is what an application is told about a write that it was told had succeeded.
@@ -630,7 +668,7 @@ func (w *windows) flush(ctx context.Context, ino fsop.Ino) (*fsop.Reply, error) 
 	if err := w.drainLocked(ctx, f); err != nil {
 		return nil, err
 	}
-	if err := f.takeError(); err != nil {
+	if err := w.takeErrorLocked(f); err != nil {
 		return nil, err
 	}
 	left := f.left
@@ -740,20 +778,21 @@ func (w *windows) giveUp(f *written) {
 }
 
 // drainAll waits until everything written has arrived and all windows are given
-// up, or ctx ends.
-func (w *windows) drainAll(ctx context.Context) {
+// up, or ctx ends. It reports whether that is so.
+func (w *windows) drainAll(ctx context.Context) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range slices.Collect(maps.Values(w.files)) {
 		for f.held || f.closing || f.dirty() {
 			if w.closeLocked(ctx, f) != nil {
-				return
+				return false
 			}
 			if f.held || f.closing || f.dirty() {
 				if w.waitLocked(ctx) != nil {
-					return
+					return false
 				}
 			}
 		}
 	}
+	return true
 }

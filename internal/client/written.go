@@ -39,6 +39,7 @@ type written struct {
 	flights []*flight
 	bytes   int   // held back or in flight
 	err     error // of a write that was acknowledged; reported once
+	noted   bool  // that something would be lost with this process
 }
 
 // waits reports whether something is held back.

@@ -18,6 +18,7 @@ import (
 
 	"mortar/internal/client"
 	"mortar/internal/cluster"
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 	"mortar/internal/mount"
 	"mortar/internal/pki"
@@ -43,7 +44,12 @@ type MountConfig struct {
 	Wait time.Duration
 	// Ready is called once the mount answers.
 	Ready func()
-	Log   *slog.Logger
+	// Before is what the process before this one of the same mount left. nil: this is the first.
+	Before *MountBefore
+	// Serving, if set, is called once the mount can be handed on, before Ready; what it returns is
+	// called when the mount has ended.
+	Serving func(s *MountServing) (ended func(), err error)
+	Log     *slog.Logger
 }
 
 // RunMount mounts a volume and serves it until it is unmounted or ctx ends,
@@ -51,8 +57,10 @@ type MountConfig struct {
 // daemon, and while the daemon is down it goes on with other machines of the
 // pool, as the peer that this machine is.
 func RunMount(ctx context.Context, cfg MountConfig) error {
-	if err := checkMountPoint(cfg.Dir); err != nil {
-		return err
+	if cfg.Before == nil { // else whoever looks would have to be answered by this very process
+		if err := checkMountPoint(cfg.Dir); err != nil {
+			return err
+		}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -61,12 +69,24 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 	if err != nil {
 		return err
 	}
+	e, err := estate.New()
+	if err != nil {
+		cfg.Log.Warn("this mount cannot be handed on to another process", "error", err)
+		e = estate.Private()
+	}
+	defer e.Close()
 	k := new(lateKernel)
 	deaths := &certifier{ctx: ctx, log: cfg.Log}
 	defer deaths.wg.Wait()
-	c, err := newClient(cfg, host+":"+cfg.Dir, k, deaths)
+	c, err := newClient(cfg, host+":"+cfg.Dir, k, deaths, e)
 	if err != nil {
 		return err
+	}
+	var m *mount.Mount
+	if cfg.Before != nil {
+		if m, err = adopt(cfg, c, k, e); err != nil {
+			return err
+		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
@@ -84,37 +104,33 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 		cancel()
 		return nil
 	})
+	ended := func() {}
 	g.Go(func() error {
 		defer end()
-		if err := await(ctx, c, cfg, refused); err != nil {
-			return err
-		}
-		o := cfg.Mount
-		if o.CacheTimeout == 0 {
-			o.CacheTimeout = k.cacheTimeout()
-		}
-		if o.FsName == "" {
-			o.FsName = strings.Join(cfg.Hosts, ",") + ":/" + cfg.Volume
-		}
-		o.Log, o.Leased = cfg.Log, c.Leased
 		dir := cfg.Dir
-		if cfg.Subdir != "" {
-			// The whole volume is mounted out of sight first.
-			var err error
-			if dir, err = os.MkdirTemp(cfg.RunDir, "mount-"); err != nil {
+		if m == nil {
+			if err := await(ctx, c, cfg, refused); err != nil {
 				return err
 			}
-			defer os.Remove(dir)
+			o := mountOptions(cfg, c, k, e)
+			if cfg.Subdir != "" {
+				// The whole volume is mounted out of sight first.
+				var err error
+				if dir, err = os.MkdirTemp(cfg.RunDir, "mount-"); err != nil {
+					return err
+				}
+				defer os.Remove(dir)
+			}
+			m = mount.New(o)
+			k.mount.Store(m)
 		}
-		m := mount.New(o)
-		k.mount.Store(m)
 		g.Go(func() error {
 			select {
 			case <-m.Ready():
 			case <-ctx.Done():
 				return nil
 			}
-			if cfg.Subdir != "" {
+			if cfg.Subdir != "" && cfg.Before == nil {
 				// A subvolume that is mounted is not deleted by mistake.
 				use := func(ino uint64) error {
 					err := c.Use(ctx, fsop.Ino(ino))
@@ -128,6 +144,12 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 					return err
 				}
 			}
+			if cfg.Serving != nil {
+				var err error
+				if ended, err = cfg.Serving(&MountServing{m: m, c: c, e: e, dir: cfg.Dir}); err != nil {
+					return err
+				}
+			}
 			if cfg.Ready != nil {
 				cfg.Ready()
 			}
@@ -137,6 +159,7 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 		return m.Serve(ctx, dir, c)
 	})
 	err = g.Wait()
+	ended()
 	select {
 	case rerr := <-refused:
 		if rerr != nil {
@@ -145,6 +168,19 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 	default:
 	}
 	return err
+}
+
+// mountOptions are those of the mount itself.
+func mountOptions(cfg MountConfig, c *client.Client, k *lateKernel, e *estate.Estate) mount.Options {
+	o := cfg.Mount
+	if o.CacheTimeout == 0 {
+		o.CacheTimeout = k.cacheTimeout()
+	}
+	if o.FsName == "" {
+		o.FsName = strings.Join(cfg.Hosts, ",") + ":/" + cfg.Volume
+	}
+	o.Log, o.Leased, o.Estate = cfg.Log, c.Leased, e
+	return o
 }
 
 // await waits until the volume answers.
@@ -171,7 +207,7 @@ func await(ctx context.Context, c *client.Client, cfg MountConfig, refused chan 
 // Session opens a session of a volume without mounting it, has f use it, and
 // closes it.
 func Session(ctx context.Context, cfg MountConfig, f func(ctx context.Context, h fsop.Handler) error) error {
-	c, err := newClient(cfg, "command line", nil, nil)
+	c, err := newClient(cfg, "command line", nil, nil, nil)
 	if err != nil {
 		return err
 	}
@@ -201,18 +237,21 @@ func Session(ctx context.Context, cfg MountConfig, f func(ctx context.Context, h
 // newClient makes the session's client, which finds the volume by way of the
 // daemon on this machine or, with the identity of this machine, of others. deaths, if not
 // nil, is told when it loses its home here.
-func newClient(cfg MountConfig, name string, k client.Kernel, deaths *certifier) (*client.Client, error) {
+func newClient(cfg MountConfig, name string, k client.Kernel, deaths *certifier, e *estate.Estate) (*client.Client, error) {
 	dirs := Config{StateDir: cfg.StateDir, RunDir: cfg.RunDir, Listen: ":0", Name: "mount"}
 	if err := dirs.validate(); err != nil {
 		return nil, err
 	}
-	cc := client.Config{Volume: cfg.Volume, Name: name, Local: dirs.DataSocket(), Kernel: k, Log: cfg.Log,
+	cc := client.Config{Volume: cfg.Volume, Name: name, Local: dirs.DataSocket(), Kernel: k, Log: cfg.Log, Estate: e,
 		// Without FLUSH there is no close that could wait for what is in a window.
 		Windows: k != nil && !cfg.Mount.LocksNode && !cfg.Mount.ReadOnly,
 	}
 	if deaths != nil {
 		deaths.stateDir, deaths.runDir = dirs.StateDir, dirs.RunDir
 		cc.HomeLost = deaths.homeLost
+	}
+	if cfg.Before != nil {
+		cc.Left = cfg.Before.Left
 	}
 	if late, ok := k.(*lateKernel); ok {
 		cc.Options = late.options
@@ -310,6 +349,7 @@ func checkMountPoint(dir string) error {
 type lateKernel struct {
 	mount   atomic.Pointer[mount.Mount]
 	timeout atomic.Int64
+	follows atomic.Bool // the mount's cache timeout is the volume's, which it did not know when it was made
 }
 
 var _ client.Kernel = (*lateKernel)(nil)
@@ -353,6 +393,9 @@ func (k *lateKernel) Changed(dir fsop.Ino, seq uint64) {
 func (k *lateKernel) options(all map[string]string) {
 	v := cluster.Volume{Options: all}
 	k.timeout.Store(int64(v.EffectiveOptions().CacheTimeout))
+	if m := k.mount.Load(); m != nil && k.follows.Load() {
+		m.SetCacheTimeout(k.cacheTimeout())
+	}
 }
 
 // cacheTimeout is the volume's, in the words of mount.Options.

@@ -33,7 +33,7 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 
 // opened fills the answer to OPEN and CREATE.
 func (f *fileSystem) opened(flags uint32, out *fuse.OpenOut) {
-	out.Fh = f.lastFh.Add(1)
+	out.Fh = f.estate.NextHandle()
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	switch access := flags & syscall.O_ACCMODE; {
 	case access == syscall.O_RDONLY:

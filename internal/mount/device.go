@@ -18,6 +18,7 @@ import (
 const (
 	notifyInvalInode = 2
 	notifyInvalEntry = 3
+	notifyResend     = 7 // Linux 6.9; header only
 	notifyIncEpoch   = 8 // Linux 6.16; header only
 )
 
@@ -40,6 +41,9 @@ type device struct {
 	second int
 
 	shrinkMu sync.Mutex // held by shrink
+
+	// beside are descriptors whose end says that this process has ended.
+	beside []int
 }
 
 // openDevice opens /dev/fuse and mounts it on dir. serve is a second descriptor,
@@ -75,10 +79,18 @@ func openDevice(dir string, o *Options) (d *device, serve int, err error) {
 		unix.Close(fd)
 		return nil, -1, fmt.Errorf("mount fuse.mortar on %s: %w", dir, err)
 	}
-	serve, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	d, serve, err = newDevice(dir, fd, o)
 	if err != nil {
 		unix.Unmount(dir, unix.MNT_DETACH)
 		unix.Close(fd)
+	}
+	return d, serve, err
+}
+
+// newDevice makes a device of a descriptor of /dev/fuse that is mounted on dir.
+func newDevice(dir string, fd int, o *Options) (d *device, serve int, err error) {
+	serve, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
 		return nil, -1, fmt.Errorf("duplicate /dev/fuse: %w", err)
 	}
 	d = &device{dir: dir, fd: fd, serve: serve, second: -1}
@@ -129,6 +141,9 @@ func (d *device) apart(notify func(fd int) error) error {
 		// Everything else stays: this thread runs Go's runtime, which has its own.
 		unix.Close(d.fd)
 		unix.Close(d.serve)
+		for _, other := range d.beside {
+			unix.Close(other)
+		}
 		done <- notify(fd)
 	})
 	return <-done
@@ -227,6 +242,9 @@ func (d *device) invalEntry(dir fsop.Ino, name string, busy bool) error {
 // incEpoch makes the kernel ask again for every name it knows before it uses
 // it. It takes no lock. EINVAL before Linux 6.16.
 func (d *device) incEpoch() error { return d.notify(notifyIncEpoch, nil) }
+
+// resend makes the kernel send all requests again that were read and not answered.
+func (d *device) resend() error { return d.notify(notifyResend, nil) }
 
 // shrink makes the kernel drop every name that is not in use at this moment,
 // absent ones above all. It is a side effect of reconfiguring the file system

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 )
 
@@ -56,6 +57,7 @@ type request struct {
 	cancel <-chan struct{} // closed by the kernel's INTERRUPT
 	lock   bool            // a waiting lock request
 	pid    uint32          // of the calling thread, 0 if it is out of sight
+	unique uint64          // the kernel's number of it
 	began  began
 	shard  *inflightShard
 
@@ -73,7 +75,29 @@ var _ context.Context = (*request)(nil)
 func (r *request) Deadline() (time.Time, bool) { return time.Time{}, false }
 
 // Value implements context.Context.
-func (r *request) Value(any) any { return nil }
+func (r *request) Value(key any) any {
+	if key == (estate.RequestKey{}) {
+		return r
+	}
+	return nil
+}
+
+// KernelRequest implements estate.KernelRequest.
+func (r *request) KernelRequest() uint64 { return r.unique }
+
+// late is the context of what goes on for a request although its caller may have given up.
+type late struct {
+	context.Context
+	r *request
+}
+
+// Value implements context.Context.
+func (l late) Value(key any) any {
+	if v := l.r.Value(key); v != nil {
+		return v
+	}
+	return l.Context.Value(key)
+}
 
 // Done implements context.Context.
 func (r *request) Done() <-chan struct{} {
@@ -360,7 +384,7 @@ func dying(tid uint32) bool {
 
 // begin registers a request of the kernel.
 func (m *Mount) begin(cancel <-chan struct{}, h *fuse.InHeader) *request {
-	r := &request{cancel: cancel, pid: h.Pid, began: m.nodes.begin()}
+	r := &request{cancel: cancel, pid: h.Pid, unique: h.Unique, began: m.nodes.begin()}
 	m.inflight.add(r)
 	return r
 }

@@ -333,29 +333,9 @@ func (m *Mount) DropAll(ctx context.Context) error {
 	if !m.mounted() {
 		return nil
 	}
-	if m.features.Epoch {
-		if err := m.dev.incEpoch(); err != nil {
-			return err
-		}
-	}
-	var late []fsop.Ino
-	for _, ino := range known {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		switch err := m.dev.invalAttr(ino); err {
-		case nil:
-			m.pages.add(m.dev, ino)
-		case unix.ENOENT:
-			late = append(late, ino)
-		default:
-			return err
-		}
-	}
-	if !m.features.Epoch {
-		if err := m.dropNames(ctx); err != nil {
-			return err
-		}
+	late, err := m.dropKernels(ctx, known)
+	if err != nil {
+		return err
 	}
 	for _, ino := range late {
 		if err := m.invalAttr(ctx, ino); err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 )
 
@@ -23,6 +24,11 @@ type lockTable struct {
 	// The kernel gives an owner's number to the next one at once, so another
 	// request of that number waits, or would lose its lock to such a release.
 	loose map[lockKey]*looseEnds
+
+	// The next process has to release them all, so they are written down.
+	estate *estate.Table
+	serial map[lockKey]uint64 // under what
+	last   uint64
 }
 
 type looseEnds struct {
@@ -36,11 +42,59 @@ type lockKey struct {
 	flock bool
 }
 
-func newLockTable() *lockTable {
+// What is said of a lock in the estate.
+const (
+	lockFlock = 1 << iota
+	lockLoose // nobody has it any more
+)
+
+// noteLocked writes down what is known of k.
+func (t *lockTable) noteLocked(k lockKey) {
+	fh, held := t.held[k]
+	loose := t.loose[k] != nil
+	serial, noted := t.serial[k]
+	switch {
+	case !held && !loose:
+		if noted {
+			t.estate.Delete(serial)
+			delete(t.serial, k)
+		}
+		return
+	case !noted:
+		t.last++
+		serial = t.last
+		t.serial[k] = serial
+	}
+	kind := uint64(0)
+	if k.flock {
+		kind |= lockFlock
+	}
+	if !held {
+		kind |= lockLoose
+	}
+	t.estate.Put(serial, uint64(k.ino), k.owner, fh, kind)
+}
+
+// inherit takes the locks of the process before this one, and returns those that nobody has any more.
+func (t *lockTable) inherit(l *estate.Left) (loose []lockKey) {
+	for _, r := range l.Locks {
+		k := lockKey{fsop.Ino(r.Values[0]), r.Values[1], r.Values[3]&lockFlock != 0}
+		if r.Values[3]&lockLoose != 0 {
+			loose = append(loose, k)
+		} else {
+			t.add(k, r.Values[2])
+		}
+	}
+	return loose
+}
+
+func newLockTable(e *estate.Estate) *lockTable {
 	return &lockTable{
 		held:     make(map[lockKey]uint64),
 		byHandle: make(map[uint64]map[lockKey]struct{}),
 		loose:    make(map[lockKey]*looseEnds),
+		estate:   e.Locks,
+		serial:   make(map[lockKey]uint64),
 	}
 }
 
@@ -52,18 +106,22 @@ func (t *lockTable) add(k lockKey, fh uint64) {
 		t.byHandle[fh] = make(map[lockKey]struct{})
 	}
 	t.byHandle[fh][k] = struct{}{}
+	t.noteLocked(k)
 }
 
-// take removes k, and says whether it was there.
+// take says whether k is there. If so it is loose from then on, until tie is called.
 func (t *lockTable) take(k lockKey) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	_, ok := t.held[k]
-	delete(t.held, k)
+	if ok {
+		delete(t.held, k)
+		t.loosenLocked(k)
+	}
 	return ok
 }
 
-// takeHandle removes the locks taken through fh that are still held.
+// takeHandle returns the locks taken through fh that are still held. They are loose from then on, until tie is called.
 func (t *lockTable) takeHandle(fh uint64) []lockKey {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -71,6 +129,7 @@ func (t *lockTable) takeHandle(fh uint64) []lockKey {
 	for k := range t.byHandle[fh] {
 		if t.held[k] == fh { // else somebody locked through another file since
 			delete(t.held, k)
+			t.loosenLocked(k)
 			keys = append(keys, k)
 		}
 	}
@@ -82,12 +141,17 @@ func (t *lockTable) takeHandle(fh uint64) []lockKey {
 func (t *lockTable) loosen(k lockKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.loosenLocked(k)
+}
+
+func (t *lockTable) loosenLocked(k lockKey) {
 	l := t.loose[k]
 	if l == nil {
 		l = &looseEnds{tied: make(chan struct{})}
 		t.loose[k] = l
 	}
 	l.n++
+	t.noteLocked(k)
 }
 
 func (t *lockTable) tie(k lockKey) {
@@ -97,6 +161,7 @@ func (t *lockTable) tie(k lockKey) {
 	if l.n--; l.n == 0 {
 		delete(t.loose, k)
 		close(l.tied)
+		t.noteLocked(k)
 	}
 }
 
@@ -188,7 +253,7 @@ func (f *fileSystem) waitForLock(r *request, op *fsop.Setlk, k lockKey) fuse.Sta
 	gaveUp := make(chan struct{})
 	f.start(func() {
 		for {
-			_, err := f.handler.Do(f.life, op)
+			_, err := f.handler.Do(late{f.life, r}, op)
 			if err == fsop.EAGAIN {
 				select {
 				case <-gaveUp:
@@ -258,11 +323,10 @@ func (f *fileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status
 	return written
 }
 
-// unlockLater releases all that k has, and returns a channel that is closed
+// unlockLater releases all that k has, which is loose, and returns a channel that is closed
 // when that is done.
-func (f *fileSystem) unlockLater(k lockKey) <-chan struct{} {
+func (f *Mount) unlockLater(k lockKey) <-chan struct{} {
 	unlocked := make(chan struct{})
-	f.locks.loosen(k)
 	f.start(func() {
 		f.unlock(k.ino, fsop.Lock{Owner: k.owner, Flock: k.flock, End: math.MaxInt64})
 		f.locks.tie(k)
@@ -276,7 +340,9 @@ func (f *fileSystem) unlockLater(k lockKey) <-chan struct{} {
 // it, so neither does it.
 func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if in.ReleaseFlags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0 {
-		f.unlockLater(lockKey{fsop.Ino(in.NodeId), in.Fh, true})
+		k := lockKey{fsop.Ino(in.NodeId), in.Fh, true}
+		f.locks.loosen(k)
+		f.unlockLater(k)
 	}
 	for _, k := range f.locks.takeHandle(in.Fh) {
 		f.unlockLater(k)

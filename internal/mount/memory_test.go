@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 )
 
@@ -21,7 +22,7 @@ func TestMemory(t *testing.T) {
 		return s.HeapAlloc
 	}
 	before := heap()
-	nodes, given := newNodes(), newGivenNames()
+	nodes, given := newNodes(estate.Private()), newGivenNames()
 	for i := range files {
 		a := fsop.Attr{Ino: fsop.Ino(i + 2), Mode: syscall.S_IFREG | 0o644, Nlink: 1}
 		nodes.named(&a, 1, nodes.begin())

@@ -13,6 +13,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 )
 
@@ -46,6 +47,8 @@ type Options struct {
 	// Leased, if set, says whether at this moment what was read earlier may be
 	// believed: whether others wait for this mount before they change it.
 	Leased func() bool
+	// Estate is what the next process of this mount is left. nil: there is none.
+	Estate *estate.Estate
 	// Log gets what went wrong; nil: nothing does.
 	Log *slog.Logger
 
@@ -60,6 +63,7 @@ type Features struct {
 	KillPrivV2    bool   // writes need no getxattr, Linux 5.12
 	DirectIOMmap  bool   // shared mappings of files opened for appending, Linux 6.6
 	CacheSymlinks bool   // Linux 4.20
+	Resend        bool   // FUSE_NOTIFY_RESEND, Linux 6.9
 }
 
 // Mount is one FUSE mount. It answers the kernel's requests from a
@@ -81,13 +85,16 @@ type Mount struct {
 	behind   behind
 	sizes    *sizes
 	asker    *asker
-	lastFh   atomic.Uint64
+	estate   *estate.Estate
 	ready    chan struct{} // closed when mounted
 
 	// Set by Serve before ready is closed, and not changed afterwards.
 	handler  fsop.Handler
 	dev      *device
 	features Features
+	srv      *server
+	loose    []lockKey  // of the process before this one, which nobody has any more
+	late     []fsop.Ino // that it had told the kernel of, which did not know them yet
 
 	served  atomic.Bool
 	entries chan *entryJob
@@ -98,15 +105,20 @@ type Mount struct {
 
 // New returns a Mount that is not mounted yet.
 func New(o Options) *Mount {
+	e := o.Estate
+	if e == nil {
+		e = estate.Private()
+	}
 	m := &Mount{
 		o:        o,
 		log:      o.Log,
-		nodes:    newNodes(),
+		estate:   e,
+		nodes:    newNodes(e),
 		inflight: newInflight(),
 		listings: newListings(),
 		lookings: newLookings(),
 		places:   newPlaces(),
-		locks:    newLockTable(),
+		locks:    newLockTable(e),
 		given:    newGivenNames(),
 		names:    newNameCache(),
 		sizes:    &sizes{of: make(map[fsop.Ino]*sizing)},
@@ -157,45 +169,41 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 	if !m.served.CompareAndSwap(false, true) {
 		return errors.New("mount: served before")
 	}
-	dev, fd, err := openDevice(dir, &m.o)
-	if err != nil {
-		return err
-	}
-	defer dev.close()
-	m.handler, m.dev = h, dev
-	life, end := context.WithCancel(context.Background())
-	m.life = life
-	srv, err := newServer(fd, &fileSystem{fuse.NewDefaultRawFileSystem(), m}, m.serverOptions(), m.log)
-	if err == nil {
-		if err = m.probe(srv); err != nil {
-			srv.file.Close()
+	adopted := m.dev != nil
+	if !adopted {
+		if err := m.open(dir); err != nil {
+			return err
 		}
 	}
-	if err != nil {
-		end()
-		unix.Unmount(dir, unix.MNT_DETACH)
-		return fmt.Errorf("mount %s: %w", dir, err)
-	}
+	dev, srv := m.dev, m.srv
+	defer dev.close()
+	m.handler = h
+	life, end := context.WithCancel(context.Background())
+	m.life = life
 
 	m.start(func() { m.inflight.watch(m.stop, dev.dead) })
 	for range entryWorkers {
 		m.start(m.runEntries)
 	}
 	unmounted := make(chan struct{})
+	if adopted {
+		m.goOn()
+	}
 	go func() { // waited for below
 		srv.run()
 		close(unmounted)
 	}()
-	if err := settle(dir); err != nil {
-		m.log.Warn("mount: first look at the file system", "dir", dir, "err", err)
+	if !adopted {
+		if err := settle(dir); err != nil {
+			m.log.Warn("mount: first look at the file system", "dir", dir, "err", err)
+		}
+		if err := setReadahead(dir, fsop.MaxData); err != nil {
+			m.log.Debug("mount: read-ahead stays at the kernel's default", "err", err)
+		}
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
+	var err error
+	if m.asker.dev, err = deviceOf(dir); err != nil {
 		m.log.Warn("mount: the file system's number", "dir", dir, "err", err)
-	}
-	m.asker.dev = st.Dev
-	if err := setReadahead(dir, fsop.MaxData); err != nil {
-		m.log.Debug("mount: read-ahead stays at the kernel's default", "err", err)
 	}
 	close(m.ready)
 	select {
@@ -212,6 +220,43 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 	m.helpers.Wait()
 	m.pages.wait()
 	return nil
+}
+
+// open mounts the file system.
+func (m *Mount) open(dir string) error {
+	dev, fd, err := openDevice(dir, &m.o)
+	if err != nil {
+		return err
+	}
+	m.dev = dev
+	if m.srv, err = m.newServer(fd); err == nil {
+		if err = m.probe(m.srv); err != nil {
+			m.srv.file.Close()
+		}
+	}
+	if err != nil {
+		dev.close()
+		unix.Unmount(dir, unix.MNT_DETACH)
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return nil
+}
+
+func (m *Mount) newServer(fd int) (*server, error) {
+	srv, err := newServer(fd, &fileSystem{fuse.NewDefaultRawFileSystem(), m}, m.serverOptions(), m.log)
+	if err == nil {
+		srv.estate = m.estate
+	}
+	return srv, err
+}
+
+// deviceOf returns the number of the file system that is mounted on dir, without asking whoever serves it.
+func deviceOf(dir string) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
+		return 0, err
+	}
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), nil
 }
 
 // dir is where the file system is mounted now.
@@ -266,14 +311,20 @@ func (m *Mount) probe(srv *server) error {
 	if err != nil {
 		return err
 	}
+	m.can(minor, flags)
+	return nil
+}
+
+// can notes what the kernel says it can do, and tries what it does not say.
+func (m *Mount) can(minor uint32, flags uint64) {
 	f := &m.features
 	f.Minor = minor
 	f.KillPrivV2 = flags&fuse.CAP_HANDLE_KILLPRIV_V2 != 0
 	f.DirectIOMmap = flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0
 	f.CacheSymlinks = flags&fuse.CAP_CACHE_SYMLINKS != 0
 	f.Epoch = !m.o.noEpoch && m.dev.incEpoch() == nil
+	f.Resend = flags&fuse.CAP_HAS_RESEND != 0
 	m.names.enabled = !f.Epoch
-	return nil
 }
 
 // settle makes the kernel ask once whether files here can be polled, which no

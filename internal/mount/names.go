@@ -25,6 +25,7 @@ type givenShard struct {
 	mu       sync.Mutex
 	now, old map[uint64]bool // true: an existing name
 	turned   time.Time       // when now became old and a new one began
+	all      time.Time       // until when the kernel may have any name
 }
 
 // givenSlack is for clocks and ticks that are not the kernel's.
@@ -68,9 +69,22 @@ func (g *givenNames) has(dir fsop.Ino, name string) (cached, exists bool) {
 	h, s := g.hash(dir, name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.all.IsZero() && time.Now().Before(s.all) {
+		return true, true
+	}
 	now, ok := s.now[h]
 	old, was := s.old[h]
 	return ok || was, now || old
+}
+
+// all notes that the kernel may have any name cached, from the process before this one.
+func (g *givenNames) all(timeout time.Duration) {
+	for i := range g.shards {
+		s := &g.shards[i]
+		s.mu.Lock()
+		s.all = time.Now().Add(timeout + givenSlack)
+		s.mu.Unlock()
+	}
 }
 
 // nameCache has the names of known inodes, on kernels that can only forget

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
 )
@@ -46,7 +47,7 @@ const (
 
 type nodeShard struct {
 	mu    sync.Mutex
-	known map[fsop.Ino]node
+	known known
 
 	// recent are the last invalidations of inodes that are not known, for
 	// replies about them that are on their way. What falls out raises floor,
@@ -116,15 +117,15 @@ type told struct {
 // toldPerShard bounds the remembered attributes: 64 shards of 256, some 3 MiB.
 const toldPerShard = 256
 
-func newNodes() *nodes {
+func newNodes(e *estate.Estate) *nodes {
 	t := &nodes{forgotten: make(map[fsop.Ino]uint64), entries: newEntries()}
 	for i := range t.shards {
 		s := &t.shards[i]
-		s.known = make(map[fsop.Ino]node)
+		s.known = known{e.Nodes[i]}
 		s.told = make(map[fsop.Ino]told)
 	}
 	root := t.shard(fsop.RootIno)
-	root.known[fsop.RootIno] = node{lookups: 1, kind: s_IFDIR}
+	root.known.set(fsop.RootIno, node{lookups: 1, kind: s_IFDIR})
 	return t
 }
 
@@ -163,7 +164,7 @@ func (t *nodes) attrFreshLocked(s *nodeShard, ino fsop.Ino, seq uint64, b began)
 
 // invalLocked returns the highest invalidation that may concern ino.
 func (s *nodeShard) invalLocked(ino fsop.Ino) uint64 {
-	if n, ok := s.known[ino]; ok {
+	if n, ok := s.known.get(ino); ok {
 		return n.inval
 	}
 	for i := range s.recent {
@@ -197,7 +198,7 @@ func (t *nodes) named(a *fsop.Attr, seq uint64, b began) (fresh bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fresh = t.attrFreshLocked(s, a.Ino, seq, b)
-	n, known := s.known[a.Ino]
+	n, known := s.known.get(a.Ino)
 	if !known {
 		n.inval = s.invalLocked(a.Ino)
 	}
@@ -207,7 +208,7 @@ func (t *nodes) named(a *fsop.Attr, seq uint64, b began) (fresh bool) {
 		n.marks |= watched
 		n.marks.flagged(a)
 	}
-	s.known[a.Ino] = n
+	s.known.set(a.Ino, n)
 	if fresh {
 		t.tellLocked(s, a, seq, b)
 	}
@@ -224,13 +225,13 @@ func (t *nodes) again(ino fsop.Ino) (a fsop.Attr, ok bool) {
 	if !ok {
 		return fsop.Attr{}, false
 	}
-	n := s.known[ino]
+	n, _ := s.known.get(ino)
 	if n.here == math.MaxUint16 {
 		return fsop.Attr{}, false
 	}
 	n.lookups++
 	n.here++
-	s.known[ino] = n
+	s.known.set(ino, n)
 	return o.attr, true
 }
 
@@ -238,7 +239,7 @@ func (t *nodes) again(ino fsop.Ino) (a fsop.Attr, ok bool) {
 // would say otherwise. The kernel knows the inode then.
 func (t *nodes) recallLocked(s *nodeShard, ino fsop.Ino) (told, bool) {
 	o, ok := s.told[ino]
-	n, known := s.known[ino]
+	n, known := s.known.get(ino)
 	if !ok || !known || n.marks&watched == 0 || o.attr.Ino == 0 || o.seq < n.inval || o.gen != t.replaceGen.Load() {
 		return told{}, false
 	}
@@ -281,11 +282,11 @@ func (t *nodes) foretold(a *fsop.Attr) {
 	s := t.shard(a.Ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.known[a.Ino]
+	n, _ := s.known.get(a.Ino)
 	n.kind = uint8(a.Type() >> 12)
 	n.lookups++
 	n.marks |= noCap
-	s.known[a.Ino] = n
+	s.known.set(a.Ino, n)
 }
 
 // fresh says whether what was read about ino at seq may be cached.
@@ -302,7 +303,7 @@ func (t *nodes) outdated(ino fsop.Ino, seq uint64, b began) bool {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, known := s.known[ino]; !known {
+	if _, known := s.known.get(ino); !known {
 		return false // nor does the kernel have attributes that are better
 	}
 	return !t.attrFreshLocked(s, ino, seq, b)
@@ -317,10 +318,10 @@ func (t *nodes) read(a *fsop.Attr, seq uint64, b began) bool {
 	if !t.attrFreshLocked(s, a.Ino, seq, b) {
 		return false
 	}
-	if n, ok := s.known[a.Ino]; ok {
+	if n, ok := s.known.get(a.Ino); ok {
 		n.marks |= watched
 		n.marks.flagged(a)
-		s.known[a.Ino] = n
+		s.known.set(a.Ino, n)
 		t.tellLocked(s, a, seq, b)
 	}
 	return true
@@ -332,7 +333,7 @@ func (t *nodes) empty(ino fsop.Ino, seq uint64, b began) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, known := s.known[ino]; known && t.freshLocked(s, ino, seq, b) {
+	if _, known := s.known.get(ino); known && t.freshLocked(s, ino, seq, b) {
 		t.entries.begin(ino)
 	}
 }
@@ -344,7 +345,7 @@ func (t *nodes) leads(dir fsop.Ino, name string, to fsop.Ino, seq uint64, b bega
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fresh = t.freshLocked(s, dir, seq, b)
-	if _, known := s.known[dir]; fresh && known {
+	if _, known := s.known.get(dir); fresh && known {
 		t.entries.set(dir, name, to)
 	}
 	return fresh
@@ -356,9 +357,9 @@ func (t *nodes) setNoCap(ino fsop.Ino, seq uint64, b began) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n, ok := s.known[ino]; ok && n.marks&watched != 0 && t.freshLocked(s, ino, seq, b) {
+	if n, ok := s.known.get(ino); ok && n.marks&watched != 0 && t.freshLocked(s, ino, seq, b) {
 		n.marks |= noCap
-		s.known[ino] = n
+		s.known.set(ino, n)
 	}
 }
 
@@ -367,7 +368,7 @@ func (t *nodes) noCap(ino fsop.Ino) bool {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.known[ino].marks&noCap != 0
+	return s.known.marks(ino)&noCap != 0
 }
 
 // marksOf returns what else is known of ino.
@@ -375,7 +376,7 @@ func (t *nodes) marksOf(ino fsop.Ino) marks {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.known[ino].marks
+	return s.known.marks(ino)
 }
 
 // setXattr says that this mount changes extended attributes of ino.
@@ -383,9 +384,9 @@ func (t *nodes) setXattr(ino fsop.Ino) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n, ok := s.known[ino]; ok {
+	if n, ok := s.known.get(ino); ok {
 		n.marks &^= noCap | noACL
-		s.known[ino] = n
+		s.known.set(ino, n)
 	}
 }
 
@@ -398,9 +399,9 @@ func (t *nodes) sized(ino fsop.Ino, seq uint64) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n, ok := s.known[ino]; ok && seq >= n.inval {
+	if n, ok := s.known.get(ino); ok && seq >= n.inval {
 		n.marks &^= unsized
-		s.known[ino] = n
+		s.known.set(ino, n)
 	}
 }
 
@@ -409,7 +410,8 @@ func (t *nodes) isDir(ino fsop.Ino) bool {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.known[ino].kind == s_IFDIR
+	n, _ := s.known.get(ino)
+	return n.kind == s_IFDIR
 }
 
 // invalidated records an invalidation of an inode, or of a name in it, and says
@@ -418,14 +420,14 @@ func (t *nodes) invalidated(ino fsop.Ino, name string, seq uint64) (known bool, 
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n, known := s.known[ino]
+	n, known := s.known.get(ino)
 	if !known {
 		s.rememberLocked(ino, seq)
 		return false, 0
 	}
 	n.inval = max(n.inval, seq)
 	n.marks = n.marks&(immutable|appendOnly) | unsized
-	s.known[ino] = n
+	s.known.set(ino, n)
 	if n.kind == s_IFDIR {
 		t.entries.spoil(ino, name)
 	}
@@ -437,7 +439,7 @@ func (t *nodes) knows(ino fsop.Ino) bool {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, known := s.known[ino]
+	_, known := s.known.get(ino)
 	return known
 }
 
@@ -447,7 +449,7 @@ func (t *nodes) changed(ino fsop.Ino, a *fsop.Attr, seq uint64, b began) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n, known := s.known[ino]
+	n, known := s.known.get(ino)
 	if a.Ino != ino || seq == 0 {
 		t.doubtLocked(s, ino)
 		return
@@ -460,7 +462,7 @@ func (t *nodes) changed(ino fsop.Ino, a *fsop.Attr, seq uint64, b began) {
 		n.marks |= watched
 		n.marks.flagged(a)
 	}
-	s.known[ino] = n
+	s.known.set(ino, n)
 	t.tellLocked(s, a, seq, b)
 }
 
@@ -470,9 +472,9 @@ func (t *nodes) touched(ino fsop.Ino, seq uint64) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n, ok := s.known[ino]; ok && seq != 0 {
+	if n, ok := s.known.get(ino); ok && seq != 0 {
 		n.inval = max(n.inval, seq)
-		s.known[ino] = n
+		s.known.set(ino, n)
 		return
 	}
 	t.doubtLocked(s, ino)
@@ -482,7 +484,7 @@ func (t *nodes) touched(ino fsop.Ino, seq uint64) {
 // that is on its way.
 func (t *nodes) doubtLocked(s *nodeShard, ino fsop.Ino) {
 	now := t.clock.Add(1)
-	if _, known := s.known[ino]; known {
+	if _, known := s.known.get(ino); known {
 		s.putLocked(ino, told{unknown: now})
 	} else {
 		s.unknown = now
@@ -519,9 +521,9 @@ func (t *nodes) drop() []fsop.Ino {
 		s.mu.Lock()
 		clear(s.told)
 		s.unknown = t.clock.Load()
-		for ino, n := range s.known {
+		for ino, n := range s.known.all() {
 			n.marks = n.marks&(immutable|appendOnly) | unsized
-			s.known[ino] = n
+			s.known.set(ino, n)
 			all = append(all, ino)
 		}
 		s.mu.Unlock()
@@ -538,7 +540,7 @@ func (t *nodes) forgot(ino fsop.Ino, n uint64) (unknown bool) {
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k, ok := s.known[ino]
+	k, ok := s.known.get(ino)
 	// The replica counted the first answer that named the inode, so those of here
 	// are taken back before the last of those that it counted.
 	here := min(n, uint64(k.here))
@@ -551,10 +553,10 @@ func (t *nodes) forgot(ino fsop.Ino, n uint64) (unknown bool) {
 	if uint64(k.lookups) > n {
 		k.lookups -= uint32(n)
 		k.here -= uint16(here)
-		s.known[ino] = k
+		s.known.set(ino, k)
 		return false
 	}
-	delete(s.known, ino)
+	s.known.delete(ino)
 	s.untellLocked(ino)
 	if k.kind == s_IFDIR {
 		t.entries.forget(ino)
@@ -595,7 +597,7 @@ func (t *nodes) holds() []proto.Hold {
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.Lock()
-		for ino, n := range s.known {
+		for ino, n := range s.known.all() {
 			all = append(all, proto.Hold{Ino: ino, N: uint64(n.lookups) - uint64(n.here)})
 		}
 		s.mu.Unlock()

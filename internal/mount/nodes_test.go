@@ -4,13 +4,14 @@ import (
 	"syscall"
 	"testing"
 
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 )
 
 // TestTold has a reply arrive after a change of the same file that was answered
 // before it was carried out: it may be from before the change.
 func TestTold(t *testing.T) {
-	nodes := newNodes()
+	nodes := newNodes(estate.Private())
 	a := fsop.Attr{Ino: 7, Mode: syscall.S_IFREG, Nlink: 1}
 	knows := func() bool { _, _, ok := nodes.attr(7); return ok }
 	nodes.named(&a, 10, nodes.begin())
@@ -51,7 +52,7 @@ func TestTold(t *testing.T) {
 // TestTouched has answers about a directory arrive after a file was foretold in it, and
 // after it was made: they may be from before the file, and the kernel must not keep them.
 func TestTouched(t *testing.T) {
-	nodes := newNodes()
+	nodes := newNodes(estate.Private())
 	dir := fsop.Attr{Ino: 7, Mode: syscall.S_IFDIR, Nlink: 2}
 	nodes.named(&dir, 10, nodes.begin())
 	asked := nodes.begin()

@@ -13,6 +13,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 )
 
@@ -40,9 +41,14 @@ type server struct {
 	reserve atomic.Int32
 	dead    chan struct{} // closed when the kernel has ended the connection
 	workers sync.WaitGroup
+	estate  *estate.Estate
+	pausing atomic.Pointer[pause]
+	// again has the requests that were sent again, until one comes that was not. It
+	// is of whoever has the turn; nil: none come.
+	again map[uint64]bool
 
 	mu      sync.Mutex
-	serving map[uint64]struct{} // the requests being served, by their unique number
+	serving map[uint64]uint32 // the requests being served, by their unique number, and of what kind they are
 }
 
 const (
@@ -62,6 +68,7 @@ const (
 	opGetxattr    = 22
 	opListxattr   = 23
 	opInit        = 26
+	opSetlkw      = 33
 	opReaddir     = 28
 	opInterrupt   = 36
 	opIoctl       = 39
@@ -79,7 +86,7 @@ func newServer(fd int, fs fuse.RawFileSystem, o *fuse.MountOptions, log *slog.Lo
 		file: os.NewFile(uintptr(fd), "/dev/fuse"), log: log,
 		proto: fuse.NewProtocolServer(fs, o),
 		turn:  make(chan struct{}), dead: make(chan struct{}),
-		serving: map[uint64]struct{}{},
+		serving: map[uint64]uint32{},
 	}
 	s.large.New = func() any { b := make([]byte, largeBuffer); return &b }
 	s.in = *s.large.Get().(*[]byte)
@@ -101,13 +108,23 @@ func (s *server) init() (minor uint32, flags uint64, err error) {
 	if n < inHeaderSize+16 || opcode(in) != opInit {
 		return 0, 0, fmt.Errorf("the kernel's first request is %d bytes of kind %d, not INIT", n, opcode(in))
 	}
+	answer, minor, flags := s.greet(in)
+	if err := s.write(answer); err != nil {
+		return 0, 0, fmt.Errorf("answering the kernel's first request: %w", err)
+	}
+	return minor, flags, s.estate.SetInit(in, answer)
+}
+
+// greet answers the kernel's first request.
+func (s *server) greet(in []byte) (answer []byte, minor uint32, flags uint64) {
 	p := in[inHeaderSize:]
 	minor, flags = binary.NativeEndian.Uint32(p[4:]), uint64(binary.NativeEndian.Uint32(p[12:]))
 	if len(p) >= 20 && flags&fuse.CAP_INIT_EXT != 0 {
 		flags |= uint64(binary.NativeEndian.Uint32(p[16:])) << 32
 	}
-	s.serve(in, make([]byte, smallBuffer))
-	return minor, flags, nil
+	out := make([]byte, smallBuffer)
+	n, _ := s.proto.HandleRequest([][]byte{in}, [][]byte{out})
+	return out[:n], minor, flags
 }
 
 // run serves requests until the file system is unmounted, and returns when the
@@ -162,15 +179,27 @@ func (s *server) read(p []byte) (n int, err error) {
 	for {
 		werr := s.conn.Read(func(fd uintptr) bool {
 			n, err = unix.Read(int(fd), p)
+			if err == unix.EAGAIN && s.again != nil {
+				s.noneAgain()
+			}
 			return err != unix.EAGAIN
 		})
 		switch {
+		case errors.Is(werr, os.ErrDeadlineExceeded):
+			if p := s.pausing.Load(); p != nil {
+				close(p.parked)
+				<-p.resume
+			}
+			continue
 		case werr != nil:
 			return 0, werr
 		case err == unix.EINTR, err == unix.ENOENT: // the request was taken back
 			continue
 		case err == nil && n < inHeaderSize:
 			return 0, fmt.Errorf("a request of %d bytes", n)
+		}
+		if err == nil && s.again != nil {
+			s.comesAgain(p)
 		}
 		return n, err
 	}
@@ -196,6 +225,21 @@ func (s *server) end(err error) {
 		binary.NativeEndian.PutUint64(msg[inHeaderSize:], u)
 		s.proto.HandleRequest([][]byte{msg[:]}, [][]byte{make([]byte, smallBuffer)})
 	}
+}
+
+// write gives the kernel an answer.
+func (s *server) write(answer []byte) (err error) {
+	cerr := s.conn.Control(func(fd uintptr) {
+		for {
+			if _, err = unix.Write(int(fd), answer); err != unix.EINTR {
+				return
+			}
+		}
+	})
+	if cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 func opcode(in []byte) uint32 { return binary.NativeEndian.Uint32(in[4:]) }
@@ -232,9 +276,10 @@ func (s *server) serve(in, small []byte) {
 	u := unique(in)
 	if answered(in) {
 		s.mu.Lock()
-		s.serving[u] = struct{}{}
+		s.serving[u] = opcode(in)
 		s.mu.Unlock()
 		defer func() {
+			s.estate.Numbers.Answered(u)
 			s.mu.Lock()
 			delete(s.serving, u)
 			s.mu.Unlock()
@@ -256,17 +301,7 @@ func (s *server) serve(in, small []byte) {
 	if n == 0 {
 		return // wants no answer
 	}
-	var err error
-	cerr := s.conn.Control(func(fd uintptr) {
-		for {
-			if _, err = unix.Write(int(fd), out[:n]); err != unix.EINTR {
-				return
-			}
-		}
-	})
-	if cerr != nil {
-		err = cerr
-	}
+	err := s.write(out[:n])
 	// ENOENT: the caller was killed meanwhile, or the file system unmounted.
 	if err != nil && err != unix.ENOENT && err != unix.ENODEV {
 		s.log.Warn("mount: answering the kernel", "opcode", opcode(in), "bytes", n, "err", err)

@@ -14,6 +14,7 @@
 //	workload fill      write until the disk is full
 //	workload stress    do everything to names in shared directories
 //	workload history   judge what clients on several mounts are told
+//	workload hold      hold files, locks and maps while the mount changes its process
 //	workload fsx       compare a file with a model, operation by operation
 //
 // Each prints one JSON object on standard output (manifest: lines) and exits
@@ -52,13 +53,14 @@ var commands = map[string]func(fs *flag.FlagSet, args []string) (verdict, error)
 	"fill":      fill,
 	"fsx":       exercise,
 	"history":   history,
+	"hold":      hold,
 	"stress":    stress,
 }
 
 func main() {
 	runtime.GOMAXPROCS(8) // threads block in the kernel, and must not keep each other waiting
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill|fsx|stress|history [flags]")
+		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill|fsx|stress|history|hold [flags]")
 		os.Exit(2)
 	}
 	v, err := commands[os.Args[1]](flag.NewFlagSet("workload "+os.Args[1], flag.ExitOnError), os.Args[2:])

@@ -1,11 +1,9 @@
-package client
+package estate
 
 import (
 	"context"
 	"testing"
 	"testing/synctest"
-
-	"mortar/internal/proto"
 )
 
 // TestAhead has one change go without an answer. The others go on until the replicas
@@ -13,29 +11,30 @@ import (
 // nobody waits.
 func TestAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var n numbers
-		n.init()
+		const ahead = 4096
+		n := NewNumbers()
+		n.Ahead = ahead
 		begin := func(wait bool) uint64 {
 			t.Helper()
-			number, err := n.begin(t.Context(), wait)
+			g, err := n.Begin(t.Context(), Change{Wait: wait})
 			if err != nil {
 				t.Fatal(err)
 			}
-			return number
+			return g.Number
 		}
 		lock := begin(true)
 		stuck := begin(false)
 		last := stuck
-		for range proto.MaxAhead - 1 {
+		for range ahead - 1 {
 			last = begin(false)
-			n.end(last)
+			n.End(last, true)
 		}
-		if last != stuck+proto.MaxAhead-1 || n.acked() != lock {
-			t.Fatalf("%d was begun while %d has no answer; answered are those below %d", last, stuck, n.acked())
+		if last != stuck+ahead-1 || n.Acked() != lock {
+			t.Fatalf("%d was begun while %d has no answer; answered are those below %d", last, stuck, n.Acked())
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		gaveUp, went := make(chan error, 1), make(chan uint64, 2)
-		go func() { _, err := n.begin(ctx, false); gaveUp <- err }()
+		go func() { _, err := n.Begin(ctx, Change{}); gaveUp <- err }()
 		for range 2 {
 			go func() { went <- begin(false) }()
 		}
@@ -48,23 +47,23 @@ func TestAhead(t *testing.T) {
 		if len(gaveUp) != 1 || <-gaveUp != context.Canceled || len(went) > 0 {
 			t.Fatal("one who gave up still waits, or let others begin")
 		}
-		n.end(stuck)
+		n.End(stuck, true)
 		synctest.Wait()
 		if len(went) != 2 || <-went+<-went != 2*last+3 {
 			t.Fatal("the next two did not begin when that was answered")
 		}
 		// The lock alone is no reason to wait.
-		n.end(last + 1)
-		n.end(last + 2)
-		for range 2 * proto.MaxAhead {
-			n.end(begin(false))
+		n.End(last+1, true)
+		n.End(last+2, true)
+		for range 2 * ahead {
+			n.End(begin(false), true)
 		}
-		if n.acked() != lock {
-			t.Errorf("answered are those below %d, and %d is not", n.acked(), lock)
+		if n.Acked() != lock {
+			t.Errorf("answered are those below %d, and %d is not", n.Acked(), lock)
 		}
-		n.end(lock)
-		if next := begin(false); n.acked() != next {
-			t.Errorf("answered are those below %d, and the next is %d", n.acked(), next)
+		n.End(lock, true)
+		if next := begin(false); n.Acked() != next {
+			t.Errorf("answered are those below %d, and the next is %d", n.Acked(), next)
 		}
 	})
 }

@@ -1,0 +1,171 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"mortar/test/cluster"
+)
+
+// holding is a process that holds all that can be held of a mount, and works on (workload hold).
+type holding struct {
+	p    *pool
+	proc *cluster.Process
+	host int
+}
+
+// hold starts one on a host.
+func (p *pool) hold(i int, args ...string) *holding {
+	p.t.Helper()
+	p.run(i, "mkdir", "/mnt/wp/hold")
+	proc, err := p.Host(i).Spawn("hold", append([]string{workload, "hold", "-dir", "/mnt/wp/hold"}, args...)...)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	h := &holding{p, proc, i}
+	p.within(10*time.Second, "it holds", func() error {
+		select {
+		case <-proc.Done():
+			p.t.Fatalf("the holder has ended: %s", p.Host(i).Log("hold"))
+		default:
+		}
+		if log := p.Host(i).Log("hold"); !strings.Contains(log, "holding\n") {
+			return errors.New(log)
+		}
+		return nil
+	})
+	return h
+}
+
+type heldVerdict struct {
+	Operations int64
+	LongestMS  float64
+	LongestOp  string
+	Lost       int64
+	Wrong      []string
+}
+
+// end has it look whether all is as it left it.
+func (h *holding) end() (v heldVerdict) {
+	h.p.t.Helper()
+	h.proc.Signal(syscall.SIGTERM)
+	if err := h.proc.Wait(h.p.ctx(20 * time.Second)); err != nil {
+		h.p.t.Errorf("what was held: %v\n%s", err, h.p.Host(h.host).Log("hold"))
+	}
+	_, out, _ := strings.Cut(h.p.Host(h.host).Log("hold"), "holding\n")
+	if err := json.NewDecoder(strings.NewReader(out)).Decode(&v); err != nil {
+		h.p.t.Errorf("what it says: %v: %s", err, out)
+	}
+	return v
+}
+
+// mountProcess is the process that serves the mount of a host: the one that listens for its upgrade.
+func (p *pool) mountProcess(i int) (pid int) {
+	p.t.Helper()
+	for _, proc := range p.Host(i).Processes() {
+		raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", proc.Pid))
+		argv := strings.Split(string(raw), "\x00")
+		if proc.Name == "mortar" && len(argv) > 1 && argv[1] == "mount" {
+			pid = proc.Pid
+		}
+	}
+	return pid
+}
+
+// A mount becomes another program while its files are open, locked, mapped and worked with: nobody
+// sees an error, and no operation takes longer than a moment. A program that cannot go on is refused, and
+// the mount goes on as it was.
+func TestMountUpgrade(t *testing.T) {
+	p := start(t, setup{mounts: 2})
+	h := p.hold(1)
+	pid := p.mountProcess(1)
+	for i := range pick(3, 30) {
+		out := p.run(1, mortar, "mount", "--upgrade", "/mnt/wp")
+		if !strings.Contains(out, "is served by") {
+			t.Errorf("upgrade %d: %s", i, out)
+		}
+	}
+	if now := p.mountProcess(1); now != pid {
+		t.Errorf("the mount's process is %d, and was %d", now, pid)
+	}
+	// The lock is still held for other machines.
+	if _, err := p.Host(2).Run(p.ctx(patience), "flock", "-n", "/mnt/wp/hold/flock", "true"); err == nil {
+		t.Error("another machine was given a lock that is held")
+	}
+	for i, bad := range []string{"/bin/false", "/no/such/program", "relative"} {
+		if said := p.becomes(1, bad); !strings.Contains(said, bad) {
+			t.Errorf("%d: asked to become %s the mount says %q", i, bad, said)
+		}
+	}
+	v := h.end()
+	t.Logf("%d operations, the longest (%s) took %.1f ms", v.Operations, v.LongestOp, v.LongestMS)
+	if v.LongestMS > 1000 { // 200 on a machine that has nothing else to do
+		t.Errorf("%s took %.1f ms", v.LongestOp, v.LongestMS)
+	}
+	p.identical(1)
+}
+
+// becomes asks the mount of a host to become a program, and returns what it says.
+func (p *pool) becomes(i int, program string) string {
+	p.t.Helper()
+	const ask = `import glob,socket,sys
+s=socket.socket(socket.AF_UNIX); s.connect(glob.glob("/run/mortar/mount-*.sock")[0]); s.sendall((sys.argv[1]+"\n").encode())
+print(s.makefile().read())`
+	return p.run(i, "python3", "-c", ask, program)
+}
+
+// The process of a mount is killed again and again, while its files are open, locked, mapped and worked with.
+// Every change is carried out once; what was acknowledged and had not arrived is reported by fsync or close.
+func TestMountKilled(t *testing.T) {
+	p := start(t, setup{mounts: 2})
+	h := p.hold(1, "-lossy")
+	for range pick(3, 30) {
+		pid := p.mountProcess(1)
+		syscall.Kill(pid, syscall.SIGKILL)
+		p.within(5*time.Second, "another process serves the mount", func() error {
+			if now := p.mountProcess(1); now == 0 || now == pid {
+				return fmt.Errorf("it is %d, and was %d", now, pid)
+			}
+			_, err := p.Host(1).Run(p.ctx(patience), "sh", "-c", "echo x > /mnt/wp/probe && rm /mnt/wp/probe")
+			return err
+		})
+		if long {
+			time.Sleep(13 * time.Second) // one that is killed too often is given up
+		}
+	}
+	if _, err := p.Host(2).Run(p.ctx(patience), "flock", "-n", "/mnt/wp/hold/flock", "true"); err == nil {
+		t.Error("another machine was given a lock that is held")
+	}
+	v := h.end()
+	t.Logf("%d operations, the longest (%s) took %.1f ms; %d times writes were lost, and somebody was told", v.Operations, v.LongestOp, v.LongestMS, v.Lost)
+	p.identical(1)
+}
+
+// A mount whose process and keeper are both killed is gone, and says so.
+func TestMountAndKeeperKilled(t *testing.T) {
+	p := start(t, setup{hosts: 1})
+	p.run(1, "sh", "-c", "echo there > /mnt/wp/f")
+	if err := p.Host(1).KillAll(); err != nil {
+		t.Fatal(err)
+	}
+	p.within(5*time.Second, "the mount says that it is gone", func() error {
+		r, err := p.Host(1).Run(p.ctx(patience), "cat", "/mnt/wp/f")
+		if err == nil || !strings.Contains(r.Stderr, "not connected") {
+			return fmt.Errorf("%q, %v", r.Stdout, err)
+		}
+		return nil
+	})
+	p.run(1, "umount", "/mnt/wp")
+	p.startDaemon(1)
+	p.waitDaemon(1)
+	p.mount(1)
+	if got := p.run(1, "cat", "/mnt/wp/f"); got != "there\n" {
+		t.Errorf("read %q", got)
+	}
+}
