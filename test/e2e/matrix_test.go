@@ -57,11 +57,15 @@ func TestSplitBrainRecipe(t *testing.T) {
 		}
 		// Its mount ends: one that goes on may still carry out what it gave up
 		// waiting for (doc/known-gaps.md).
-		for _, proc := range p.Host(small).Processes() {
-			if proc.Name == "mortar" && proc.Pid != p.daemons[small-1].Pid() {
-				syscall.Kill(proc.Pid, syscall.SIGKILL)
+		p.within(5*time.Second, "the mount has ended", func() (rest error) { // its keeper starts another process, if it can
+			for _, proc := range p.Host(small).Processes() {
+				if proc.Name == "mortar" && proc.Pid != p.daemons[small-1].Pid() {
+					syscall.Kill(proc.Pid, syscall.SIGKILL)
+					rest = fmt.Errorf("process %d was there", proc.Pid)
+				}
 			}
-		}
+			return rest
+		})
 		p.run(small, "umount", "-l", "/mnt/wp")
 		if err := p.MendNetwork(); err != nil {
 			t.Fatal(err)
