@@ -124,10 +124,6 @@ func (s *succession) serving(m *daemon.MountServing) (func(), error) {
 	} else {
 		s.wg.Go(func() { s.serve(ln, m) })
 	}
-	if s.heir != nil && s.heir.asked != nil {
-		io.WriteString(s.heir.asked, readyOK)
-		s.heir.asked.Close()
-	}
 	return func() {
 		s.mu.Lock()
 		s.ended = true

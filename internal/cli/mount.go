@@ -379,6 +379,12 @@ func (a *app) mountHeir(ctx context.Context, cfg daemon.MountConfig, h *heir, le
 	cfg.Log = slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))
 	cfg.Before = h.before
 	a.succeeds(&cfg, h)
+	cfg.Ready = func() {
+		if h.asked != nil {
+			io.WriteString(h.asked, readyOK)
+			h.asked.Close()
+		}
+	}
 	err := daemon.RunMount(ctx, cfg)
 	if err != nil {
 		cfg.Log.Error("the mount has ended", "dir", cfg.Dir, "error", err)

@@ -46,8 +46,8 @@ type MountConfig struct {
 	Ready func()
 	// Before is what the process before this one of the same mount left. nil: this is the first.
 	Before *MountBefore
-	// Serving, if set, is called once the mount can be handed on, before Ready; what it returns is
-	// called when the mount has ended.
+	// Serving, if set, is called once the mount can be handed on, before Ready, and with Before before anything
+	// is served; what it returns is called when the mount has ended.
 	Serving func(s *MountServing) (ended func(), err error)
 	Log     *slog.Logger
 }
@@ -88,6 +88,20 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 			return err
 		}
 	}
+	ended := func() {}
+	serving := func() (err error) {
+		if cfg.Serving != nil {
+			ended, err = cfg.Serving(&MountServing{m: m, c: c, e: e, dir: cfg.Dir})
+		}
+		return err
+	}
+	if m != nil {
+		// Before anything is done under new numbers: should this process end now, the
+		// next one must begin with what this one leaves, not with what the one before did.
+		if err := serving(); err != nil {
+			return err
+		}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -104,7 +118,6 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 		cancel()
 		return nil
 	})
-	ended := func() {}
 	g.Go(func() error {
 		defer end()
 		dir := cfg.Dir
@@ -144,9 +157,8 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 					return err
 				}
 			}
-			if cfg.Serving != nil {
-				var err error
-				if ended, err = cfg.Serving(&MountServing{m: m, c: c, e: e, dir: cfg.Dir}); err != nil {
+			if cfg.Before == nil {
+				if err := serving(); err != nil {
 					return err
 				}
 			}

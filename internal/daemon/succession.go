@@ -39,7 +39,7 @@ func adopt(cfg MountConfig, c *client.Client, k *lateKernel, e *estate.Estate) (
 
 // Survives reports whether another process can go on with the mount if this one is
 // killed: the kernel has to send again what was not answered.
-func (s *MountServing) Survives() bool { return s.m.Features().Resend && s.e.Fd() >= 0 }
+func (s *MountServing) Survives() bool { return s.m.Resends() && s.e.Fd() >= 0 }
 
 // Fuse is the descriptor of /dev/fuse; see mount.Mount.Fuse.
 func (s *MountServing) Fuse(beside int) int { return s.m.Fuse(beside) }

@@ -206,6 +206,9 @@ func (m *Mount) Fuse(beside int) (fd int) {
 	return m.dev.fd
 }
 
+// Resends reports whether the kernel sends requests again. It is known once m has a connection.
+func (m *Mount) Resends() bool { return m.features.Resend }
+
 // dropKernels has the kernel forget what it was told of the inodes that it knows, and of all names. It
 // returns those inodes of which the kernel says that it does not know them, or not yet.
 func (m *Mount) dropKernels(ctx context.Context, known []fsop.Ino) (late []fsop.Ino, err error) {
