@@ -154,6 +154,7 @@ func TestMountAndKeeperKilled(t *testing.T) {
 	if err := p.Host(1).KillAll(); err != nil {
 		t.Fatal(err)
 	}
+	<-p.daemons[0].Done()
 	p.within(5*time.Second, "the mount says that it is gone", func() error {
 		r, err := p.Host(1).Run(p.ctx(patience), "cat", "/mnt/wp/f")
 		if err == nil || !strings.Contains(r.Stderr, "not connected") {
