@@ -145,7 +145,7 @@ func newMember(n *Node, id *pki.Identity) (*member, error) {
 // first.
 func (m *member) run() (err error) {
 	defer close(m.ended)
-	defer m.end(nil)
+	defer func() { m.end(err) }() // whoever waits for it hears why
 	defer m.links.wait()
 	defer m.shut()
 	defer m.raft.Close()
