@@ -327,10 +327,32 @@ func (s *succession) become(m *daemon.MountServing, program string, asked *net.U
 		return err
 	}
 	defer f.Close()
+	for until := time.Now().Add(becomeFor); ; {
+		err := s.exec(m, program, int(f.Fd()))
+		if !errors.Is(err, daemon.ErrNotNow) || time.Now().After(until) {
+			return err
+		}
+		time.Sleep(becomePause)
+	}
+}
+
+// A moment at which a busy mount can give way may not be the first that is tried. Each try holds up whoever
+// works with it; in between he goes on.
+const (
+	becomeFor   = 5 * time.Second
+	becomePause = 200 * time.Millisecond
+)
+
+// exec replaces this process by another program, which tells the descriptor asked how it went. It
+// returns if it cannot.
+func (s *succession) exec(m *daemon.MountServing, program string, asked int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended {
+		return errors.New("the mount ends")
+	}
 	return m.Yield(context.Background(), func(fuse, left int) error {
-		fds := []int{fuse, left, -1, int(f.Fd())}
+		fds := []int{fuse, left, -1, asked}
 		if s.keeper != nil {
 			conn, err := s.keeper.SyscallConn()
 			if err != nil {

@@ -47,6 +47,9 @@ func (s *MountServing) Fuse(beside int) int { return s.m.Fuse(beside) }
 // Estate is the descriptor of what this process leaves.
 func (s *MountServing) Estate() int { return s.e.Fd() }
 
+// ErrNotNow is returned when a mount cannot give way at this moment, but may at a later one.
+var ErrNotNow = errors.New("try again when the volume is well")
+
 // yieldPatience is how long a mount stands still before it gives up giving way.
 const yieldPatience = 100 * time.Millisecond
 
@@ -68,7 +71,11 @@ func (s *MountServing) Yield(ctx context.Context, leave func(fuse, estate int) e
 	}
 	defer resume()
 	if !s.c.Settle(ctx) {
-		return fmt.Errorf("writes that were acknowledged do not arrive within %v: try again when the volume is well", yieldPatience)
+		return fmt.Errorf("writes that were acknowledged do not arrive within %v: %w", yieldPatience, ErrNotNow)
 	}
-	return s.m.Yield(ctx, func(fuse int) error { return leave(fuse, s.e.Fd()) })
+	err = s.m.Yield(ctx, func(fuse int) error { return leave(fuse, s.e.Fd()) })
+	if errors.Is(err, mount.ErrWaits) {
+		return fmt.Errorf("%w: %w", err, ErrNotNow)
+	}
+	return err
 }

@@ -176,21 +176,21 @@ func (s *server) unanswered() bool {
 	return len(s.serving) > 0
 }
 
-// errWaits says why a process cannot give way.
-var errWaits = errors.New("operations are under way that wait for the volume")
+// ErrWaits is returned when a process cannot give way.
+var ErrWaits = errors.New("operations are under way that wait for the volume")
 
 // Yield calls leave, of a Mount that is paused, at a moment when no thread waits in the kernel for a request to be
 // answered: such a thread can neither be ended nor replaced. leave is given the
 // descriptor of /dev/fuse, and returns only if the process has not been replaced.
 func (m *Mount) Yield(ctx context.Context, leave func(fd int) error) error {
 	if !m.features.Resend && m.srv.unanswered() {
-		return errWaits // nobody could answer it later
+		return ErrWaits // nobody could answer it later
 	}
 	for !m.dev.mu.TryLock() {
 		select {
 		case <-time.After(time.Millisecond):
 		case <-ctx.Done():
-			return errWaits
+			return ErrWaits
 		}
 	}
 	defer m.dev.mu.Unlock()
