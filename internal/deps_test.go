@@ -40,6 +40,7 @@ var packages = []struct {
 	{"cluster", nil, "the words of the cluster are the same whoever decides, stores or sends them"},
 	{"disk", nil, "the seam under everything durable knows no format"},
 	{"wire", nil, "bytes between processes do not know what a kind of message means"},
+	{"mountinfo", nil, "a text of the kernel's, read"},
 	{"metrics", nil, "packages are given what they increment and never reach for it"},
 
 	// One step up.
@@ -60,13 +61,13 @@ var packages = []struct {
 	{"client", []string{"proto", "wire", "fsop", "cluster", "estate"}, "a chain of handlers knows neither FUSE nor NFS"},
 	{"gluster", nil, "it copies from one directory to another, and knows of GlusterFS only what is to be left behind"},
 	{"fstab", nil, "a text of mount(8)'s, read and written"},
-	{"doctor", []string{"api", "fstab"}, "what is wrong is a function of facts, which come from the kernel and the daemon's REST interface"},
+	{"doctor", []string{"api", "fstab", "mountinfo"}, "what is wrong is a function of facts, which come from the kernel and the daemon's REST interface"},
 	{"api", []string{"cluster"}, "the language of the REST interface serves programs that have nothing else of ours"},
 
 	// The doors see an fsop.Handler, or an interface that they define.
 	{"mount", []string{"fsop", "proto", "estate"}, "FUSE in, operations out; proto only for the effects that it takes back from the kernel"},
 	{"nfs", []string{"fsop", "proto"}, "NFS in, operations out"},
-	{"dockervol", []string{"disk"}, "nine calls of Docker's over two interfaces of its own; disk protects its mount points"},
+	{"dockervol", []string{"disk", "mountinfo"}, "nine calls of Docker's over two interfaces of its own; disk protects its mount points, mountinfo has them"},
 	{"httpd", []string{"api", "httpd/web", "metrics"}, "handlers over interfaces of its own"},
 	{"httpd/web", nil, "an embedded page that uses nothing but the REST interface"},
 
@@ -74,10 +75,10 @@ var packages = []struct {
 	{"daemon", []string{
 		"fsop", "cluster", "disk", "wire", "metrics", "proto", "pki", "oplog",
 		"brick", "replica", "replica/core", "control", "control/state", "client", "api",
-		"mount", "estate", "nfs", "dockervol", "httpd", "httpd/web",
+		"mount", "estate", "nfs", "dockervol", "httpd", "httpd/web", "mountinfo",
 	}, "the one place where packages meet"},
 	{"cli/ui", nil, "how to talk to people, whatever it is about"},
-	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "estate", "brick", "disk", "doctor", "fstab", "gluster"},
+	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "estate", "brick", "disk", "doctor", "fstab", "gluster", "mountinfo"},
 		"words into calls of the REST interface; mount and estate are for the command line and the life of its process, brick and disk for the tools that work on a brick's directory alone"},
 
 	// For tests.

@@ -204,8 +204,8 @@ func (d *demo) doMount(ctx context.Context, p *demoPeer) error {
 	}
 	p.mount = c
 	return d.await(ctx, c, func() error {
-		raw, err := os.ReadFile("/proc/self/mountinfo")
-		if err == nil && !mounted(string(raw), dir) {
+		there, err := mounted(dir)
+		if err == nil && !there {
 			err = errors.New("not yet mounted")
 		}
 		return err

@@ -158,11 +158,11 @@ func (a *app) enableMount(table, source, dir string, options []string, mount fun
 	if err != nil {
 		return err
 	}
-	raw, err := os.ReadFile("/proc/self/mountinfo")
+	there, err := mounted(dir)
 	if err != nil {
 		return err
 	}
-	if mounted(string(raw), dir) {
+	if there {
 		return fmt.Errorf("%s is mounted, so the directory below it cannot be looked after: \"mortar umount %s\" first, this command mounts it again", dir, dir)
 	}
 	undo, err := a.prepareMountPoint(dir)

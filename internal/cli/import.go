@@ -3,13 +3,13 @@ package cli
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
 	"mortar/internal/gluster"
+	"mortar/internal/mountinfo"
 )
 
 const importHelp = `Bring the tree of a GlusterFS volume over, and compare it. SOURCE is a directory on
@@ -43,18 +43,11 @@ func (a *app) importGluster(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	table, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Self()
 	if err != nil {
 		return err
 	}
-	inside := false
-	for dir := target; !inside; dir = filepath.Dir(dir) {
-		inside = mounted(string(table), dir)
-		if dir == "/" {
-			break
-		}
-	}
-	if !inside {
+	if m := mountinfo.Under(mounts, target); m == nil || !m.Ours() {
 		return fmt.Errorf("%s is not in a mount of mortar's: \"mortar mount HOST:/VOLUME DIR\" first, and import to a directory in it", target)
 	}
 	var latest atomic.Pointer[gluster.Report]

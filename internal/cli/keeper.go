@@ -421,11 +421,11 @@ func (a *app) upgrade(ctx context.Context, dir, runDir string) error {
 	if err != nil {
 		return err
 	}
-	raw, err := os.ReadFile("/proc/self/mountinfo")
+	there, err := mounted(dir)
 	if err != nil {
 		return err
 	}
-	if !mounted(string(raw), dir) {
+	if !there {
 		return fmt.Errorf("%s: no mortar volume is mounted here", dir)
 	}
 	device, err := mountedDevice(dir)

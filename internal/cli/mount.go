@@ -20,6 +20,7 @@ import (
 
 	"mortar/internal/daemon"
 	"mortar/internal/mount"
+	"mortar/internal/mountinfo"
 )
 
 func newMount(a *app) *cobra.Command {
@@ -472,11 +473,11 @@ func newUmount(a *app) *cobra.Command {
 		if disable {
 			a.stopAutomount(table, dir)
 		}
-		raw, err := os.ReadFile("/proc/self/mountinfo")
+		there, err := mounted(dir)
 		if err != nil {
 			return err
 		}
-		if !mounted(string(raw), dir) {
+		if !there {
 			if disable {
 				return a.disableMount(table, dir)
 			}
@@ -505,14 +506,8 @@ func newUmount(a *app) *cobra.Command {
 	return c
 }
 
-// mounted reports whether mountinfo has a volume of ours at dir.
-func mounted(mountinfo, dir string) bool {
-	for line := range strings.Lines(mountinfo) {
-		left, right, ok := strings.Cut(line, " - ")
-		f := strings.Fields(left)
-		if ok && len(f) > 4 && strings.ReplaceAll(f[4], `\040`, " ") == dir && strings.HasPrefix(right, "fuse.mortar ") {
-			return true
-		}
-	}
-	return false
+// mounted reports whether a volume of ours is mounted at dir.
+func mounted(dir string) (bool, error) {
+	mounts, err := mountinfo.Self()
+	return slices.ContainsFunc(mounts, func(m mountinfo.Mount) bool { return m.Dir == dir && m.Ours() }), err
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mortar/internal/api"
+	"mortar/internal/mountinfo"
 )
 
 // place is a directory that shall become a brick, and the questions that can be
@@ -187,39 +188,19 @@ func diskStatus(path string) (*api.DiskStatus, error) {
 		Inodes:     fs.Files,
 		FreeInodes: fs.Ffree,
 	}
-	raw, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Self()
 	if err != nil {
 		return nil, err
 	}
-	mountOf(string(raw), path, d)
+	mountOf(mounts, path, d)
 	return d, nil
 }
 
-// mountOf fills in what mountinfo (proc_pid_mountinfo(5)) says of the mount
-// that path is on: the last one whose mount point is the longest.
-func mountOf(mountinfo, path string, d *api.DiskStatus) {
-	longest := -1
-	for line := range strings.Lines(mountinfo) {
-		left, right, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-		l, r := strings.Fields(left), strings.Fields(right)
-		if !ok || len(l) < 6 || len(r) < 2 {
-			continue
-		}
-		point := unescape(l[4])
-		if !inside(path, point) || len(point) < longest {
-			continue
-		}
-		longest = len(point)
-		d.FileSystem, d.Device, d.MountOptions = r[0], unescape(r[1]), l[5]
-		if len(r) > 2 {
-			d.MountOptions += "," + r[2]
-		}
+// mountOf fills in what is known of the mount that path is on.
+func mountOf(mounts []mountinfo.Mount, path string, d *api.DiskStatus) {
+	if m := mountinfo.Under(mounts, path); m != nil {
+		d.FileSystem, d.Device, d.MountOptions = m.Type, m.Source, strings.Join(m.Options, ",")
 	}
-}
-
-// unescape undoes the octal escapes of mountinfo.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
 // brickName takes HOST:/path apart. An IPv6 host may stand in brackets.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mortar/internal/api"
+	"mortar/internal/mountinfo"
 )
 
 func TestPlace(t *testing.T) {
@@ -132,7 +133,7 @@ nonsense
 		"/bricksandmore/here": {FileSystem: "ext4", Device: "/dev/root", MountOptions: "rw,relatime,rw,discard"},
 	} {
 		var got api.DiskStatus
-		mountOf(info, path, &got)
+		mountOf(mountinfo.Parse(info), path, &got)
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s:\n%s", path, diff)
 		}

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"mortar/internal/mountinfo"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -270,9 +272,9 @@ func TestOptions(t *testing.T) {
 }
 
 func TestMountPoints(t *testing.T) {
-	got := mountPoints("25 30 0:23 / /sys rw shared:7 - sysfs sysfs rw\n" +
+	got := ours(mountinfo.Parse("25 30 0:23 / /sys rw shared:7 - sysfs sysfs rw\n" +
 		"90 30 0:55 /demo /run/mortar/docker/de\\040mo rw,nosuid shared:44 master:1 - fuse.mortar localhost:/wp rw,user_id=0\n" +
-		"91 30 0:56 / /run/mortar/docker/x rw - fuse.other x rw\n- \n")
+		"91 30 0:56 / /run/mortar/docker/x rw - fuse.other x rw\n- \n"))
 	if len(got) != 1 || !got["/run/mortar/docker/de mo"] {
 		t.Errorf("%v", got)
 	}
@@ -281,13 +283,13 @@ func TestMountPoints(t *testing.T) {
 func TestElsewhere(t *testing.T) {
 	const dir = "/run/mortar/docker/demo"
 	own := "90 30 0:55 /demo " + dir + " rw - fuse.mortar x rw\n"
-	if got := deviceAt("80 30 0:20 / /run rw - tmpfs x rw\n"+own, dir); got != "0:55" {
+	if got := deviceAt(mountinfo.Parse("80 30 0:20 / /run rw - tmpfs x rw\n"+own), dir); got != "0:55" {
 		t.Errorf("device %q", got)
 	}
-	if shownElsewhere(own, "0:55", dir) {
+	if shownElsewhere(mountinfo.Parse(own), "0:55", dir) {
 		t.Error("a copy of the namespace is no container")
 	}
-	if !shownElsewhere("7 6 0:55 /demo /data rw - fuse.mortar x rw\n", "0:55", dir) || shownElsewhere("7 6 0:56 /demo /data rw - fuse.mortar x rw\n", "0:55", dir) {
+	if !shownElsewhere(mountinfo.Parse("7 6 0:55 /demo /data rw - fuse.mortar x rw\n"), "0:55", dir) || shownElsewhere(mountinfo.Parse("7 6 0:56 /demo /data rw - fuse.mortar x rw\n"), "0:55", dir) {
 		t.Error("a container's mount")
 	}
 	k := Linux{}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mortar/internal/disk"
+	"mortar/internal/mountinfo"
 )
 
 // Kernel is what the driver asks of the kernel.
@@ -46,17 +48,12 @@ var _ Kernel = Linux{}
 // whose pool does not answer says nothing, and lives.
 const patience = 2 * time.Second
 
-// unescape undoes how mountinfo writes paths.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-
-// mountPoints are those of mortar's mounts in a mountinfo.
-func mountPoints(mountinfo string) map[string]bool {
+// ours are the mount points of mortar's among mounts.
+func ours(mounts []mountinfo.Mount) map[string]bool {
 	all := map[string]bool{}
-	for line := range strings.Lines(mountinfo) {
-		left, right, ok := strings.Cut(line, " - ")
-		f := strings.Fields(left)
-		if ok && len(f) > 4 && strings.HasPrefix(right, "fuse.mortar ") {
-			all[unescape.Replace(f[4])] = true
+	for _, m := range mounts {
+		if m.Ours() {
+			all[m.Dir] = true
 		}
 	}
 	return all
@@ -64,11 +61,8 @@ func mountPoints(mountinfo string) map[string]bool {
 
 // Mounts implements Kernel.
 func (k Linux) Mounts() (map[string]bool, error) {
-	raw, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	return mountPoints(string(raw)), nil
+	mounts, err := mountinfo.Self()
+	return ours(mounts), err
 }
 
 // Lives implements Kernel.
@@ -132,8 +126,8 @@ func (k Linux) Shows(pid int, dir string) error {
 	if pid == 0 {
 		return nil
 	}
-	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "mountinfo"))
-	if err != nil || mountPoints(string(raw))[dir] {
+	mounts, err := mountinfo.Of(pid)
+	if err != nil || ours(mounts)[dir] {
 		return nil // who asked may have ended
 	}
 	return fmt.Errorf("the engine (process %d) does not see the mount at %s, and would give containers an empty directory: it runs in another mount namespace than mortar; "+
@@ -166,11 +160,11 @@ func (k Linux) Gone(process string) bool {
 
 // Elsewhere implements Kernel.
 func (k Linux) Elsewhere(dir string) (bool, error) {
-	raw, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Self()
 	if err != nil {
 		return false, err
 	}
-	device := deviceAt(string(raw), dir)
+	device := deviceAt(mounts, dir)
 	if device == "" {
 		return false, nil
 	}
@@ -180,20 +174,20 @@ func (k Linux) Elsewhere(dir string) (bool, error) {
 	}
 	seen := map[string]bool{} // mount namespaces
 	for _, p := range procs {
-		if _, err := strconv.Atoi(p.Name()); err != nil {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
 			continue
 		}
-		at := filepath.Join("/proc", p.Name())
-		ns, err := os.Readlink(at + "/ns/mnt")
+		ns, err := os.Readlink(filepath.Join("/proc", p.Name(), "ns/mnt"))
 		if err != nil || seen[ns] {
 			continue // it has ended, or is a zombie
 		}
-		raw, err := os.ReadFile(at + "/mountinfo")
+		mounts, err := mountinfo.Of(pid)
 		if err != nil {
 			continue
 		}
 		seen[ns] = true
-		if shownElsewhere(string(raw), device, dir) {
+		if shownElsewhere(mounts, device, dir) {
 			return true, nil
 		}
 	}
@@ -201,21 +195,16 @@ func (k Linux) Elsewhere(dir string) (bool, error) {
 }
 
 // deviceAt is the device of what is mounted at dir, on top.
-func deviceAt(mountinfo, dir string) (device string) {
-	for line := range strings.Lines(mountinfo) {
-		if f := strings.Fields(line); len(f) > 4 && unescape.Replace(f[4]) == dir {
-			device = f[2]
+func deviceAt(mounts []mountinfo.Mount, dir string) (device string) {
+	for _, m := range mounts {
+		if m.Dir == dir {
+			device = m.Device
 		}
 	}
 	return device
 }
 
-// shownElsewhere reports whether a mountinfo has the device at another place than dir.
-func shownElsewhere(mountinfo, device, dir string) bool {
-	for line := range strings.Lines(mountinfo) {
-		if f := strings.Fields(line); len(f) > 4 && f[2] == device && unescape.Replace(f[4]) != dir {
-			return true
-		}
-	}
-	return false
+// shownElsewhere reports whether the device is mounted at another place than dir.
+func shownElsewhere(mounts []mountinfo.Mount, device, dir string) bool {
+	return slices.ContainsFunc(mounts, func(m mountinfo.Mount) bool { return m.Device == device && m.Dir != dir })
 }

@@ -11,6 +11,7 @@ import (
 
 	"mortar/internal/api"
 	"mortar/internal/fstab"
+	"mortar/internal/mountinfo"
 )
 
 // fine are the facts of a machine that nothing is wrong with.
@@ -173,25 +174,6 @@ func TestExamine(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	const table = `22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro
-40 22 8:17 / /bricks/my\040disk rw,noatime shared:2 - xfs /dev/sdb1 rw,nobarrier
-41 22 8:33 / /bricks rw - ext4 /dev/sdc1 rw
-rubbish
-`
-	m := parseMounts(table)
-	if len(m) != 3 {
-		t.Fatalf("%d mounts", len(m))
-	}
-	for path, want := range map[string]string{
-		"/bricks/my disk/v": "/dev/sdb1", "/bricks/my disk": "/dev/sdb1", "/bricks/my diskette": "/dev/sdc1", "/brick": "/dev/root", "/": "/dev/root",
-	} {
-		if got := under(m, path); got == nil || got.source != want {
-			t.Errorf("%s is under %+v, want %s", path, got, want)
-		}
-	}
-	if got := under(m, "/bricks/my disk"); strings.Join(got.options, " ") != "rw noatime rw nobarrier" || got.kind != "xfs" || got.device != "8:17" {
-		t.Errorf("%+v", got)
-	}
 	if got := parseMemory("MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:   500 kB\nx"); got != (Memory{1000 << 10, 500 << 10}) {
 		t.Errorf("memory %+v", got)
 	}
@@ -234,7 +216,7 @@ func TestGather(t *testing.T) {
 		t.Errorf("fstab %+v, names %+v", f.Fstab, f.Names)
 	}
 	// A brick is found with its disk, or with what is wrong with it.
-	mounts := []mountPoint{{device: "0:0", dir: "/", kind: "ext4", source: "/dev/root", options: []string{"rw"}}}
+	mounts := []mountinfo.Mount{{Device: "0:0", Dir: "/", Type: "ext4", Source: "/dev/root", Options: []string{"rw"}}}
 	brick := Brick{Path: dir}
 	if gatherBrick(&brick, mounts); brick.Error == "" {
 		t.Error("an empty directory is a brick")

@@ -20,6 +20,7 @@ import (
 
 	"mortar/internal/api"
 	"mortar/internal/fstab"
+	"mortar/internal/mountinfo"
 )
 
 // Config says where to look.
@@ -40,10 +41,9 @@ func Gather(ctx context.Context, c Config) *Facts {
 	f.Name, _ = os.Hostname()
 	gatherDaemon(ctx, c, f)
 	f.Mounts = make(map[string]string)
-	table, _ := os.ReadFile("/proc/self/mountinfo")
-	mounts := parseMounts(string(table))
+	mounts, _ := mountinfo.Self()
 	for _, m := range mounts {
-		f.Mounts[m.dir] = m.kind
+		f.Mounts[m.Dir] = m.Type
 	}
 	for i := range f.Bricks {
 		gatherBrick(&f.Bricks[i], mounts)
@@ -95,42 +95,7 @@ func running(name string) bool {
 	})
 }
 
-// mountPoint is a line of mountinfo.
-type mountPoint struct {
-	device  string // major:minor
-	dir     string
-	kind    string
-	source  string
-	options []string // of the mount and of the file system
-}
-
-func parseMounts(text string) (all []mountPoint) {
-	for line := range strings.Lines(text) {
-		left, right, ok := strings.Cut(line, " - ")
-		l, r := strings.Fields(left), strings.Fields(right)
-		if !ok || len(l) < 6 || len(r) < 3 {
-			continue
-		}
-		dir := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(l[4])
-		all = append(all, mountPoint{device: l[2], dir: dir, kind: r[0], source: r[1], options: append(strings.Split(l[5], ","), strings.Split(r[2], ",")...)})
-	}
-	return all
-}
-
-// under finds the mount that a path is in: the last of those with the longest directory.
-func under(mounts []mountPoint, path string) *mountPoint {
-	var best *mountPoint
-	for i := range mounts {
-		m := &mounts[i]
-		inside := m.dir == "/" || path == m.dir || strings.HasPrefix(path, m.dir+"/")
-		if inside && (best == nil || len(m.dir) >= len(best.dir)) {
-			best = m
-		}
-	}
-	return best
-}
-
-func gatherBrick(b *Brick, mounts []mountPoint) {
+func gatherBrick(b *Brick, mounts []mountinfo.Mount) {
 	if _, err := os.Stat(filepath.Join(b.Path, ".mortar", "brick.json")); err != nil && !errors.Is(err, unix.EACCES) {
 		b.Error = err.Error()
 		return
@@ -146,11 +111,11 @@ func gatherBrick(b *Brick, mounts []mountPoint) {
 	if err != nil {
 		real = b.Path
 	}
-	if m := under(mounts, real); m != nil {
-		b.FSType, b.Device, b.Mount, b.Options = m.kind, m.source, m.dir, m.options
+	if m := mountinfo.Under(mounts, real); m != nil {
+		b.FSType, b.Device, b.Mount, b.Options = m.Type, m.Source, m.Dir, m.Options
 		// A partition's disk is the directory above it.
 		for _, queue := range []string{"queue/rotational", "../queue/rotational"} {
-			if raw, err := os.ReadFile(filepath.Join("/sys/dev/block", m.device) + "/" + queue); err == nil {
+			if raw, err := os.ReadFile(filepath.Join("/sys/dev/block", m.Device) + "/" + queue); err == nil {
 				b.Rotational = strings.TrimSpace(string(raw)) == "1"
 				break
 			}
