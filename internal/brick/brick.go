@@ -288,6 +288,11 @@ func (o *Options) fit() error {
 func (b *Brick) path(name string) string { return b.opts.FS.PathJoin(b.home, name) }
 
 func (b *Brick) open() (err error) {
+	if !b.opts.still {
+		if err := b.upgrade(); err != nil {
+			return err
+		}
+	}
 	b.log, err = oplog.Open(oplog.Options{FS: b.opts.FS, Dir: b.path(logName), SegmentSize: b.opts.SegmentSize, Log: b.clog})
 	if err != nil {
 		return err

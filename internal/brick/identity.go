@@ -11,9 +11,16 @@ import (
 	"mortar/internal/disk"
 )
 
-// FormatVersion is the version of a brick's layout on disk. A brick with
-// another one is refused.
-const FormatVersion = 2
+// FormatVersion is the version of a brick's layout on disk, which a brick has from the
+// day on that it is made, or first served by a program that knows it. A newer one is
+// refused, so that nobody serves a brick without knowing the rules that hold for it:
+//
+//	2  blocks of data files have no checksums
+//	3  they may have, and rule 4 holds (sums.go)
+const FormatVersion = 3
+
+// oldestFormat is the first one that is understood.
+const oldestFormat = 2
 
 // Identity says what a brick is part of. It is written once, to brick.json.
 type Identity struct {
@@ -79,16 +86,35 @@ func Format(fsys disk.FS, dir string, id Identity) error {
 			return fmt.Errorf("making a brick: %w", err)
 		}
 	}
-	b, err := json.MarshalIndent(id, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := disk.WriteFile(fsys, file, append(b, '\n')); err != nil {
+	if err := writeIdentity(fsys, dir, id); err != nil {
 		return fmt.Errorf("making a brick: %w", err)
 	}
 	if err := fsys.SyncDir(dir); err != nil {
 		return fmt.Errorf("making a brick: %w", err)
 	}
+	return nil
+}
+
+func writeIdentity(fsys disk.FS, dir string, id Identity) error {
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	return disk.WriteFile(fsys, fsys.PathJoin(dir, homeName, identity), append(b, '\n'))
+}
+
+// upgrade gives a brick of an older format that of this program, before anything is
+// done in it that the older one's programs do not know.
+func (b *Brick) upgrade() error {
+	if b.id.Format == FormatVersion {
+		return nil
+	}
+	old := b.id.Format
+	b.id.Format = FormatVersion
+	if err := writeIdentity(b.opts.FS, b.opts.Dir, b.id); err != nil {
+		return fmt.Errorf("raising its format from %d to %d: %w", old, FormatVersion, err)
+	}
+	b.clog.Info("the brick has a newer format now, older versions of mortar refuse it", "from", old, "to", FormatVersion)
 	return nil
 }
 
@@ -111,8 +137,8 @@ func readIdentity(fsys disk.FS, dir string) (id Identity, err error) {
 	if err := json.Unmarshal(b, &v); err != nil {
 		return id, fmt.Errorf("%s is damaged: %w", file, err)
 	}
-	if v.Format != FormatVersion {
-		return id, fmt.Errorf("%s has brick format %d, this version of mortar knows %d: it was written by another version", file, v.Format, FormatVersion)
+	if v.Format < oldestFormat || v.Format > FormatVersion {
+		return id, fmt.Errorf("%s has brick format %d, this version of mortar knows %d to %d: it was written by another version", file, v.Format, oldestFormat, FormatVersion)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()

@@ -45,15 +45,16 @@ func TestIdentity(t *testing.T) {
 			t.Errorf("other %s: %v", name, err)
 		}
 	}
-	for name, text := range map[string]string{
-		"damaged":       "{",
-		"newer":         `{"format": 2, "what": "is this"}`,
-		"unknown field": `{"format": 1, "what": "is this"}`,
+	for name, c := range map[string]struct{ text, says string }{
+		"damaged":       {"{", "damaged"},
+		"newer":         {fmt.Sprintf(`{"format": %d, "what": "is this"}`, FormatVersion+1), fmt.Sprintf("format %d, ", FormatVersion+1)},
+		"too old":       {fmt.Sprintf(`{"format": %d}`, oldestFormat-1), fmt.Sprintf("format %d, ", oldestFormat-1)},
+		"unknown field": {fmt.Sprintf(`{"format": %d, "what": "is this"}`, FormatVersion), "unknown field"},
 	} {
-		if err := disk.WriteFile(fs, "/b/.mortar/brick.json", []byte(text)); err != nil {
+		if err := disk.WriteFile(fs, "/b/.mortar/brick.json", []byte(c.text)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(testOptions(fs)); err == nil || errors.Is(err, ErrNoBrick) {
+		if _, err := Open(testOptions(fs)); err == nil || errors.Is(err, ErrNoBrick) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err := Format(fs, "/b", testID); !errors.Is(err, ErrExists) {
@@ -65,6 +66,64 @@ func TestIdentity(t *testing.T) {
 	}
 	if _, err := Open(testOptions(fs)); !errors.Is(err, ErrNoBrick) {
 		t.Errorf("without brick.json: %v", err)
+	}
+}
+
+// TestOlderFormat opens a brick of the format before there were checksums. Whoever
+// serves it raises the format, or does not serve it; who looks at it does not.
+func TestOlderFormat(t *testing.T) {
+	o := newBrick(t)
+	want := bytes.Repeat([]byte("mortar"), sumSize)
+	ino := o.create(fsop.RootIno, "f")
+	o.write(ino, 0, want)
+	o.settleAll()
+	if err := o.Close(true); err != nil {
+		t.Fatal(err)
+	}
+	old := testID
+	old.Format = oldestFormat
+	if err := writeIdentity(o.opts.FS, o.opts.Dir, old); err != nil {
+		t.Fatal(err)
+	}
+	expect := func(format int, when string) {
+		t.Helper()
+		if id, err := ReadIdentity(o.opts.FS, o.opts.Dir); err != nil || id.Format != format || id.Brick != testID.Brick {
+			t.Fatalf("%s: identity %+v, %v; want format %d", when, id, err, format)
+		}
+	}
+	off, err := OpenOffline(OfflineOptions{FS: o.opts.FS, Dir: o.opts.Dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := off.Identity().Format; got != oldestFormat {
+		t.Errorf("looked at, it says format %d", got)
+	}
+	off.Close()
+	expect(oldestFormat, "looked at")
+	inTheWay := o.path(identity) + ".tmp"
+	if err := o.opts.FS.MkdirAll(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := Open(o.opts); err == nil || !strings.Contains(err.Error(), "raising its format") {
+		if err == nil {
+			b.Close(false)
+		}
+		t.Errorf("opened although its format cannot be raised: %v", err)
+	}
+	expect(oldestFormat, "refused")
+	if err := o.opts.FS.RemoveAll(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	o = openBrick(t, o.opts)
+	expect(FormatVersion, "served")
+	if o.Identity().Format != FormatVersion || !o.Clean() {
+		t.Errorf("served as %+v, clean: %v", o.Identity(), o.Clean())
+	}
+	if !bytes.Equal(o.contents(ino), want) {
+		t.Error("the file has other bytes")
+	}
+	if s := o.scrubAll(); s.Made == 0 {
+		t.Errorf("its blocks got no checksums: %+v", s)
 	}
 }
 
