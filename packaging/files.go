@@ -5,7 +5,6 @@ import (
 	"compress/gzip"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -35,13 +34,10 @@ type file struct {
 	body   []byte
 	link   string // of a symbolic link
 	config bool   // kept as it is when somebody has changed it
-	deb    bool   // if false: both
-	rpm    bool
+	only   string // the kind of package that has it, "deb" or "rpm"; empty: both
 }
 
-func (f *file) in(kind string) bool {
-	return !f.deb && !f.rpm || f.deb && kind == "deb" || f.rpm && kind == "rpm"
-}
+func (f *file) in(kind string) bool { return f.only == "" || f.only == kind }
 
 // collect reads the files of a package, sorted by name.
 func collect(tree, program, manual string) ([]file, error) {
@@ -72,29 +68,28 @@ func collect(tree, program, manual string) ([]file, error) {
 	add(filepath.Join(tree, "LICENSE"), file{name: "/usr/share/doc/mortar/copyright"})
 	add(filepath.Join(tree, "README.md"), file{name: "/usr/share/doc/mortar/README.md"})
 	add(filepath.Join(manual, "completion/mortar.bash"), file{name: "/usr/share/bash-completion/completions/mortar"})
-	add(filepath.Join(manual, "completion/_mortar"), file{name: "/usr/share/zsh/vendor-completions/_mortar", deb: true})
-	add(filepath.Join(manual, "completion/_mortar"), file{name: "/usr/share/zsh/site-functions/_mortar", rpm: true})
+	add(filepath.Join(manual, "completion/_mortar"), file{name: "/usr/share/zsh/vendor-completions/_mortar", only: "deb"})
+	add(filepath.Join(manual, "completion/_mortar"), file{name: "/usr/share/zsh/site-functions/_mortar", only: "rpm"})
 	add(filepath.Join(manual, "completion/mortar.fish"), file{name: "/usr/share/fish/vendor_completions.d/mortar.fish"})
 
-	for _, kind := range []struct{ from, to string }{{filepath.Join(manual, "man"), ""}, {filepath.Join(tree, "doc"), "/usr/share/doc/mortar/"}} {
-		entries, err := os.ReadDir(kind.from)
+	docs, err := filepath.Glob(filepath.Join(tree, "doc/*.md"))
+	if err != nil {
+		return nil, err
+	}
+	for _, from := range docs {
+		add(from, file{name: "/usr/share/doc/mortar/" + filepath.Base(from)})
+	}
+	pages, err := filepath.Glob(filepath.Join(manual, "man/*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, from := range pages {
+		b, err := os.ReadFile(from)
 		if err != nil {
 			return nil, err
 		}
-		for _, e := range entries {
-			name := e.Name()
-			switch {
-			case kind.to == "": // a manual page
-				b, err := os.ReadFile(filepath.Join(kind.from, name))
-				if err != nil {
-					return nil, err
-				}
-				to := "/usr/share/man/man" + strings.TrimPrefix(path.Ext(name), ".") + "/" + name + ".gz"
-				all = append(all, file{name: to, mode: 0o644, body: compress(b)})
-			case strings.HasSuffix(name, ".md"):
-				add(filepath.Join(kind.from, name), file{name: kind.to + name})
-			}
-		}
+		section := strings.TrimPrefix(filepath.Ext(from), ".")
+		all = append(all, file{name: "/usr/share/man/man" + section + "/" + filepath.Base(from) + ".gz", mode: 0o644, body: compress(b)})
 	}
 	if fail != nil {
 		return nil, fail

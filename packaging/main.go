@@ -101,15 +101,18 @@ func build(o options) ([]string, error) {
 		return nil, err
 	}
 	var paths []string
-	for name, write := range map[string]func() ([]byte, error){
-		fmt.Sprintf("mortar_%s-%s_%s.deb", version, o.revision, arch.deb): func() ([]byte, error) { return p.deb(arch.deb) },
-		fmt.Sprintf("mortar-%s-%s.%s.rpm", version, o.revision, arch.rpm): func() ([]byte, error) { return p.rpm(arch.rpm) },
+	for _, kind := range []struct {
+		name, arch string
+		write      func(arch string) ([]byte, error)
+	}{
+		{fmt.Sprintf("mortar_%s-%s_%s.deb", version, o.revision, arch.deb), arch.deb, p.deb},
+		{fmt.Sprintf("mortar-%s-%s.%s.rpm", version, o.revision, arch.rpm), arch.rpm, p.rpm},
 	} {
-		b, err := write()
+		b, err := kind.write(kind.arch)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return nil, fmt.Errorf("%s: %w", kind.name, err)
 		}
-		path := filepath.Join(o.out, name)
+		path := filepath.Join(o.out, kind.name)
 		if err := os.WriteFile(path, b, 0o644); err != nil {
 			return nil, err
 		}
