@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"net"
+	"path/filepath"
 	"runtime"
 	"strconv"
 
@@ -33,7 +34,7 @@ func newDoctor(a *app) *cobra.Command {
 	c.Flags().StringVar(&table, "fstab", defaultFstab, "the `file` that says what is mounted at boot")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		cfg := doctor.Config{
-			Socket: a.socket, Port: api.DefaultPort, Plugin: daemon.DefaultDockerSocket, Fstab: table,
+			Socket: a.socket, Port: api.DefaultPort, Fstab: table,
 			Program: api.Version{Version: daemon.Version(), Go: runtime.Version(), Protocol: proto.Version},
 		}
 		var settings daemon.Config
@@ -46,13 +47,8 @@ func newDoctor(a *app) *cobra.Command {
 				cfg.Port = n
 			}
 		}
-		switch settings.DockerSocket {
-		case "":
-		case "off":
-			cfg.Plugin = ""
-		default:
-			cfg.Plugin = settings.DockerSocket
-		}
+		settings.RunDir = filepath.Dir(a.socket) // of the daemon that is asked
+		cfg.Plugin = settings.DriverSocket()
 		return a.examine(cmd.Context(), cfg)
 	}
 	return c

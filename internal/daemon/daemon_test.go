@@ -191,3 +191,20 @@ func TestJoin(t *testing.T) {
 		n.connected(3)
 	}
 }
+
+// TestDriverSocket: of several daemons on a machine, the one with the usual directory
+// is Docker's, unless others are told to be.
+func TestDriverSocket(t *testing.T) {
+	for _, c := range []struct{ runDir, setting, want string }{
+		{DefaultRunDir, "", DefaultDockerSocket},
+		{DefaultRunDir, "/x.sock", "/x.sock"},
+		{DefaultRunDir, DockerOff, ""},
+		{"/tmp/n1", "", ""},
+		{"/tmp/n1", "/x.sock", "/x.sock"},
+		{"/tmp/n1", DockerOff, ""},
+	} {
+		if got := (&Config{RunDir: c.runDir, DockerSocket: c.setting}).DriverSocket(); got != c.want {
+			t.Errorf("run-dir %s, docker-socket %q: %q, want %q", c.runDir, c.setting, got, c.want)
+		}
+	}
+}

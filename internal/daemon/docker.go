@@ -32,21 +32,28 @@ const (
 	dockerDir  = "docker"      // of mount points, in the run directory
 )
 
+// DriverSocket is where the volume driver listens, empty if there is to be none.
+func (c *Config) DriverSocket() string {
+	switch {
+	case c.DockerSocket == DockerOff:
+		return ""
+	case c.DockerSocket != "":
+		return c.DockerSocket
+	case c.RunDir == DefaultRunDir:
+		return DefaultDockerSocket
+	}
+	return "" // one daemon of several on this machine
+}
+
 // listenDocker opens the socket of the volume driver, nil if there is to be none. By
 // default a daemon that cannot have it does without.
 func (n *Node) listenDocker() (net.Listener, error) {
-	path, chosen := n.cfg.DockerSocket, true
+	path := n.cfg.DriverSocket()
 	if path == "" {
-		path, chosen = DefaultDockerSocket, false
-		if n.cfg.RunDir != DefaultRunDir { // one of several on this machine
-			return nil, nil
-		}
-	}
-	if path == DockerOff {
 		return nil, nil
 	}
 	ln, err := listenUnix(path, false)
-	if err != nil && !chosen {
+	if err != nil && n.cfg.DockerSocket == "" {
 		n.log.Warn("there is no volume driver for Docker on this machine", "error", err)
 		return nil, nil
 	}

@@ -5,6 +5,7 @@ package doctor
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -57,6 +58,7 @@ type Facts struct {
 type Daemon struct {
 	Socket   string
 	Error    string       // why it does not answer; empty: it does
+	Denied   bool         // because whoever asks may not
 	Version  *api.Version // of the one that runs
 	Program  api.Version  // of the program that asks
 	Port     int          // that it listens on, or would
@@ -120,27 +122,23 @@ func Examine(f *Facts) []Finding {
 	var all []Finding
 	for _, check := range []struct {
 		name string
-		run  func(*Facts, func(Level, string, string))
-		fine string // if there is nothing else to say; empty: nothing
+		run  func(*Facts, say)
 	}{
-		{"daemon", daemonCheck, ""},
-		{"pool", poolCheck, ""},
-		{"ports", portsCheck, ""},
-		{"clock", clockCheck, "the clock is kept right"},
-		{"disk", diskCheck, ""},
-		{"kernel", kernelCheck, ""},
-		{"memory", memoryCheck, ""},
-		{"dns", namesCheck, ""},
-		{"docker", dockerCheck, ""},
-		{"fstab", fstabCheck, ""},
+		{"daemon", daemonCheck},
+		{"pool", poolCheck},
+		{"ports", portsCheck},
+		{"clock", clockCheck},
+		{"disk", diskCheck},
+		{"kernel", kernelCheck},
+		{"memory", memoryCheck},
+		{"dns", namesCheck},
+		{"docker", dockerCheck},
+		{"fstab", fstabCheck},
 	} {
 		var found []Finding
 		check.run(f, func(l Level, what, mend string) {
 			found = append(found, Finding{Check: check.name, Level: l, What: what, Mend: mend})
 		})
-		if len(found) == 0 && check.fine != "" {
-			found = append(found, Finding{Check: check.name, Level: OK, What: check.fine})
-		}
 		rank := map[Level]int{Bad: 0, Warn: 1, Note: 2, OK: 3}
 		slices.SortStableFunc(found, func(a, b Finding) int { return cmp.Compare(rank[a.Level], rank[b.Level]) })
 		all = append(all, found...)
@@ -152,7 +150,8 @@ type say = func(Level, string, string)
 
 func daemonCheck(f *Facts, say say) {
 	d := &f.Daemon
-	if d.Error == "" {
+	switch {
+	case d.Error == "":
 		say(OK, fmt.Sprintf("it answers at %s", d.Socket), "")
 		if v := d.Version; v != nil && v.Version != d.Program.Version {
 			level := Warn
@@ -162,7 +161,9 @@ func daemonCheck(f *Facts, say say) {
 			say(level, fmt.Sprintf("the daemon is version %s (protocol %d), this program is %s (protocol %d)", v.Version, v.Protocol, d.Program.Version, d.Program.Protocol),
 				"restart the daemon: systemctl restart mortar; mounts go on meanwhile if the protocol is the same")
 		}
-	} else {
+	case d.Denied:
+		say(Bad, fmt.Sprintf("the daemon at %s may not be asked: %s", d.Socket, d.Error), "ask as root, or as a member of the group mortar")
+	default:
 		say(Bad, fmt.Sprintf("no daemon answers at %s: %s", d.Socket, d.Error), "start it: systemctl start mortar, or mortar server; journalctl -u mortar says why it stopped")
 		switch {
 		case d.PortUsed && d.Glusterd:
@@ -220,7 +221,7 @@ func portsCheck(f *Facts, say say) {
 			case reached[r.Peer]:
 				say(Note, fmt.Sprintf("%s reaches %s, but not at %s: %s", p.Name, r.Peer, r.Addr, r.Problem), "")
 			default:
-				_, port, _ := strings.Cut(r.Addr[strings.LastIndexByte(r.Addr, ']')+1:], ":")
+				_, port, _ := net.SplitHostPort(r.Addr)
 				say(Bad, fmt.Sprintf("%s does not reach %s at %s: %s", p.Name, r.Peer, r.Addr, r.Problem),
 					fmt.Sprintf("let TCP port %s of %s through to %s; every machine has to reach every other", cmp.Or(port, strconv.Itoa(api.DefaultPort)), r.Peer, p.Name))
 			}
@@ -245,6 +246,8 @@ func clockCheck(f *Facts, say say) {
 	const mend = "have one thing keep it right on every machine: apt install chrony, or timedatectl set-ntp true"
 	if f.Clock.Known && !f.Clock.Synced {
 		say(Warn, "nothing keeps this machine's clock right, as far as its kernel knows", mend)
+	} else if f.Clock.Known {
+		say(OK, "this machine's clock is kept right", "")
 	}
 	if f.Exam == nil {
 		return
@@ -327,7 +330,7 @@ func diskCheck(f *Facts, say say) {
 			say(Bad, fmt.Sprintf("the disk of %s has %d of %d inodes left", name, b.InodesFree, b.Inodes), "remove small files from it, or make the file system anew with more inodes")
 		}
 		if b.Rotational {
-			say(Note, fmt.Sprintf("the disk of %s turns (%s)", name, b.Device), "every fsync costs a turn, about 10 ms; databases want a disk that does not")
+			say(Note, fmt.Sprintf("the kernel takes the disk of %s for one that turns (%s)", name, b.Device), "if it is, every fsync costs a turn, about 10 ms, and databases want another; virtual disks often say so of themselves, and are not")
 		}
 		say(OK, fmt.Sprintf("%s is on %s, mounted at %s", name, b.FSType, b.Mount), "")
 	}
@@ -434,7 +437,7 @@ func dockerCheck(f *Facts, say say) {
 	}
 	if f.Daemon.Error == "" && d.Plugin != "" {
 		if d.Error != "" {
-			say(Bad, fmt.Sprintf("Docker finds no volume driver at %s: %s", d.Plugin, d.Error), "docker-socket in /etc/mortar/mortar.toml says where it listens; a daemon with a --run-dir of its own has none unless that is set")
+			say(Bad, fmt.Sprintf("Docker finds no volume driver at %s: %s", d.Plugin, d.Error), "docker-socket in /etc/mortar/mortar.toml says where it listens; journalctl -u mortar says why it does not")
 		} else {
 			say(OK, "the volume driver answers at "+d.Plugin, "")
 		}
@@ -457,9 +460,9 @@ func fstabCheck(f *Facts, say say) {
 		if !e.Ours() {
 			continue
 		}
-		before := Finding{}
+		fine := true
 		complain := func(l Level, what, mend string) {
-			before.Level = l
+			fine = false
 			say(l, at+": "+what, mend)
 		}
 		if !e.Has("_netdev") {
@@ -484,7 +487,7 @@ func fstabCheck(f *Facts, say say) {
 				complain(Bad, fmt.Sprintf("something else (%s) is mounted there", kind), "umount "+e.Dir+" && mount "+e.Dir)
 			}
 		}
-		if before.Level == "" {
+		if fine {
 			good++
 		}
 	}

@@ -62,6 +62,8 @@ func TestExamine(t *testing.T) {
 		}, []string{"bad daemon no daemon", "bad daemon GlusterFS's daemon has TCP port 24007"}},
 		{"port", func(f *Facts) { f.Daemon.Error, f.Daemon.PortUsed = "x", true },
 			[]string{"bad daemon no daemon", "bad daemon another program listens on TCP port 24007"}},
+		{"not allowed", func(f *Facts) { f.Daemon.Error, f.Daemon.Denied, f.Pool, f.Exam = "permission denied", true, nil, nil },
+			[]string{"bad daemon the daemon at /run/mortar/mortar.sock may not be asked: permission denied"}},
 		{"upgraded", func(f *Facts) { f.Daemon.Program.Version = "v1.0.1" }, []string{"warn daemon the daemon is version v1.0.0 (protocol 4), this program is v1.0.1"}},
 		{"new protocol", func(f *Facts) {
 			f.Daemon.Program = api.Version{Version: "v2", Protocol: 5}

@@ -62,6 +62,9 @@ func gatherDaemon(ctx context.Context, c Config, f *Facts) {
 	v, err := client.Version(ctx)
 	if err != nil {
 		f.Daemon.Error = err.Error()
+		if f.Daemon.Denied = errors.Is(err, unix.EACCES); f.Daemon.Denied {
+			return // whoever has the port may well be the daemon
+		}
 		ln, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(c.Port)))
 		if err == nil {
 			ln.Close()
