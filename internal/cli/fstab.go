@@ -91,10 +91,16 @@ func unitName(dir string) string {
 	return b.String()
 }
 
+// systemdReads reports whether systemd runs here, and makes units of the table.
+func systemdReads(table string) bool {
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil && table == defaultFstab
+}
+
 // stopAutomount has systemd no longer wait for somebody who looks at dir: else
 // whoever does would mount it again.
 func (a *app) stopAutomount(table, dir string) {
-	if _, err := os.Stat("/run/systemd/system"); err != nil || table != defaultFstab {
+	if !systemdReads(table) {
 		return
 	}
 	unit := unitName(dir) + ".automount"
@@ -108,7 +114,7 @@ func (a *app) stopAutomount(table, dir string) {
 
 // reloadUnits has systemd read the table again, where systemd runs.
 func (a *app) reloadUnits(path string) {
-	if _, err := os.Stat("/run/systemd/system"); err != nil || path != defaultFstab {
+	if !systemdReads(path) {
 		return
 	}
 	if out, err := exec.Command("systemctl", "daemon-reload").CombinedOutput(); err != nil {
