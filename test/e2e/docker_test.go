@@ -114,6 +114,16 @@ func (e *engines) waitEngine(i int) {
 	})
 }
 
+// boot starts the daemon and the engine of a machine on which everything has died.
+func (e *engines) boot(i int) {
+	e.t.Helper()
+	e.startDaemon(i)
+	e.waitDaemon(i)
+	e.startContainerd(i)
+	e.startEngine(i)
+	e.waitEngine(i)
+}
+
 // docker runs a command of the engine of a machine; it must succeed.
 func (e *engines) docker(i int, args ...string) string {
 	e.t.Helper()
@@ -160,8 +170,8 @@ func (e *engines) nothingMounted(i int) {
 		if u := e.uses(i); len(u) > 0 {
 			return fmt.Errorf("uses: %v", u)
 		}
-		if _, err := os.Lstat(e.outside(i, "/run/mortar/docker/demo")); err == nil {
-			return errors.New("its mount point is left")
+		if left, _ := filepath.Glob(e.outside(i, "/run/mortar/docker/*")); len(left) > 0 {
+			return fmt.Errorf("mount points are left: %q", left)
 		}
 		return nil
 	})
@@ -305,14 +315,9 @@ func (e *engines) deaths(beat string, beats func(name string)) {
 	if err := p.Host(3).KillAll(); err != nil {
 		e.t.Fatal(err)
 	}
-	p.startDaemon(3)
-	p.waitDaemon(3)
-	e.startContainerd(3)
-	e.startEngine(3)
-	e.waitEngine(3)
+	e.boot(3)
 	e.docker(3, "start", "four")
 	beats("beat")
 	e.docker(3, "rm", "-f", "four")
 	e.nothingMounted(3)
-
 }

@@ -403,11 +403,7 @@ func TestSwarm(t *testing.T) {
 	if err := p.Host(3).Plug(); err != nil {
 		t.Fatal(err)
 	}
-	p.startDaemon(3)
-	p.waitDaemon(3)
-	e.startContainerd(3)
-	e.startEngine(3)
-	e.waitEngine(3)
+	e.boot(3)
 	e.docker(1, "stack", "rm", "bare")
 	if long {
 		// It tells the Swarm what drivers it has every 20 s.

@@ -279,11 +279,7 @@ func TestWordPress(t *testing.T) {
 		if err := p.Host(k).Plug(); err != nil {
 			t.Fatal(err)
 		}
-		p.startDaemon(k)
-		p.waitDaemon(k)
-		e.startContainerd(k)
-		e.startEngine(k)
-		e.waitEngine(k)
+		e.boot(k)
 		p.healed(1, time.Minute)
 		now := at()
 		t.Logf("%s is back; the database is on %s", dies, now)
