@@ -252,6 +252,18 @@ func (c *Client) Settle(ctx context.Context) bool {
 	return c.windows == nil || c.windows.drainAll(ctx)
 }
 
+// ErrUnsent is returned when something was acknowledged that has not arrived.
+var ErrUnsent = errors.New("client: writes that were acknowledged have not arrived")
+
+// Still calls f if all that was acknowledged has arrived, and lets nothing be acknowledged before it
+// is sent until f returns.
+func (c *Client) Still(f func() error) error {
+	if c.windows == nil {
+		return f()
+	}
+	return c.windows.still(f)
+}
+
 // Run keeps the session alive until ctx ends, then closes it, which ends its
 // locks. Its error is ctx's cause, or, before Ready, why the volume cannot be
 // mounted at all.

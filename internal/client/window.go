@@ -796,3 +796,15 @@ func (w *windows) drainAll(ctx context.Context) bool {
 	}
 	return true
 }
+
+// still calls f if everything written has arrived. Nothing is taken until it returns.
+func (w *windows) still(f func() error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, o := range w.files {
+		if o.dirty() {
+			return ErrUnsent
+		}
+	}
+	return f()
+}

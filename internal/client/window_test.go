@@ -3,8 +3,11 @@ package client
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -354,6 +357,40 @@ func TestHeldBackWritesGoByThemselves(t *testing.T) {
 		if _, held := g.state(ino); held {
 			t.Error("the unused window was kept")
 		}
+	})
+}
+
+// A process that is about to be replaced takes nothing that would be lost with it.
+func TestStill(t *testing.T) {
+	withWindows(t, 6, func(ctx context.Context, w *windows, g *granter) {
+		ino := createFile(t, w, "a")
+		write := &fsop.Write{Ino: ino, Data: []byte("x")}
+		mustDo(t, w, write)
+		if err := w.still(func() error { return nil }); err != ErrUnsent {
+			t.Errorf("with a write that is held back: %v", err)
+		}
+		time.Sleep(3 * holdBack)
+		var taken atomic.Bool
+		done := make(chan struct{})
+		want := errors.New("it was called")
+		err := w.still(func() error {
+			go func() {
+				_, _ = w.Do(ctx, write)
+				taken.Store(true)
+				close(done)
+			}()
+			for range 100 {
+				runtime.Gosched()
+			}
+			if taken.Load() {
+				t.Error("a write was taken meanwhile")
+			}
+			return want
+		})
+		if err != want {
+			t.Errorf("with nothing unsent: %v", err)
+		}
+		<-done
 	})
 }
 

@@ -73,8 +73,11 @@ func (s *MountServing) Yield(ctx context.Context, leave func(fuse, estate int) e
 	if !s.c.Settle(ctx) {
 		return fmt.Errorf("writes that were acknowledged do not arrive within %v: %w", yieldPatience, ErrNotNow)
 	}
-	err = s.m.Yield(ctx, func(fuse int) error { return leave(fuse, s.e.Fd()) })
-	if errors.Is(err, mount.ErrWaits) {
+	err = s.m.Yield(ctx, func(fuse int) error {
+		// A request that was being served when the patience ended may have been a write.
+		return s.c.Still(func() error { return leave(fuse, s.e.Fd()) })
+	})
+	if errors.Is(err, mount.ErrWaits) || errors.Is(err, client.ErrUnsent) {
 		return fmt.Errorf("%w: %w", err, ErrNotNow)
 	}
 	return err

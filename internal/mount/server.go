@@ -152,6 +152,7 @@ func (s *server) work() {
 			own = s.in
 			in, s.in = own[:n], *s.large.Get().(*[]byte)
 		}
+		s.begin(in)
 		select {
 		case s.turn <- struct{}{}:
 		default:
@@ -265,7 +266,17 @@ func wanted(in []byte) int {
 	return 0
 }
 
-// serve answers one request. small is memory for a short answer.
+// begin notes that a request is being served, by who has the turn: who gets it next may be told to
+// pause, and then all that was read counts.
+func (s *server) begin(in []byte) {
+	if answered(in) {
+		s.mu.Lock()
+		s.serving[unique(in)] = opcode(in)
+		s.mu.Unlock()
+	}
+}
+
+// serve answers one request, which has begun. small is memory for a short answer.
 func (s *server) serve(in, small []byte) {
 	out := small
 	if n := wanted(in); n > len(small)-1024 {
@@ -275,9 +286,6 @@ func (s *server) serve(in, small []byte) {
 	}
 	u := unique(in)
 	if answered(in) {
-		s.mu.Lock()
-		s.serving[u] = opcode(in)
-		s.mu.Unlock()
 		defer func() {
 			s.estate.Numbers.Answered(u)
 			s.mu.Lock()
