@@ -127,25 +127,25 @@ func New() (*Estate, error) {
 	e.store(wordMagic, magic)
 	e.store(wordVersion, Version)
 	e.store(wordNext, 1)
-	table := func(i int) *Table { return &Table{e: e, dir: wordTables + i, width: widths[i]} }
-	for i := range e.Nodes {
-		e.Nodes[i] = table(i)
-	}
-	e.Numbers = newNumbers(e, table(tableNumbers), table(tableTaken))
-	e.unsent, e.Locks = table(tableUnsent), table(tableLocks)
+	e.empty(e)
 	return e, nil
 }
 
 // Private returns an estate in memory that nobody else sees: nobody comes after.
 func Private() *Estate {
 	e := &Estate{fd: -1, header: make([]uint64, page/8)}
-	table := func(i int) *Table { return &Table{width: widths[i]} }
+	e.empty(nil)
+	return e
+}
+
+// empty makes what is in e, in the memory of an Estate; nil: in memory that nobody else sees.
+func (e *Estate) empty(in *Estate) {
+	table := func(i int) *Table { return &Table{e: in, dir: wordTables + i, width: widths[i]} }
 	for i := range e.Nodes {
 		e.Nodes[i] = table(i)
 	}
-	e.Numbers = newNumbers(nil, table(tableNumbers), table(tableTaken))
+	e.Numbers = newNumbers(in, table(tableNumbers), table(tableTaken))
 	e.unsent, e.Locks = table(tableUnsent), table(tableLocks)
-	return e
 }
 
 func words(b []byte) []uint64 {

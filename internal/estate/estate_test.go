@@ -207,7 +207,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		n := NewNumbers()
+		n := Private().Numbers
 		n.Inherit(left, func(uint64, Again) {})
 		n.ResentAre(nil)
 	})

@@ -57,11 +57,6 @@ type Again struct {
 // maxBehind is how far behind the last number one may be that counts yet: no set remembers so much.
 const maxBehind = 1 << 20
 
-// NewNumbers returns Numbers of a process after which nobody comes.
-func NewNumbers() *Numbers {
-	return newNumbers(nil, &Table{width: widths[tableNumbers]}, &Table{width: widths[tableTaken]})
-}
-
 func newNumbers(e *Estate, open, taken *Table) *Numbers {
 	return &Numbers{e: e, Ahead: 1 << 62, base: 1, firm: 1, open: open, taken: taken, requests: make(map[uint64]*carried), over: true}
 }

@@ -12,7 +12,7 @@ import (
 func TestAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const ahead = 4096
-		n := NewNumbers()
+		n := Private().Numbers
 		n.Ahead = ahead
 		begin := func(wait bool) uint64 {
 			t.Helper()

@@ -85,20 +85,6 @@ func (r *request) Value(key any) any {
 // KernelRequest implements estate.KernelRequest.
 func (r *request) KernelRequest() uint64 { return r.unique }
 
-// late is the context of what goes on for a request although its caller may have given up.
-type late struct {
-	context.Context
-	r *request
-}
-
-// Value implements context.Context.
-func (l late) Value(key any) any {
-	if v := l.r.Value(key); v != nil {
-		return v
-	}
-	return l.Context.Value(key)
-}
-
 // Done implements context.Context.
 func (r *request) Done() <-chan struct{} {
 	if r.lock {

@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"context"
 	"math"
 	"sync"
 
@@ -251,9 +252,10 @@ func (f *fileSystem) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fus
 func (f *fileSystem) waitForLock(r *request, op *fsop.Setlk, k lockKey) fuse.Status {
 	result := make(chan error, 1)
 	gaveUp := make(chan struct{})
+	ctx := context.WithValue(f.life, estate.RequestKey{}, r) // it goes on although its caller may have given up
 	f.start(func() {
 		for {
-			_, err := f.handler.Do(late{f.life, r}, op)
+			_, err := f.handler.Do(ctx, op)
 			if err == fsop.EAGAIN {
 				select {
 				case <-gaveUp:
