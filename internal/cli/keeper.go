@@ -99,14 +99,16 @@ type succession struct {
 	cfg  daemon.MountConfig
 	heir *heir // nil: this is the first process
 
+	life context.Context // until the mount has ended
+	end  context.CancelFunc
+	wg   sync.WaitGroup
+
 	mu     sync.Mutex
 	keeper *os.File // nil: none
-	ended  bool
-	wg     sync.WaitGroup
 }
 
 // serving is daemon.MountConfig.Serving.
-func (s *succession) serving(m *daemon.MountServing) (func(), error) {
+func (s *succession) serving(m *daemon.MountServing) (ended func()) {
 	if m.Survives() {
 		if err := s.keep(m); err != nil {
 			s.cfg.Log.Warn("the mount has no keeper: it ends if its process is killed", "error", err)
@@ -125,15 +127,15 @@ func (s *succession) serving(m *daemon.MountServing) (func(), error) {
 		s.wg.Go(func() { s.serve(ln, m) })
 	}
 	return func() {
+		s.end()
 		s.mu.Lock()
-		s.ended = true
 		dismiss(s.keeper)
 		s.mu.Unlock()
 		if ln != nil {
 			ln.Close()
 		}
 		s.wg.Wait()
-	}, nil
+	}
 }
 
 // tell sends a keeper a word, if there is one.
@@ -211,7 +213,7 @@ func (s *succession) keep(m *daemon.MountServing) error {
 		ours.Read(word) // it says nothing more
 		cmd.Wait()
 		s.mu.Lock()
-		again := !s.ended && s.keeper == ours
+		again := s.life.Err() == nil && s.keeper == ours
 		if again {
 			s.keeper = nil
 			ours.Close()
@@ -221,14 +223,16 @@ func (s *succession) keep(m *daemon.MountServing) error {
 			return
 		}
 		s.cfg.Log.Warn("the mount's keeper has ended, and gets a successor")
-		time.Sleep(keeperPause)
+		if !s.pause(keeperPause) {
+			return
+		}
 		if err := s.keep(m); err != nil {
 			s.cfg.Log.Warn("the mount has no keeper: it ends if its process is killed", "error", err)
 			return
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.ended {
+		if s.life.Err() != nil {
 			dismiss(s.keeper)
 			return
 		}
@@ -239,6 +243,16 @@ func (s *succession) keep(m *daemon.MountServing) error {
 
 // keeperPause keeps a keeper that cannot live from taking the machine's time.
 const keeperPause = 100 * time.Millisecond
+
+// pause waits, and reports whether the mount goes on.
+func (s *succession) pause(d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-s.life.Done():
+		return false
+	}
+}
 
 // selfPath is a path of the program that this process runs, also when another one was put in its place.
 func selfPath() string {
@@ -262,7 +276,7 @@ func socketOf(runDir string, device uint64) string {
 
 // listen opens the socket on which the mount is told of a newer program.
 func (s *succession) listen() (net.Listener, error) {
-	device, err := mountedDevice(s.cfg.Dir)
+	device, err := mount.DeviceOf(s.cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -273,24 +287,36 @@ func (s *succession) listen() (net.Listener, error) {
 	if err := os.MkdirAll(s.cfg.RunDir, 0o755); err != nil {
 		return nil, err
 	}
-	ln, err := net.Listen("unix", path)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		ln.Close()
+	ln.SetUnlinkOnClose(false)
+	l := &ownListener{UnixListener: ln, path: path}
+	if err = os.Chmod(path, 0o600); err == nil {
+		l.own, err = os.Stat(path)
+	}
+	if err != nil {
+		l.Close()
 		return nil, err
 	}
-	return ln, nil
+	return l, nil
 }
 
-// mountedDevice is the device of what is mounted at dir, without asking whoever serves it.
-func mountedDevice(dir string) (uint64, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
-		return 0, err
+// ownListener takes its socket away with it, unless another mount has put its own there: the number of a
+// device that is unmounted is given again at once.
+type ownListener struct {
+	*net.UnixListener
+	path string
+	own  os.FileInfo
+}
+
+// Close implements net.Listener.
+func (l *ownListener) Close() error {
+	if now, err := os.Stat(l.path); err == nil && os.SameFile(now, l.own) {
+		os.Remove(l.path)
 	}
-	return unix.Mkdev(st.Dev_major, st.Dev_minor), nil
+	return l.UnixListener.Close()
 }
 
 // maxProgram is the longest path of a program that the mount is told.
@@ -303,16 +329,28 @@ func (s *succession) serve(ln net.Listener, m *daemon.MountServing) {
 		if err != nil {
 			return
 		}
-		conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-		program, err := bufio.NewReader(io.LimitReader(conn, maxProgram)).ReadString('\n')
-		if err == nil {
-			err = s.become(m, strings.TrimSuffix(program, "\n"), conn.(*net.UnixConn))
-		}
-		s.cfg.Log.Warn("the mount goes on with the program that it has", "error", err)
-		fmt.Fprintln(conn, err)
-		conn.Close()
+		s.answer(conn.(*net.UnixConn), m)
 	}
 }
+
+func (s *succession) answer(conn *net.UnixConn, m *daemon.MountServing) {
+	defer conn.Close()
+	conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	heard := context.AfterFunc(s.life, func() { conn.SetReadDeadline(time.Now()) })
+	program, err := bufio.NewReader(io.LimitReader(conn, maxProgram)).ReadString('\n')
+	heard()
+	if err == nil {
+		err = s.become(m, strings.TrimSuffix(program, "\n"), conn)
+	}
+	if s.life.Err() != nil {
+		err = errEnds
+	} else {
+		s.cfg.Log.Warn("the mount goes on with the program that it has", "error", err)
+	}
+	fmt.Fprintln(conn, err)
+}
+
+var errEnds = errors.New("the mount ends")
 
 // become replaces this process by another program. It returns if it cannot.
 func (s *succession) become(m *daemon.MountServing, program string, asked *net.UnixConn) error {
@@ -329,10 +367,9 @@ func (s *succession) become(m *daemon.MountServing, program string, asked *net.U
 	defer f.Close()
 	for until := time.Now().Add(becomeFor); ; {
 		err := s.exec(m, program, int(f.Fd()))
-		if !errors.Is(err, daemon.ErrNotNow) || time.Now().After(until) {
+		if !errors.Is(err, daemon.ErrNotNow) || time.Now().After(until) || !s.pause(becomePause) {
 			return err
 		}
-		time.Sleep(becomePause)
 	}
 }
 
@@ -348,10 +385,10 @@ const (
 func (s *succession) exec(m *daemon.MountServing, program string, asked int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
-		return errors.New("the mount ends")
+	if s.life.Err() != nil {
+		return errEnds
 	}
-	return m.Yield(context.Background(), func(fuse, left int) error {
+	return m.Yield(s.life, func(fuse, left int) error {
 		fds := []int{fuse, left, -1, asked}
 		if s.keeper != nil {
 			conn, err := s.keeper.SyscallConn()
@@ -386,7 +423,7 @@ func (s *succession) check(m *daemon.MountServing, program string) error {
 	}
 	left := os.NewFile(uintptr(d), "estate")
 	defer left.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.life, 10*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, s.a.args[1:]...)
 	cmd.Args[0] = s.a.args[0]
@@ -428,7 +465,7 @@ func (a *app) upgrade(ctx context.Context, dir, runDir string) error {
 	if !there {
 		return fmt.Errorf("%s: no mortar volume is mounted here", dir)
 	}
-	device, err := mountedDevice(dir)
+	device, err := mount.DeviceOf(dir)
 	if err != nil {
 		return err
 	}
@@ -525,7 +562,20 @@ func (k *keeper) run(conn *os.File) error {
 				break
 			}
 			k.log.Error("the mount's next process cannot be started", "error", err)
-			time.Sleep(pause)
+			if k.gone(pause) {
+				return nil
+			}
+		}
+	}
+}
+
+// gone waits for the end of the mount, for so long at most.
+func (k *keeper) gone(within time.Duration) bool {
+	p := []unix.PollFd{{Fd: int32(k.fuse.Fd())}}
+	for end := time.Now().Add(within); ; {
+		n, err := unix.Poll(p, int(max(0, time.Until(end)).Milliseconds()))
+		if err != unix.EINTR {
+			return n > 0
 		}
 	}
 }

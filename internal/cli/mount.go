@@ -372,6 +372,7 @@ func (a *app) succeeds(cfg *daemon.MountConfig, h *heir) {
 		return // in a test's process, which is not this program
 	}
 	s := &succession{a: a, cfg: *cfg, heir: h}
+	s.life, s.end = context.WithCancel(context.Background())
 	cfg.Serving = s.serving
 }
 

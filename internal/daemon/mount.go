@@ -48,7 +48,7 @@ type MountConfig struct {
 	Before *MountBefore
 	// Serving, if set, is called once the mount can be handed on, before Ready, and with Before before anything
 	// is served; what it returns is called when the mount has ended.
-	Serving func(s *MountServing) (ended func(), err error)
+	Serving func(s *MountServing) (ended func())
 	Log     *slog.Logger
 }
 
@@ -89,18 +89,15 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 		}
 	}
 	ended := func() {}
-	serving := func() (err error) {
+	serving := func() {
 		if cfg.Serving != nil {
-			ended, err = cfg.Serving(&MountServing{m: m, c: c, e: e, dir: cfg.Dir})
+			ended = cfg.Serving(&MountServing{m: m, c: c, e: e})
 		}
-		return err
 	}
 	if m != nil {
 		// Before anything is done under new numbers: should this process end now, the
 		// next one must begin with what this one leaves, not with what the one before did.
-		if err := serving(); err != nil {
-			return err
-		}
+		serving()
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
@@ -158,9 +155,7 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 				}
 			}
 			if cfg.Before == nil {
-				if err := serving(); err != nil {
-					return err
-				}
+				serving()
 			}
 			if cfg.Ready != nil {
 				cfg.Ready()
@@ -394,14 +389,14 @@ func (k *lateKernel) Forgotten() []proto.Hold {
 	return nil
 }
 
-// options takes the volume's options. The cache timeout counts for mounts that
-// are made later.
 func (k *lateKernel) Changed(dir fsop.Ino, seq uint64) {
 	if m := k.mount.Load(); m != nil {
 		m.Changed(dir, seq)
 	}
 }
 
+// options takes the volume's options. The cache timeout counts for mounts that are made
+// later, and for one that follows it.
 func (k *lateKernel) options(all map[string]string) {
 	v := cluster.Volume{Options: all}
 	k.timeout.Store(int64(v.EffectiveOptions().CacheTimeout))

@@ -19,10 +19,9 @@ type MountBefore struct {
 
 // MountServing is a mount that is served and can be handed on.
 type MountServing struct {
-	m   *mount.Mount
-	c   *client.Client
-	e   *estate.Estate
-	dir string
+	m *mount.Mount
+	c *client.Client
+	e *estate.Estate
 }
 
 // adopt makes the mount of the process before this one that of this one.

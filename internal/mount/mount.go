@@ -202,7 +202,7 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 		}
 	}
 	var err error
-	if m.asker.dev, err = deviceOf(dir); err != nil {
+	if m.asker.dev, err = DeviceOf(dir); err != nil {
 		m.log.Warn("mount: the file system's number", "dir", dir, "err", err)
 	}
 	close(m.ready)
@@ -250,8 +250,8 @@ func (m *Mount) newServer(fd int) (*server, error) {
 	return srv, err
 }
 
-// deviceOf returns the number of the file system that is mounted on dir, without asking whoever serves it.
-func deviceOf(dir string) (uint64, error) {
+// DeviceOf returns the number of the file system that is mounted on dir, without asking whoever serves it.
+func DeviceOf(dir string) (uint64, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
 		return 0, err
