@@ -25,13 +25,13 @@ type Numbers struct {
 	Ahead uint64
 
 	mu       sync.Mutex
-	base     uint64        // all below are answered
-	given    []given       // given[i] is base+i
-	firm     uint64        // the first that has no answer and must not fall behind, or the next
-	changed  chan struct{} // closed when firm moves; nil if nobody waits
-	open     *Table        // those that are not answered: session, request, inode
-	requests map[uint64]*carried
-	taken    *Table // requests whose writes were acknowledged, or are about to be
+	base     uint64              // all below are answered
+	given    []given             // given[i] is base+i
+	firm     uint64              // the first that has no answer and must not fall behind, or the next
+	changed  chan struct{}       // closed when firm moves; nil if nobody waits
+	open     *Table              // those that are not answered: session, request, inode
+	requests map[uint64][]uint64 // the numbers of those that made changes
+	taken    *Table              // requests whose writes were acknowledged, or are about to be
 
 	// Of the process before this one.
 	again map[uint64][]Again // by request; those that come again are taken out
@@ -40,14 +40,8 @@ type Numbers struct {
 	void  func(number uint64, a Again)
 }
 
-// given is what became of a number.
-type given struct{ answered, wait bool }
-
-// carried is what is known of a request that made changes.
-type carried struct {
-	numbers []uint64 // in their order
-	ended   []bool
-}
+// given is what became of a number. out: it has ended, and its request not yet.
+type given struct{ answered, wait, out bool }
 
 // Again is a change that the process before this one may have had carried out.
 type Again struct {
@@ -58,7 +52,7 @@ type Again struct {
 const maxBehind = 1 << 20
 
 func newNumbers(e *Estate, open, taken *Table) *Numbers {
-	return &Numbers{e: e, Ahead: 1 << 62, base: 1, firm: 1, open: open, taken: taken, requests: make(map[uint64]*carried), over: true}
+	return &Numbers{e: e, Ahead: 1 << 62, base: 1, firm: 1, open: open, taken: taken, requests: make(map[uint64][]uint64), over: true}
 }
 
 // KernelRequest is what the context of a request of the kernel's says its number is.
@@ -137,12 +131,7 @@ func (n *Numbers) beginLocked(c Change) (g Given, ok bool) {
 		n.open.Put(g.Number, c.Session, c.Request, c.Ino)
 	}
 	if c.Request != 0 {
-		r := n.requests[c.Request]
-		if r == nil {
-			r = new(carried)
-			n.requests[c.Request] = r
-		}
-		r.numbers, r.ended = append(r.numbers, g.Number), append(r.ended, false)
+		n.requests[c.Request] = append(n.requests[c.Request], g.Number)
 	}
 	return g, true
 }
@@ -151,14 +140,13 @@ func (n *Numbers) beginLocked(c Change) (g Given, ok bool) {
 func (n *Numbers) End(number uint64, out bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	g := n.open.Get(number)
-	if r := n.requests[g[1]]; r != nil {
-		i := slices.Index(r.numbers, number)
+	request := n.open.Get(number)[1]
+	if i := slices.Index(n.requests[request], number); i >= 0 {
 		if out {
-			r.ended[i] = true
+			n.given[number-n.base].out = true
 			return
 		}
-		r.numbers, r.ended = slices.Delete(r.numbers, i, i+1), slices.Delete(r.ended, i, i+1)
+		n.requests[request] = slices.Delete(n.requests[request], i, i+1)
 	}
 	n.finishLocked(number)
 }
@@ -205,15 +193,14 @@ func (n *Numbers) Answered(request uint64) {
 	if n.taken.Len() > 0 {
 		n.taken.Delete(request)
 	}
-	if r := n.requests[request]; r != nil {
-		delete(n.requests, request)
-		for i, number := range r.numbers {
-			if r.ended[i] {
-				n.finishLocked(number)
-			} else { // its caller gave up, and it goes on
-				g := n.open.Get(number)
-				n.open.Put(number, g[0], 0, g[2])
-			}
+	numbers := n.requests[request]
+	delete(n.requests, request)
+	for _, number := range numbers {
+		if n.given[number-n.base].out {
+			n.finishLocked(number)
+		} else { // its caller gave up, and it goes on
+			g := n.open.Get(number)
+			n.open.Put(number, g[0], 0, g[2])
 		}
 	}
 	if all := n.again[request]; len(all) > 0 {
