@@ -97,8 +97,8 @@ func (b *Brick) noteScrub(change func(*meta.ScrubState)) error {
 const (
 	// scrubKeep is how much of a round a crash may cost.
 	scrubKeep = 30 * time.Second
-	// scrubBases is how many files are looked for with the KV locked, scrubValues how
-	// many bytes of their contents.
+	// scrubBases is how many files are looked for in one go, scrubValues how many bytes
+	// of their contents.
 	scrubBases  = 256
 	scrubValues = 1 << 20
 )
@@ -173,11 +173,8 @@ func (b *Brick) KeepScrub() {
 func (b *Brick) nextFiles(ctx context.Context, at fsop.Ino, o ScrubOptions) (files []fsop.Ino, next fsop.Ino, err error) {
 	read := !b.alone()
 	seen, size := 0, 0
-	b.mu.RLock()
-	if b.closed.Load() {
-		err = ErrClosed
-	} else {
-		err = b.store.BaseKinds(at, read, func(ino fsop.Ino, kind meta.BaseKind, n int) bool {
+	err = b.glance(ctx, func(v meta.View) error {
+		return v.BaseKinds(at, read, func(ino fsop.Ino, kind meta.BaseKind, n int) bool {
 			if seen == scrubBases || size > scrubValues {
 				next = ino
 				return false
@@ -189,8 +186,7 @@ func (b *Brick) nextFiles(ctx context.Context, at fsop.Ino, o ScrubOptions) (fil
 			}
 			return true
 		})
-	}
-	b.mu.RUnlock()
+	})
 	if err == nil && read {
 		err = o.Wait(ctx, size)
 	}
@@ -417,8 +413,19 @@ func (b *Brick) nameOf(ctx context.Context, ino fsop.Ino) (dir fsop.Ino, name st
 	return dir, name, err
 }
 
-// eachRecord calls fn for the records from lo to below hi, until it returns false. The
-// KV is not locked for long: records that change meanwhile may be missed. pause is called now and then.
+// glance calls fn with the KV as it is, for as little as is looked at in one go: the KV
+// keeps what changes meanwhile. Nobody waits for a disk that is slow to answer.
+func (b *Brick) glance(ctx context.Context, fn func(meta.View) error) error {
+	h, err := b.hold(false)
+	if err != nil {
+		return err
+	}
+	defer h.close(ErrClosed)
+	return h.use(ctx, func(_ context.Context, v meta.View) error { return fn(v) })
+}
+
+// eachRecord calls fn for the records from lo to below hi, until it returns false.
+// Records that change meanwhile may be missed. pause is called now and then.
 func (b *Brick) eachRecord(ctx context.Context, lo, hi []byte, fn func(k, val []byte) (bool, error), pause func(bytes int) error) error {
 	for lo != nil {
 		if ctx.Err() != nil {
@@ -426,10 +433,8 @@ func (b *Brick) eachRecord(ctx context.Context, lo, hi []byte, fn func(k, val []
 		}
 		var next []byte
 		size := 0
-		b.mu.RLock()
-		err := error(ErrClosed)
-		if !b.closed.Load() {
-			err = b.store.Records(lo, hi, func(k, val []byte) (bool, error) {
+		err := b.glance(ctx, func(v meta.View) error {
+			return v.Records(lo, hi, func(k, val []byte) (bool, error) {
 				if size > scrubValues {
 					next = bytes.Clone(k)
 					return false, nil
@@ -437,8 +442,7 @@ func (b *Brick) eachRecord(ctx context.Context, lo, hi []byte, fn func(k, val []
 				size += len(k) + len(val) + recordCost
 				return fn(k, val)
 			})
-		}
-		b.mu.RUnlock()
+		})
 		if err == nil {
 			err = pause(size)
 		}

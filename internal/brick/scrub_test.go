@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -513,5 +514,58 @@ func TestCheckRotten(t *testing.T) {
 	got, err := off.Check(context.Background(), true, func(p Problem) { said = append(said, p.String()) })
 	if err != nil || got.Problems != 1 || !strings.Contains(said[0], "bytes 131072 to 262144 have rotted") {
 		t.Errorf("%+v, %v, %q", got, err, said)
+	}
+}
+
+// TestScrubOfSlowDisk has scrubbing wait for the disk with contents that are in the KV.
+// Nobody else does.
+func TestScrubOfSlowDisk(t *testing.T) {
+	var slow *disk.Faulty
+	o := newBrick(t, func(o *Options) {
+		slow = disk.NewFaulty(o.FS)
+		o.FS = slow
+		o.Alone = func() bool { return false }
+	})
+	ino := o.create(fsop.RootIno, "small")
+	o.write(ino, 0, bytes.Repeat([]byte("small"), 2000))
+	o.settleAll()
+	if err := o.store.Flush(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	waits, answer := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	slow.Observe(func(op disk.Op, name string) {
+		if op == disk.OpRead && strings.HasSuffix(name, ".blob") {
+			once.Do(func() { close(waits) })
+		}
+	})
+	slow.Add(disk.Fault{Op: disk.OpRead, Path: "*.blob", Until: answer})
+	if err := o.BeginScrub(); err != nil {
+		t.Fatal(err)
+	}
+	scrubbed, made := make(chan error, 1), make(chan error, 1)
+	go func() { scrubbed <- o.Scrub(context.Background(), atOnce) }()
+	select {
+	case <-waits:
+	case err := <-scrubbed:
+		t.Fatalf("scrubbing did not read the file's contents: %v", err)
+	}
+	go func() {
+		_, err := o.do(&fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: "another", Mode: 0o644}})
+		made <- err
+	}()
+	select {
+	case err := <-made:
+		if err != nil {
+			t.Error(err)
+		}
+		close(answer)
+	case <-time.After(10 * time.Second):
+		t.Error("a file cannot be made while scrubbing waits for the disk")
+		close(answer)
+		<-made
+	}
+	if err := <-scrubbed; err != nil {
+		t.Error(err)
 	}
 }
