@@ -270,35 +270,22 @@ func (n *Node) Scrub(ctx context.Context, name string) (*api.ScrubReply, error) 
 	if !v.EffectiveOptions().Scrub {
 		return nil, api.Errorf(api.Conflict, "scrubbing of volume %s is paused: \"mortar volume scrub %s resume\" goes on with it", v.Name, v.Name)
 	}
+	all, fails := askPeers(ctx, m, v, func(ctx context.Context, peer cluster.PeerID) (*api.ScrubReply, error) {
+		return at(ctx, m, peer,
+			func() (*api.ScrubReply, error) { return m.n.LocalScrub(ctx, v.Name) },
+			func(c *api.Client) (*api.ScrubReply, error) { return c.LocalScrub(ctx, v.Name) })
+	})
 	reply := &api.ScrubReply{}
-	asked := map[cluster.PeerID]*api.ScrubReply{}
-	fails := map[cluster.PeerID]error{}
 	for _, b := range v.Bricks {
-		if asked[b.Peer] == nil && fails[b.Peer] == nil {
-			asked[b.Peer], fails[b.Peer] = m.scrubOn(ctx, b.Peer, v.Name)
-		}
 		if err := fails[b.Peer]; err != nil {
 			reply.Missed = append(reply.Missed, fmt.Sprintf("%s: %v", b, err))
-		}
-	}
-	for _, r := range asked {
-		if r != nil {
+		} else if r := all[b.Peer]; r != nil {
 			reply.Bricks = append(reply.Bricks, r.Bricks...)
 			reply.Missed = append(reply.Missed, r.Missed...)
+			delete(all, b.Peer) // it has spoken for all its bricks
 		}
 	}
 	return reply, nil
-}
-
-func (m *member) scrubOn(ctx context.Context, peer cluster.PeerID, volume string) (*api.ScrubReply, error) {
-	if up, _, problem := m.links.state(peer); peer != m.keeper.ID() && !up {
-		return nil, fmt.Errorf("its peer is not connected%s", because(problem))
-	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	return at(ctx, m, peer,
-		func() (*api.ScrubReply, error) { return m.n.LocalScrub(ctx, volume) },
-		func(c *api.Client) (*api.ScrubReply, error) { return c.LocalScrub(ctx, volume) })
 }
 
 // LocalScrub implements httpd.Local.

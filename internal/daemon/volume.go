@@ -364,12 +364,26 @@ const askTimeout = 2 * time.Second
 // gather asks every peer that has bricks of the volume about them. A peer that
 // does not answer has an error in place of its bricks.
 func (m *member) gather(ctx context.Context, v *cluster.Volume, detail bool) (map[cluster.PeerID]*api.LocalBricks, map[cluster.PeerID]error) {
+	return askPeers(ctx, m, v, func(ctx context.Context, peer cluster.PeerID) (*api.LocalBricks, error) {
+		r, err := at(ctx, m, peer,
+			func() (*api.LocalBricks, error) { return m.n.LocalBricks(ctx, v.Name, detail) },
+			func(c *api.Client) (*api.LocalBricks, error) { return c.LocalBricks(ctx, v.Name, detail) })
+		if err != nil {
+			return nil, fmt.Errorf("its peer does not answer: %w", err)
+		}
+		return r, nil
+	})
+}
+
+// askPeers asks every peer that has bricks of a volume once, all at the same time. One
+// that cannot be asked has an error in place of an answer.
+func askPeers[T any](ctx context.Context, m *member, v *cluster.Volume, ask func(context.Context, cluster.PeerID) (*T, error)) (map[cluster.PeerID]*T, map[cluster.PeerID]error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var (
 		mu    sync.Mutex
 		wg    sync.WaitGroup
-		all   = map[cluster.PeerID]*api.LocalBricks{}
+		all   = map[cluster.PeerID]*T{}
 		fails = map[cluster.PeerID]error{}
 	)
 	asked := map[cluster.PeerID]bool{}
@@ -378,18 +392,17 @@ func (m *member) gather(ctx context.Context, v *cluster.Volume, detail bool) (ma
 			continue
 		}
 		asked[b.Peer] = true
-		if up, _, problem := m.links.state(b.Peer); b.Peer != m.keeper.ID() && !up {
-			fails[b.Peer] = fmt.Errorf("its peer is not connected%s", because(problem))
-			continue
-		}
 		wg.Go(func() {
-			r, err := at(ctx, m, b.Peer,
-				func() (*api.LocalBricks, error) { return m.n.LocalBricks(ctx, v.Name, detail) },
-				func(c *api.Client) (*api.LocalBricks, error) { return c.LocalBricks(ctx, v.Name, detail) })
+			up, _, problem := m.links.state(b.Peer)
+			var r *T
+			err := fmt.Errorf("its peer is not connected%s", because(problem))
+			if up || b.Peer == m.keeper.ID() {
+				r, err = ask(ctx, b.Peer)
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				fails[b.Peer] = fmt.Errorf("its peer does not answer: %w", err)
+				fails[b.Peer] = err
 				return
 			}
 			all[b.Peer] = r
