@@ -184,13 +184,13 @@ func (b *Brick) Repair(ctx context.Context, r RottenBlock) error {
 	b.mu.RLock()
 	record := b.rotten[r.name][r.k]
 	b.mu.RUnlock()
-	switch {
-	case record == nil:
+	if record == nil {
 		return nil
-	case !ok || v.name != r.name || i >= v.blocks():
-		return b.repair(ctx, &repair{name: r.name, k: r.k, record: record}) // nobody reads it any more
 	}
 	fix := &repair{name: r.name, k: r.k, record: record}
+	if !ok || v.name != r.name || i >= v.blocks() {
+		return b.repair(ctx, fix) // nobody reads it any more
+	}
 	if record.Known {
 		err := b.evictBlock(&v, i)
 		p := make([]byte, sumSize)

@@ -224,6 +224,13 @@ func (b *Brick) scrubFile(ctx context.Context, ino fsop.Ino, from uint64, o Scru
 	}
 }
 
+// quiet reports whether the file has not been changed for so long. A change that is still
+// to come, by this clock, is an old one.
+func (v *chunkView) quiet(since time.Duration) bool {
+	age := time.Duration(time.Now().UnixNano() - v.changed)
+	return age < 0 || age >= since
+}
+
 type chunkScrubbed struct{ bytes, checked, made, bad uint64 }
 
 // scrubChunk compares the blocks of a chunk with their checksums, if check, and
@@ -234,7 +241,7 @@ func (b *Brick) scrubChunk(ctx context.Context, v *chunkView, o ScrubOptions, ch
 	var sums [meta.SumChunk]uint64
 	var made, bad uint32
 	unsigned := v.used &^ (v.busy | v.rotten | v.sums.Has)
-	if age := time.Now().UnixNano() - v.changed; age >= 0 && age < int64(o.Quiet) {
+	if !v.quiet(o.Quiet) {
 		unsigned = 0
 	}
 	for i := range v.blocks() {
@@ -347,7 +354,7 @@ func (b *Brick) signFile(ctx context.Context, ino fsop.Ino, o ScrubOptions) (qui
 		if err != nil || !ok {
 			return true, err
 		}
-		if age := time.Now().UnixNano() - v.changed; age >= 0 && age < int64(o.Quiet) || v.busy != 0 {
+		if !v.quiet(o.Quiet) || v.busy != 0 {
 			return false, nil
 		}
 		if _, err := b.scrubChunk(ctx, &v, o, false); err != nil {

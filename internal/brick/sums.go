@@ -320,11 +320,8 @@ func (b *Brick) commitSums(name data.Name, chunk uint64, sums *meta.Sums, found 
 		return err
 	}
 	b.scrub = scrub
-	for k, r := range found {
-		if b.rotten[name] == nil {
-			b.rotten[name] = map[uint64]*meta.Rotten{}
-		}
-		b.rotten[name][k] = r
+	b.setRotten(name, found)
+	for k := range found {
 		b.clog.Error("a block of a data file is rotten: the disk has other bytes than were written", "inode", name.Ino, "from", k*sumSize, "to", (k+1)*sumSize, "file", b.data.Path(name))
 	}
 	if len(found) > 0 {
@@ -496,11 +493,7 @@ func covers(exts []meta.Extent, from, to uint64) bool {
 func (b *Brick) loadRotten() (err error) {
 	b.rotten = map[data.Name]map[uint64]*meta.Rotten{}
 	err = b.store.Rotten(func(ino fsop.Ino, incarnation, block uint64, r meta.Rotten) error {
-		name := data.Name{Ino: ino, Incarnation: incarnation}
-		if b.rotten[name] == nil {
-			b.rotten[name] = map[uint64]*meta.Rotten{}
-		}
-		b.rotten[name][block] = &r
+		b.setRotten(data.Name{Ino: ino, Incarnation: incarnation}, map[uint64]*meta.Rotten{block: &r})
 		return nil
 	})
 	if err == nil {
@@ -533,16 +526,21 @@ func (b *Brick) settledOver(batch *meta.Batch, name data.Name, length uint64, ex
 	return changed
 }
 
-// setRotten makes rotten blocks of a file what a batch has made them. b.wmu and b.mu are held.
+// setRotten makes rotten blocks of a file what the KV has of them: nil, not rotten any
+// more. b.wmu and b.mu are held.
 func (b *Brick) setRotten(name data.Name, changed map[uint64]*meta.Rotten) {
+	blocks := b.rotten[name]
+	if blocks == nil {
+		blocks = map[uint64]*meta.Rotten{}
+	}
 	for k, r := range changed {
 		if r == nil {
-			delete(b.rotten[name], k)
+			delete(blocks, k)
 		} else {
-			b.rotten[name][k] = r
+			blocks[k] = r
 		}
 	}
-	if len(b.rotten[name]) == 0 {
+	if b.rotten[name] = blocks; len(blocks) == 0 {
 		delete(b.rotten, name)
 	}
 }
