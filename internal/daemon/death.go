@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -283,28 +282,17 @@ func (c *certifier) certify(ctx context.Context, f *os.File) error {
 
 // tell says it to every other peer.
 func (c *certifier) tell(ctx context.Context, died *proto.Died) error {
-	id, err := pki.Load(filepath.Join(c.stateDir, identityFile))
+	keeper, err := machineKeeper(filepath.Join(c.stateDir, identityFile))
 	if err != nil {
 		return err
 	}
-	if id.Cert == nil {
-		return errors.New("this machine belongs to no pool")
-	}
-	keeper, err := pki.NewKeeper(id, pki.KeeperOptions{})
+	known, err := loadMap(filepath.Join(c.stateDir, mapFile))
 	if err != nil {
-		return err
-	}
-	raw, err := os.ReadFile(filepath.Join(c.stateDir, mapFile))
-	if err != nil {
-		return err
-	}
-	var known cluster.Map
-	if err := json.Unmarshal(raw, &known); err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
 	for _, p := range known.Peers {
-		if p.ID == id.ID() {
+		if p.ID == keeper.ID() {
 			continue
 		}
 		wg.Go(func() {

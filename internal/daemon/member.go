@@ -273,6 +273,16 @@ func saveMap(path string, next *cluster.Map) error {
 	return disk.WriteFile(disk.OS, path, raw)
 }
 
+// loadMap reads what saveMap has kept.
+func loadMap(path string) (*cluster.Map, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	known := new(cluster.Map)
+	return known, json.Unmarshal(raw, known)
+}
+
 // saveGone keeps where the detached peers were whose votes still count, for a start before
 // they no longer do: the pool could decide nothing any more without them.
 func (m *member) saveGone(votes func(cluster.PeerID) bool) error {

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -286,14 +285,9 @@ func newClient(cfg MountConfig, name string, k client.Kernel, deaths *certifier,
 	return client.New(cc), nil
 }
 
-// dialAsPeer connects to another machine as the peer that this machine is. The
-// identity is read each time: the daemon renews it.
+// dialAsPeer connects to another machine as the peer that this machine is.
 func dialAsPeer(ctx context.Context, path string, peer cluster.PeerID, addr string) (net.Conn, error) {
-	id, err := pki.Load(path)
-	if err != nil {
-		return nil, err
-	}
-	keeper, err := pki.NewKeeper(id, pki.KeeperOptions{})
+	keeper, err := machineKeeper(path)
 	if err != nil {
 		return nil, err
 	}
@@ -304,14 +298,20 @@ func dialAsPeer(ctx context.Context, path string, peer cluster.PeerID, addr stri
 	return tc, nil
 }
 
+// machineKeeper is for a process beside the daemon that speaks as this machine. The identity
+// is read each time: the daemon renews it.
+func machineKeeper(path string) (*pki.Keeper, error) {
+	id, err := pki.Load(path)
+	if err != nil {
+		return nil, err
+	}
+	return pki.NewKeeper(id, pki.KeeperOptions{})
+}
+
 // peerAddrs are the addresses of the other peers in a saved map.
 func peerAddrs(path string, self cluster.PeerID) []string {
-	raw, err := os.ReadFile(path)
+	known, err := loadMap(path)
 	if err != nil {
-		return nil
-	}
-	known := new(cluster.Map)
-	if json.Unmarshal(raw, known) != nil {
 		return nil
 	}
 	var addrs []string

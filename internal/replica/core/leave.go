@@ -63,7 +63,7 @@ func (m *Machine) Leave(now Instant, cached bool) (next *cluster.SetConfig, agai
 			}
 		}
 		if heir.IsZero() {
-			m.leaving, m.closed = false, false
+			m.Stay()
 			return nil, false
 		}
 		n.Primary = heir
