@@ -106,6 +106,8 @@ func (c *machines) close() {
 	// What a script that failed has left mounted must not be removed as if it
 	// were files.
 	dirs, _ := filepath.Glob(filepath.Join(c.dir, "m[0-9]"))
+	imports, _ := filepath.Glob(filepath.Join(c.dir, "*/import/*"))
+	dirs = append(dirs, imports...)
 	for _, d := range dirs {
 		unix.Unmount(d, unix.MNT_DETACH)
 		disk.SetImmutable(d, false)

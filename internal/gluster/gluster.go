@@ -26,6 +26,8 @@ import (
 // Config says what to bring where.
 type Config struct {
 	Source, Target string
+	// State is where GlusterFS's daemon of this machine keeps its volumes, see DefaultState.
+	State string
 	// Progress is told from time to time, in the goroutine that works. It may be nil.
 	Progress func(Report)
 }
@@ -58,6 +60,7 @@ type job struct {
 	begun   time.Time
 	links   map[inode]string // first name in the target of what has more names
 	flagged map[string]bool  // paths with a problem already: they are not compared
+	times   bool             // a brick's files have the times that a mount shows in an attribute
 }
 
 type inode struct{ dev, ino uint64 }
@@ -78,7 +81,14 @@ func Import(ctx context.Context, c Config) (*Report, error) {
 		if os.Getuid() != 0 {
 			return nil, fmt.Errorf("%s is a brick: only root can read all of it", c.Source)
 		}
-		if v, _ := xattrs(c.Source); v["trusted.ec.version"] != nil {
+		v, err := xattrs(c.Source)
+		if err != nil {
+			return nil, err
+		}
+		if j.times, err = keepsTimes(c.State, v[volumeID]); err != nil {
+			return nil, err
+		}
+		if v["trusted.ec.version"] != nil {
 			return nil, fmt.Errorf("%s is a brick of a dispersed volume: its files are there in parts only; mount the volume, and import the mount", c.Source)
 		}
 	}
@@ -155,6 +165,9 @@ func (j *job) read(path string) (e *entry, ok bool, err error) {
 	}
 	if e.x, err = xattrs(at); err != nil {
 		return nil, false, err
+	}
+	if m, ok := parseTimes(e.x[timesAttr]); ok && j.times {
+		e.st.Mtim, e.st.Atim = m.mtime, m.atime
 	}
 	// A pointer of distribution's to another brick: only the sticky bit, nothing in it.
 	if j.Brick && e.kind() == unix.S_IFREG && e.x["trusted.glusterfs.dht.linkto"] != nil && e.st.Mode&0o7777 == 0o1000 {

@@ -1,7 +1,9 @@
 package gluster
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -65,6 +67,71 @@ func stat(t *testing.T, path string) (st unix.Stat_t) {
 	t.Helper()
 	check(t, unix.Lstat(path, &st))
 	return st
+}
+
+// at sets the times that GlusterFS keeps for its mounts.
+func at(t *testing.T, path string, mtime, atime unix.Timespec) {
+	t.Helper()
+	b := []byte{1}
+	for _, v := range []int64{0, 0, 0, mtime.Sec, mtime.Nsec, atime.Sec, atime.Nsec} {
+		b = binary.BigEndian.AppendUint64(b, uint64(v))
+	}
+	check(t, unix.Lsetxattr(path, "trusted.glusterfs.mdata", b, 0))
+}
+
+// TestTimes: a brick has the times that a mount of the volume shows, if the volume
+// keeps them.
+func TestTimes(t *testing.T) {
+	from := brick(t)
+	id := []byte{0x69, 0x33, 0xa6, 0xcb, 0xfb, 0x0b, 0x42, 0x71, 0x9b, 0x6f, 0xf6, 0xbd, 0x6f, 0xc3, 0x88, 0xcc}
+	check(t, unix.Setxattr(from, "trusted.glusterfs.volume-id", id, 0))
+	shown := unix.Timespec{Sec: 1234567890, Nsec: 111}
+	read := unix.Timespec{Sec: 1334567890, Nsec: 222}
+	for _, name := range []string{"wp/index.php", "wp/link", "wp"} {
+		at(t, filepath.Join(from, name), shown, read)
+	}
+	check(t, unix.Setxattr(from+"/wp/sticky", "trusted.glusterfs.mdata", []byte{2, 0}, 0)) // of a later version
+	state := t.TempDir()
+	check(t, os.MkdirAll(state+"/vols/other", 0o755))
+	check(t, os.MkdirAll(state+"/vols/wp", 0o755))
+	check(t, os.WriteFile(state+"/vols/other/info", []byte("volume-id=00000000-0000-0000-0000-000000000000\nfeatures.ctime=off\n"), 0o600))
+	info := "type=2\nvolume-id=6933a6cb-fb0b-4271-9b6f-f6bd6fc388cc\n"
+	for _, c := range []struct {
+		options string
+		kept    bool
+	}{{"", true}, {"features.ctime=on\n", true}, {"features.ctime=off\n", false}} {
+		check(t, os.WriteFile(state+"/vols/wp/info", []byte(info+c.options), 0o600))
+		to := t.TempDir()
+		r, err := Import(t.Context(), Config{Source: from, Target: to, State: state})
+		check(t, err)
+		if len(r.Problems) > 0 {
+			t.Fatalf("%+v", r.Problems)
+		}
+		for _, name := range []string{"wp/index.php", "wp/link", "wp", "wp/sparse", "wp/sticky"} {
+			want := stat(t, filepath.Join(from, name)).Mtim
+			if c.kept && name != "wp/sparse" && name != "wp/sticky" {
+				want = shown
+			}
+			if got := stat(t, filepath.Join(to, name)); got.Mtim != want {
+				t.Errorf("%q: %s has the time %v, want %v", c.options, name, got.Mtim, want)
+			}
+		}
+	}
+}
+
+func TestParseTimes(t *testing.T) {
+	full := make([]byte, 57)
+	full[0] = 1
+	if _, ok := parseTimes(full); !ok {
+		t.Error("an attribute as GlusterFS 10 writes it is refused")
+	}
+	huge := bytes.Clone(full)
+	huge[33] = 0xff // more nanoseconds than a second has
+	for _, b := range [][]byte{nil, full[:56], append(bytes.Clone(full), 0), append([]byte{2}, full[1:]...), huge} {
+		if _, ok := parseTimes(b); ok {
+			t.Errorf("%x is taken for times", b)
+		}
+	}
 }
 
 func TestImport(t *testing.T) {
