@@ -61,6 +61,7 @@ var packages = []struct {
 	{"client", []string{"proto", "wire", "fsop", "cluster", "estate"}, "a chain of handlers knows neither FUSE nor NFS"},
 	{"gluster", nil, "it copies from one directory to another, and knows of GlusterFS only what is to be left behind"},
 	{"fstab", nil, "a text of mount(8)'s, read and written"},
+	{"migrate", []string{"fstab"}, "what to write in place of a text is a function of the text"},
 	{"doctor", []string{"api", "fstab", "mountinfo"}, "what is wrong is a function of facts, which come from the kernel and the daemon's REST interface"},
 	{"api", []string{"cluster"}, "the language of the REST interface serves programs that have nothing else of ours"},
 
@@ -78,7 +79,7 @@ var packages = []struct {
 		"mount", "estate", "nfs", "dockervol", "httpd", "httpd/web", "mountinfo",
 	}, "the one place where packages meet"},
 	{"cli/ui", nil, "how to talk to people, whatever it is about"},
-	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "estate", "brick", "disk", "doctor", "fstab", "gluster", "mountinfo"},
+	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "estate", "brick", "disk", "doctor", "fstab", "gluster", "migrate", "mountinfo"},
 		"words into calls of the REST interface; mount and estate are for the command line and the life of its process, brick and disk for the tools that work on a brick's directory alone"},
 
 	// For tests.
@@ -116,6 +117,7 @@ var libraries = []struct {
 	{"github.com/prometheus/common", []string{"internal/metrics"}, "metrics"},
 	{"github.com/anishathalye/porcupine", []string{"test/workload"}, "the judge of histories"},
 	{"github.com/BurntSushi/toml", []string{"internal/daemon"}, "the configuration file"},
+	{"go.yaml.in/yaml/v3", []string{"internal/migrate"}, "compose files, with the lines that things stand on"},
 	{"golang.org/x/sys", []string{"*"}, "system calls"},
 	{"golang.org/x/sync", []string{"*"}, "errgroup"},
 }

@@ -201,7 +201,7 @@ func newRoot(a *app) *cobra.Command {
 		newPeer(a), newJoin(a), newPool(a),
 		newVolume(a), newSubvolume(a),
 		newMount(a), newMountAsker(), newMountKeeper(), newUmount(a), newFile(a), newBrick(a),
-		newDoctor(a), newImport(a), newDemo(a), newManual(a),
+		newDoctor(a), newImport(a), newMigrate(a), newDemo(a), newManual(a),
 		newVersion(a),
 	)
 	help := newHelp(a)
