@@ -17,12 +17,12 @@ import (
 	"mortar/internal/fsop"
 )
 
-// An asker has the kernel ask this mount for the attributes of an inode, by a
-// statx that insists on it. Whoever calls that is blocked until the mount has answered,
-// in the kernel where nothing ends its wait but that answer. So it is another
-// process: a thread of this one would keep the others from running until the
-// runtime notices (doc/decisions/0013), and keep the file system alive for
-// as long as it waits if this process is killed.
+// An asker has the kernel ask something of this mount, by a system call. Whoever
+// makes that is blocked until the mount has answered, in the kernel where nothing
+// ends its wait but that answer. So it is another process: a thread of this one
+// would keep the others from running until the runtime notices
+// (doc/decisions/0013), and keep the file system alive for as long as it waits
+// if this process is killed.
 //
 // The process is there while it is needed.
 type asker struct {
@@ -41,9 +41,19 @@ type asker struct {
 	wg      sync.WaitGroup
 }
 
+// question is what the kernel is to ask.
+type question uint64
+
+const (
+	// forSize asks for the attributes, by a statx that insists on it.
+	forSize question = iota
+	// toStore asks to take what programs stored through shared mappings, by an fsync.
+	toStore
+)
+
 // asked is what came of a question.
 type asked struct {
-	taken bool // the kernel has what it was told in answer
+	taken bool // forSize: the kernel has what it was told in answer
 	err   error
 }
 
@@ -53,7 +63,7 @@ const (
 	// askerThreads is how many questions are asked at once.
 	askerThreads = 4
 	// askRequest and askReply are the lengths of messages; the directory follows the former.
-	askRequest = 24
+	askRequest = 32
 	askReply   = 16
 	// maxAsked is how many questions may wait: fewer than fit into the socket, so
 	// that to send one never waits.
@@ -66,10 +76,10 @@ var (
 	errAskerGone = errors.New("the process that asks the kernel has ended")
 )
 
-// ask has the kernel ask for ino's attributes, and returns when it has been answered.
-func (a *asker) ask(done <-chan struct{}, ino fsop.Ino) (asked, error) {
+// ask has the kernel ask q about ino, and returns when it has been answered.
+func (a *asker) ask(done <-chan struct{}, q question, ino fsop.Ino) (asked, error) {
 	c := make(chan asked, 1)
-	id, err := a.send(ino, c)
+	id, err := a.send(q, ino, c)
 	if err != nil {
 		return asked{}, err
 	}
@@ -87,7 +97,7 @@ func (a *asker) ask(done <-chan struct{}, ino fsop.Ino) (asked, error) {
 	}
 }
 
-func (a *asker) send(ino fsop.Ino, c chan asked) (id uint64, err error) {
+func (a *asker) send(q question, ino fsop.Ino, c chan asked) (id uint64, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.conn == nil {
@@ -102,6 +112,7 @@ func (a *asker) send(ino fsop.Ino, c chan asked) (id uint64, err error) {
 	msg := binary.NativeEndian.AppendUint64(make([]byte, 0, 256), a.last)
 	msg = binary.NativeEndian.AppendUint64(msg, uint64(ino))
 	msg = binary.NativeEndian.AppendUint64(msg, a.dev)
+	msg = binary.NativeEndian.AppendUint64(msg, uint64(q))
 	msg = append(msg, a.dir()...)
 	a.waiting[a.last] = c
 	a.idle.Reset(askerIdle)
@@ -250,7 +261,8 @@ func askLoop(conn int) error {
 		}
 		ino := binary.NativeEndian.Uint64(buf[8:])
 		dev := binary.NativeEndian.Uint64(buf[16:])
-		taken, err := insist(string(buf[askRequest:n]), dev, ino)
+		q := question(binary.NativeEndian.Uint64(buf[24:]))
+		taken, err := put(q, string(buf[askRequest:n]), dev, ino)
 		result := uint64(0)
 		if err != nil {
 			var e unix.Errno
@@ -269,10 +281,9 @@ func askLoop(conn int) error {
 	}
 }
 
-// insist has the kernel ask for the attributes of inode ino of the file system of
-// number dev that is mounted on dir, and says whether the size that it then has is
-// the one that it was told. ESTALE: it does not have the inode.
-func insist(dir string, dev, ino uint64) (taken bool, err error) {
+// put has the kernel ask q about inode ino of the file system of number dev that is
+// mounted on dir. ESTALE: the kernel does not have the inode.
+func put(q question, dir string, dev, ino uint64) (taken bool, err error) {
 	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) // a handle is not opened by way of O_PATH
 	if err != nil {
 		return false, err
@@ -285,15 +296,28 @@ func insist(dir string, dev, ino uint64) (taken bool, err error) {
 	if st.Dev != dev {
 		return false, unix.ESTALE // something else is mounted there
 	}
+	how := unix.O_PATH
+	if q == toStore {
+		how = unix.O_RDONLY
+	}
 	const inoAndGeneration = 0x81 // FILEID_INO64_GEN of linux/exportfs.h
 	fh := binary.NativeEndian.AppendUint32(nil, uint32(ino>>32))
 	fh = binary.NativeEndian.AppendUint32(fh, uint32(ino))
 	fh = binary.NativeEndian.AppendUint32(fh, generation)
-	fd, err := unix.OpenByHandleAt(root, unix.NewFileHandle(inoAndGeneration, fh), unix.O_PATH|unix.O_CLOEXEC)
+	fd, err := unix.OpenByHandleAt(root, unix.NewFileHandle(inoAndGeneration, fh), how|unix.O_CLOEXEC)
 	if err != nil {
 		return false, err
 	}
 	defer unix.Close(fd)
+	if q == toStore {
+		return true, unix.Fsync(fd)
+	}
+	return insist(fd)
+}
+
+// insist has the kernel ask for the attributes of the inode that fd is of, and says
+// whether the size that it then has is the one that it was told.
+func insist(fd int) (taken bool, err error) {
 	var told, has unix.Statx_t
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &told); err != nil {
 		return false, err

@@ -27,17 +27,24 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 			return st
 		}
 	}
-	f.opened(in.Flags, out)
+	f.opened(fsop.Ino(in.NodeId), in.Flags, out)
+	if f.asker.is(in.Pid) {
+		out.OpenFlags |= fuse.FOPEN_NOFLUSH
+	}
 	return fuse.OK
 }
 
-// opened fills the answer to OPEN and CREATE.
-func (f *fileSystem) opened(flags uint32, out *fuse.OpenOut) {
+// opened fills the answer to OPEN and CREATE; what names the inode is counted already.
+func (f *fileSystem) opened(ino fsop.Ino, flags uint32, out *fuse.OpenOut) {
+	if flags&syscall.O_ACCMODE == syscall.O_RDWR {
+		f.nodes.mark(ino, storable)
+	}
 	out.Fh = f.estate.NextHandle()
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	switch access := flags & syscall.O_ACCMODE; {
-	case access == syscall.O_RDONLY:
-		// Locks taken through it go with RELEASE, see locks.go.
+	case access == syscall.O_RDONLY && f.nodes.marksOf(ino)&lockable == 0:
+		// Its close is of no interest. Should somebody take a lock later, and through
+		// it, that goes with RELEASE, see locks.go.
 		out.OpenFlags |= fuse.FOPEN_NOFLUSH
 	case access == syscall.O_WRONLY:
 		// Nothing is read through it, so nothing need be kept: the next reader would
@@ -95,11 +102,13 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 		reply, err := f.handler.Do(r, &fsop.Make{Node: op.Node})
 		switch {
 		case err == nil && reply.Attr.Change == 0:
-			f.opened(in.Flags, &out.OpenOut)
-			return f.foretold(r, &reply.Attr, dir, name, &out.EntryOut)
+			st := f.foretold(r, &reply.Attr, dir, name, &out.EntryOut)
+			f.opened(reply.Attr.Ino, in.Flags, &out.OpenOut)
+			return st
 		case err == nil:
-			f.opened(in.Flags, &out.OpenOut)
-			return f.made(r, reply, dir, name, false, &out.EntryOut)
+			st := f.made(r, reply, dir, name, false, &out.EntryOut)
+			f.opened(reply.Attr.Ino, in.Flags, &out.OpenOut)
+			return st
 		case err != fsop.EEXIST:
 			return f.status(r, err)
 		}
@@ -107,8 +116,9 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 	for range 3 {
 		reply, err := f.handler.Do(r, op)
 		if err == nil {
-			f.opened(in.Flags, &out.OpenOut)
-			return f.made(r, reply, dir, name, false, &out.EntryOut)
+			st := f.made(r, reply, dir, name, false, &out.EntryOut)
+			f.opened(reply.Attr.Ino, in.Flags, &out.OpenOut)
+			return st
 		}
 		if err != fsop.EEXIST || in.Flags&syscall.O_EXCL != 0 {
 			return f.status(r, err)
@@ -130,9 +140,9 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 				return st
 			}
 		}
-		f.opened(in.Flags, &out.OpenOut)
 		st := f.found(r, &reply.Attr, reply.Seq, dir, name, &out.EntryOut)
 		out.SetAttrTimeout(0)
+		f.opened(reply.Attr.Ino, in.Flags, &out.OpenOut)
 		return st
 	}
 	return fuse.Status(syscall.ESTALE)
@@ -164,7 +174,7 @@ func (f *fileSystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fus
 	f.nodes.setNoCap(a.Ino, reply.Seq, r.began)
 	out.NodeId, out.Generation = uint64(a.Ino), generation
 	fillAttr(&out.Attr, a)
-	f.opened(in.Flags, &out.OpenOut)
+	f.opened(a.Ino, in.Flags, &out.OpenOut)
 	return fuse.OK
 }
 
@@ -276,6 +286,9 @@ func (f *fileSystem) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]b
 
 // Fsync implements fuse.RawFileSystem.
 func (f *fileSystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	if f.asker.is(in.Pid) {
+		return fuse.OK // what was asked for was written before, see writeOut
+	}
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
 	_, err := f.handler.Do(r, &fsop.Fsync{Ino: fsop.Ino(in.NodeId)})

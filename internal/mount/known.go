@@ -58,7 +58,7 @@ func (t *nodes) inherit(l *estate.Left) {
 	for i := range l.Nodes {
 		for _, r := range l.Nodes[i] {
 			ino, n := fsop.Ino(r.Key), nodeOf(r.Values)
-			n.marks = n.marks&(immutable|appendOnly) | unsized
+			n.marks = n.marks&lasting | unsized
 			s := t.shard(ino)
 			s.known.set(ino, n)
 		}

@@ -2,10 +2,12 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"math"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"mortar/internal/estate"
 	"mortar/internal/fsop"
@@ -20,6 +22,10 @@ type lockTable struct {
 	// byHandle has the locks that were taken through an open file, whose close
 	// the kernel may not tell (FOPEN_NOFLUSH) but whose end it does.
 	byHandle map[uint64]map[lockKey]struct{}
+	// exclusive has those of held who may have a lock that nobody shares, and as
+	// the how manieth they were granted one at last.
+	exclusive map[lockKey]uint64
+	grants    uint64
 	// loose has what goes on for an owner without anybody waiting: the release
 	// of what he left behind, and requests that he gave up but may be granted.
 	// The kernel gives an owner's number to the next one at once, so another
@@ -54,6 +60,9 @@ func (t *lockTable) noteLocked(k lockKey) {
 	fh, held := t.held[k]
 	loose := t.loose[k] != nil
 	serial, noted := t.serial[k]
+	if !held {
+		delete(t.exclusive, k)
+	}
 	switch {
 	case !held && !loose:
 		if noted {
@@ -84,6 +93,7 @@ func (t *lockTable) inherit(l *estate.Left) (loose []lockKey) {
 			loose = append(loose, k)
 		} else {
 			t.add(k, r.Values[2])
+			t.granted(k) // perhaps
 		}
 	}
 	return loose
@@ -91,11 +101,12 @@ func (t *lockTable) inherit(l *estate.Left) (loose []lockKey) {
 
 func newLockTable(e *estate.Estate) *lockTable {
 	return &lockTable{
-		held:     make(map[lockKey]uint64),
-		byHandle: make(map[uint64]map[lockKey]struct{}),
-		loose:    make(map[lockKey]*looseEnds),
-		estate:   e.Locks,
-		serial:   make(map[lockKey]uint64),
+		held:      make(map[lockKey]uint64),
+		byHandle:  make(map[uint64]map[lockKey]struct{}),
+		exclusive: make(map[lockKey]uint64),
+		loose:     make(map[lockKey]*looseEnds),
+		estate:    e.Locks,
+		serial:    make(map[lockKey]uint64),
 	}
 }
 
@@ -108,6 +119,34 @@ func (t *lockTable) add(k lockKey, fh uint64) {
 	}
 	t.byHandle[fh][k] = struct{}{}
 	t.noteLocked(k)
+}
+
+// granted says that k was granted a lock that nobody shares.
+func (t *lockTable) granted(k lockKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, held := t.held[k]; held {
+		t.grants++
+		t.exclusive[k] = t.grants
+	}
+}
+
+// exclusiveSince returns which grant of all was the last that gave k a lock that
+// nobody shares, 0 if it certainly has none.
+func (t *lockTable) exclusiveSince(k lockKey) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.exclusive[k]
+}
+
+// released says that what k was granted up to a grant is released. Another thread of
+// the owner may have been granted more meanwhile.
+func (t *lockTable) released(k lockKey, since uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.exclusive[k] == since {
+		delete(t.exclusive, k)
+	}
 }
 
 // take says whether k is there. If so it is loose from then on, until tie is called.
@@ -233,14 +272,56 @@ func (f *fileSystem) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fus
 			return fuse.EINTR
 		}
 	}
+	// Of those with flock nobody keeps account.
+	since := f.locks.exclusiveSince(k)
+	if (since != 0 || k.flock) && op.Lock.Type != fsop.LockWrite && f.nodes.marksOf(op.Ino)&storable != 0 {
+		f.writeOut(r, op.Ino)
+	}
 	if !unlock && !op.Lock.Flock { // before it is sent: an answer may never come
+		f.nodes.mark(op.Ino, lockable)
 		f.locks.add(k, in.Fh)
 	}
+	var st fuse.Status
 	if !wait || unlock {
 		_, err := f.handler.Do(r, op)
-		return f.status(r, err)
+		st = f.status(r, err)
+	} else {
+		st = f.waitForLock(r, op, k)
 	}
-	return f.waitForLock(r, op, k)
+	if st != fuse.OK {
+		return st
+	}
+	switch op.Lock.Type {
+	case fsop.LockUnlock:
+		if op.Lock.Start == 0 && op.Lock.End == math.MaxInt64 {
+			f.locks.released(k, since)
+		}
+		return st
+	case fsop.LockWrite:
+		f.locks.granted(k)
+	}
+	// What the one before wrote took pages back here, and Invalidate does not
+	// wait long for that (see pagePatience): a mapping must not show them now.
+	f.pages.await(r, op.Ino)
+	return st
+}
+
+// writeOut returns when what programs stored through shared mappings of ino was
+// written: whoever locks it next expects to see that, and the kernel would write it when it
+// likes. It has the kernel do what msync does, which costs less than a tenth of
+// a millisecond if there is nothing to write, and keeps the pages. Where nobody can do that
+// the pages are dropped, which writes them, too. What cannot be
+// written, msync or fsync says to the program, as ever.
+func (m *Mount) writeOut(r *request, ino fsop.Ino) {
+	asked, err := m.asker.ask(r.Done(), toStore, ino)
+	if err == nil && (asked.err == nil || asked.err == unix.ESTALE) || r.Err() != nil {
+		return
+	}
+	m.log.Debug("mount: pages are dropped before an unlock", "ino", uint64(ino), "err", errors.Join(err, asked.err))
+	select {
+	case <-m.pages.add(m.dev, ino):
+	case <-r.Done():
+	}
 }
 
 // waitForLock asks for a lock until it is granted or the caller is interrupted.

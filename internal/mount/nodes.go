@@ -79,7 +79,12 @@ const (
 	immutable                    // as it was told last
 	appendOnly                   // likewise
 	unsized                      // of a file that was invalidated: the kernel's idea of its size may be old, see sizes
+	storable                     // it was opened for reading and writing: programs may store to it through mappings
+	lockable                     // somebody here asked for an fcntl lock of it
 )
+
+// lasting are the marks that stay whatever others change.
+const lasting = immutable | appendOnly | storable | lockable
 
 // flagged brings the marks that come from attributes up to date.
 func (m *marks) flagged(a *fsop.Attr) {
@@ -390,6 +395,17 @@ func (t *nodes) setXattr(ino fsop.Ino) {
 	}
 }
 
+// mark adds lasting marks of ino, which stay as long as the kernel knows it.
+func (t *nodes) mark(ino fsop.Ino, add marks) {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, ok := s.known.get(ino); ok && n.marks&add != add {
+		n.marks |= add
+		s.known.set(ino, n)
+	}
+}
+
 // unsized says whether the kernel's idea of ino's size may be old, whatever it is
 // told in answer to a question that is under way.
 func (t *nodes) unsized(ino fsop.Ino) bool { return t.marksOf(ino)&unsized != 0 }
@@ -426,7 +442,7 @@ func (t *nodes) invalidated(ino fsop.Ino, name string, seq uint64) (known bool, 
 		return false, 0
 	}
 	n.inval = max(n.inval, seq)
-	n.marks = n.marks&(immutable|appendOnly) | unsized
+	n.marks = n.marks&lasting | unsized
 	s.known.set(ino, n)
 	if n.kind == s_IFDIR {
 		t.entries.spoil(ino, name)
@@ -522,7 +538,7 @@ func (t *nodes) drop() []fsop.Ino {
 		clear(s.told)
 		s.unknown = t.clock.Load()
 		for ino, n := range s.known.all() {
-			n.marks = n.marks&(immutable|appendOnly) | unsized
+			n.marks = n.marks&lasting | unsized
 			s.known.set(ino, n)
 			all = append(all, ino)
 		}

@@ -106,7 +106,7 @@ func (m *Mount) settleSize(r *request, s *sizing, a *fsop.Attr, seq, own uint64)
 	}()
 	pause := 20 * time.Microsecond
 	for began := time.Now(); ; {
-		asked, err := m.asker.ask(r.Done(), a.Ino)
+		asked, err := m.asker.ask(r.Done(), forSize, a.Ino)
 		switch {
 		case err == errAskerBusy:
 		case err != nil:

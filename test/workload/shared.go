@@ -26,11 +26,15 @@ type Counting struct {
 
 func (*Counting) wrong() []string { return nil }
 
+// numberLen is the length of the file with the number, and a newline.
+const numberLen = 11
+
 // counter increments the number in a file under a lock, a number of times.
 func counter(fs *flag.FlagSet, args []string) (verdict, error) {
 	path := fs.String("file", "", "file with the number; made if need be")
 	kind := fs.String("lock", "flock", "flock, fcntl or ofd")
 	rounds := fs.Int("rounds", 100, "how many increments")
+	mapped := fs.Bool("mapped", false, "read and write the number through a shared mapping")
 	fs.Parse(args)
 	f, err := os.OpenFile(*path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -63,6 +67,21 @@ func counter(fs *flag.FlagSet, args []string) (verdict, error) {
 		}
 		return nil
 	}
+	read, write := f.ReadAt, f.WriteAt
+	if *mapped {
+		if err := f.Truncate(numberLen); err != nil { // as all of them do
+			return nil, err
+		}
+		m, err := unix.Mmap(fd, 0, numberLen, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Munmap(m)
+		read = func(p []byte, _ int64) (int, error) {
+			return len(bytes.TrimRight(p[:copy(p, m)], "\x00")), nil
+		}
+		write = func(p []byte, _ int64) (int, error) { return copy(m, p), nil }
+	}
 	c := &Counting{}
 	buf := make([]byte, 20)
 	for range *rounds {
@@ -70,7 +89,7 @@ func counter(fs *flag.FlagSet, args []string) (verdict, error) {
 		if err := set(true); err != nil {
 			return nil, err
 		}
-		n, err := f.ReadAt(buf, 0)
+		n, err := read(buf, 0)
 		if err != nil && err != io.EOF {
 			return nil, err
 		}
@@ -81,7 +100,7 @@ func counter(fs *flag.FlagSet, args []string) (verdict, error) {
 			}
 		}
 		c.Last = value + 1
-		if _, err := f.WriteAt([]byte(fmt.Sprintf("%10d\n", c.Last)), 0); err != nil {
+		if _, err := write(fmt.Appendf(nil, "%*d\n", numberLen-1, c.Last), 0); err != nil {
 			return nil, err
 		}
 		if err := set(false); err != nil {
