@@ -79,7 +79,8 @@ func TestExactlyOnce(t *testing.T) {
 // resolved without their callers, and the numbers behind them are acknowledged.
 func TestGivenUp(t *testing.T) {
 	s := newSet(t, 2)
-	c := newClient(t, s, &fakeKernel{})
+	k := &fakeKernel{}
+	c := newClient(t, s, k)
 	awaitReady(t, c)
 	for _, d := range s.daemons {
 		d.set(func() { d.mute = true })
@@ -124,6 +125,12 @@ func TestGivenUp(t *testing.T) {
 	if wrote != nil && wrote[0] != 'x' {
 		t.Error("the write took bytes that its caller had taken back")
 	}
+	// The kernel, which was told nothing, forgets what it believed of the name.
+	eventually(t, "taken back", func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return slices.Contains(k.effects, proto.Effect{Ino: 1, Name: "given-up"})
+	})
 	// The inode that nobody was told of is forgotten.
 	eventually(t, "forgotten", func() bool {
 		for _, d := range s.daemons {

@@ -371,6 +371,7 @@ type fakeKernel struct {
 	mu        sync.Mutex
 	drops     int
 	begun     int // calls of Invalidate
+	effects   []proto.Effect
 	invals    []uint64
 	holds     []proto.Hold
 	forgot    []proto.Hold
@@ -380,8 +381,9 @@ type fakeKernel struct {
 	droppedAt []time.Duration
 }
 
-func (k *fakeKernel) Invalidate(ctx context.Context, seq uint64, _ []proto.Effect) error {
+func (k *fakeKernel) Invalidate(ctx context.Context, seq uint64, effects []proto.Effect) error {
 	k.mu.Lock()
+	k.effects = append(k.effects, effects...)
 	hold := k.hold
 	k.begun++
 	if hold != nil {

@@ -63,12 +63,46 @@ func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		if err != nil {
 			return
 		}
+		// A request that ended tells the kernel, and whoever remembers for it, nothing of
+		// what came of it; nobody else does, for it is this client's own change.
+		_ = n.c.cfg.Kernel.Invalidate(n.c.life, reply.Seq, effects(o.op, reply.Attr.Ino))
 		n.c.unused(op, reply)
 		if _, ok := op.(*fsop.Tmpfile); ok { // nobody knows it, so nobody else will
 			_, _ = n.Do(n.c.life, &fsop.CloseWindow{Ino: reply.Attr.Ino, Session: uint64(o.as)})
 		}
 	})
 	return nil, err
+}
+
+// effects lists what op made untrue, whose reply was about ino. What a rename
+// replaced nobody can tell; it has a name less.
+func effects(op fsop.Op, ino fsop.Ino) (all []proto.Effect) {
+	named := func(dir fsop.Ino, name string) { all = append(all, proto.Effect{Ino: dir, Name: name}) }
+	switch op := op.(type) {
+	case *fsop.Create:
+		named(op.Parent, op.Name)
+	case *fsop.Make:
+		named(op.Parent, op.Name)
+	case *fsop.Mkdir:
+		named(op.Parent, op.Name)
+	case *fsop.Mknod:
+		named(op.Parent, op.Name)
+	case *fsop.Symlink:
+		named(op.Parent, op.Name)
+	case *fsop.Link:
+		named(op.Parent, op.Name)
+	case *fsop.Unlink:
+		named(op.Parent, op.Name)
+	case *fsop.Rmdir:
+		named(op.Parent, op.Name)
+	case *fsop.Rename:
+		named(op.Parent, op.Name)
+		named(op.NewParent, op.NewName)
+	}
+	if ino != 0 {
+		all = append(all, proto.Effect{Ino: ino, Rights: op.Kind() == fsop.KindSetattr})
+	}
+	return all
 }
 
 // inherit goes on with the session of the process before this one.

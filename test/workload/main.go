@@ -11,6 +11,7 @@
 //	workload race      create, rename and remove in a shared directory
 //	workload ring      create at once what every other mount has cached as absent
 //	workload files     make many small files
+//	workload large     make, list or remove the entries of a large directory
 //	workload fill      write until the disk is full
 //	workload stress    do everything to names in shared directories
 //	workload history   judge what clients on several mounts are told
@@ -54,13 +55,14 @@ var commands = map[string]func(fs *flag.FlagSet, args []string) (verdict, error)
 	"fsx":       exercise,
 	"history":   history,
 	"hold":      hold,
+	"large":     large,
 	"stress":    stress,
 }
 
 func main() {
 	runtime.GOMAXPROCS(8) // threads block in the kernel, and must not keep each other waiting
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|fill|fsx|stress|history|hold [flags]")
+		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|large|fill|fsx|stress|history|hold [flags]")
 		os.Exit(2)
 	}
 	v, err := commands[os.Args[1]](flag.NewFlagSet("workload "+os.Args[1], flag.ExitOnError), os.Args[2:])
