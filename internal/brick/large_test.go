@@ -33,7 +33,7 @@ func TestLargeDirectory(t *testing.T) {
 
 // eachEntry returns what it costs for each of n entries of a directory to make, to list and to remove it.
 func eachEntry(t *testing.T, n int) (cost [3]time.Duration) {
-	o := newBrick(t)
+	o := newBrick(t, func(o *Options) { o.SegmentSize, o.MemTable, o.Cache = 0, 0, 0 }) // as they are without a test
 	dir := o.mkdir(fsop.RootIno, "large")
 	measure := func(i int, f func()) {
 		before := processorTime()

@@ -91,6 +91,18 @@
 // reconfigured (device.shrink), which needs no lock either.
 // Pages under READ and WRITE are never waited for.
 //
+// # Locks and shared mappings
+//
+// Programs that store through a shared mapping under a lock expect of the file system
+// what the page cache of one machine gives them: that the next one who has the lock
+// sees it. The kernel tells the mount of neither mapping nor store, and writes the
+// page when it likes. So before a lock is given up that may have guarded
+// stores (one that nobody shares, of a file that was opened for reading and writing), the mount has
+// the kernel write what is dirty (Mount.writeOut); and whoever gets a lock is answered
+// after the pages are gone that others' changes have spoilt. Nothing is dropped for it. What
+// it costs, some 50 µs for such an unlock, is not worth guessing which files are mapped: a guess is
+// wrong the first time.
+//
 // # Lifetimes
 //
 // Replies that name an inode are counted, like the kernel and the replica count

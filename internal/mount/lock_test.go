@@ -23,7 +23,7 @@ import (
 
 // helperEnv has the test binary be a program that locks or looks:
 // fcntl|flock FILE (take an exclusive lock, say so, wait for standard input to
-// end), stat FILE.
+// end), stat FILE, mapped FILE (see runMapped).
 const helperEnv = "MORTAR_MOUNT_HELPER"
 
 func runHelper(arg string) error {
@@ -39,6 +39,9 @@ func runHelper(arg string) error {
 	fd, err := unix.Open(f[1], unix.O_RDWR, 0)
 	if err != nil {
 		return err
+	}
+	if f[0] == "mapped" {
+		return runMapped(fd)
 	}
 	fmt.Println("begin")
 	if f[0] == "flock" {
@@ -77,6 +80,12 @@ func (l *lines) has(s string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return strings.Contains(l.text, s)
+}
+
+func (l *lines) count(s string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text, s)
 }
 
 func startHelper(t *testing.T, args ...string) *helper {
