@@ -51,7 +51,7 @@ func eachEntry(t *testing.T, n int) (cost [3]time.Duration) {
 	})
 	list := func() (found int) {
 		for cookie := uint64(0); ; {
-			l := o.get(&fsop.Readdir{Ino: dir, Cookie: cookie, Max: 64 << 10, Plus: true}).Entries
+			l := o.get(&fsop.Readdir{Ino: dir, Cookie: cookie, Max: 512, Plus: true}).Entries
 			if len(l) == 0 {
 				return found
 			}
@@ -67,7 +67,7 @@ func eachEntry(t *testing.T, n int) (cost [3]time.Duration) {
 	measure(2, func() {
 		// As rm -r does it: a piece is listed, removed, and the next one listed.
 		for cookie := uint64(0); ; {
-			l := o.get(&fsop.Readdir{Ino: dir, Cookie: cookie, Max: 64 << 10, Plus: true}).Entries
+			l := o.get(&fsop.Readdir{Ino: dir, Cookie: cookie, Max: 4 << 10, Plus: true}).Entries
 			if len(l) == 0 {
 				break
 			}
