@@ -86,7 +86,7 @@ func TestCreateRing(t *testing.T) {
 // read and write or through shared mappings.
 func TestCounters(t *testing.T) {
 	p := start(t, setup{})
-	each := pick(300, 1000)
+	each := pick(200, 1000)
 	for _, c := range [][]string{{"flock"}, {"fcntl"}, {"ofd"}, {"flock", "-mapped"}, {"fcntl", "-mapped"}} {
 		lock := strings.Join(c, "")
 		args := append([]string{"counter", "-file", "/mnt/wp/" + lock, "-rounds", fmt.Sprint(each), "-lock"}, c...)

@@ -12,7 +12,7 @@ import (
 // (internal/brick has a test of what they cost, by processor time).
 func TestLargeDirectory(t *testing.T) {
 	p := start(t, setup{})
-	n := pick(2000, 1_000_000)
+	n := pick(1000, 1_000_000)
 	for _, c := range []struct {
 		on int
 		do string
