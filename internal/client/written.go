@@ -130,13 +130,25 @@ func (f *written) overtakes(t *flight) bool {
 // buffers are for what is held back. A stream of writes goes through a few of
 // them; made anew each would have to be cleared first and collected after.
 type buffers struct {
+	page sync.Pool // of *[pageBytes]byte
 	join sync.Pool // of *[joinBytes]byte
 	full sync.Pool // of *[fsop.MaxData]byte
 }
 
+// pageBytes is room for a database's page, which is written and synced before the next
+// one is, and for some that follow it.
+const pageBytes = 32 << 10
+
 // get returns an empty slice with room for n bytes.
 func (p *buffers) get(n int) []byte {
 	switch {
+	case n <= pageBytes/4: // not worth keeping
+		return make([]byte, 0, n)
+	case n <= pageBytes:
+		if b, ok := p.page.Get().(*[pageBytes]byte); ok {
+			return b[:0]
+		}
+		return make([]byte, 0, pageBytes)
 	case n < joinBytes:
 		return make([]byte, 0, n)
 	case n == joinBytes:
@@ -158,6 +170,8 @@ func (p *buffers) put(op fsop.Op) {
 		return
 	}
 	switch cap(w.Data) {
+	case pageBytes:
+		p.page.Put((*[pageBytes]byte)(w.Data[:pageBytes]))
 	case joinBytes:
 		p.join.Put((*[joinBytes]byte)(w.Data[:joinBytes]))
 	case fsop.MaxData:

@@ -30,6 +30,11 @@ type Coder struct {
 	buf      []byte // encoding: the output; decoding: what is left of the input
 	decoding bool
 	err      error
+
+	// Of Parts:
+	least int // byte strings of so many bytes are parts of their own; 0: none
+	parts [][]byte
+	from  int // buf[from:] is not in parts yet
 }
 
 // Append appends the encoding of v to b. It panics only if v describes a field
@@ -41,6 +46,26 @@ func Append(b []byte, v Coded) []byte {
 		panic(fmt.Sprintf("codec: encoding %T: %v", v, c.err))
 	}
 	return c.buf
+}
+
+// Parts encodes v in parts that are to be put together, without copying byte strings
+// (Coder.Bytes) of least bytes and more: they are parts themselves.
+func Parts(v Coded, least int) [][]byte {
+	c := Coder{least: least}
+	v.Code(&c)
+	if c.err != nil {
+		panic(fmt.Sprintf("codec: encoding %T: %v", v, c.err))
+	}
+	c.part()
+	return c.parts
+}
+
+// part makes a part of what was encoded since the last one.
+func (c *Coder) part() {
+	if n := len(c.buf); n > c.from {
+		c.parts = append(c.parts, c.buf[c.from:n:n])
+		c.from = n
+	}
 }
 
 // Decode reads v from b, which it must fill exactly. Byte slices decoded into v
@@ -158,6 +183,11 @@ func (c *Coder) Array(p []byte) {
 func (c *Coder) Bytes(p *[]byte, limit int) {
 	n := c.Len(len(*p), limit)
 	if !c.decoding {
+		if c.least > 0 && len(*p) >= c.least {
+			c.part()
+			c.parts = append(c.parts, *p)
+			return
+		}
 		c.buf = append(c.buf, *p...)
 		return
 	}

@@ -171,6 +171,35 @@ func TestAlias(t *testing.T) {
 	}
 }
 
+// TestParts: put together they are the encoding, and what is long was not copied.
+func TestParts(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 3))
+	for range 100 {
+		var a all
+		codectest.Fill(rng, &a, nil)
+		for _, least := range []int{1, 100, maxH + 1} {
+			parts := codec.Parts(&a, least)
+			if got, want := bytes.Join(parts, nil), codec.Append(nil, &a); !bytes.Equal(got, want) {
+				t.Fatalf("of %d: %x\nwant %x", least, got, want)
+			}
+			own := 0
+			for _, p := range parts {
+				if len(a.H) > 0 && &p[0] == &a.H[0] {
+					own++
+				}
+			}
+			if own == 1 != (len(a.H) >= least) {
+				t.Errorf("%d bytes, of which %d are a part: %d parts of %d are those bytes", len(a.H), least, own, len(parts))
+			}
+		}
+	}
+	var x, y = []byte("abc"), []byte("defg")
+	parts := codec.Parts(coded(func(c *codec.Coder) { c.Bytes(&x, 9); c.Bytes(&y, 9) }), 3)
+	if len(parts) != 4 || string(bytes.Join(parts, nil)) != "\x03\x00\x00\x00abc\x04\x00\x00\x00defg" {
+		t.Errorf("%q", parts)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(codec.Append(nil, &all{}))

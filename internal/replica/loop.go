@@ -251,11 +251,11 @@ func (l *loop) sendAll(messages []core.Message) {
 }
 
 // send queues a message; flushSent has it leave.
-func (l *loop) send(to cluster.BrickID, kind uint8, body []byte) error {
+func (l *loop) send(to cluster.BrickID, kind uint8, body ...[]byte) error {
 	if !slices.Contains(l.unsent, to) {
 		l.unsent = append(l.unsent, to)
 	}
-	return l.transport.Send(to, kind, l.envelope(to), body)
+	return l.transport.Send(to, kind, append([][]byte{l.envelope(to)}, body...)...)
 }
 
 // flushSent has everything leave that was queued: what one act has for one brick

@@ -17,6 +17,7 @@ const (
 	entryHead        = 64       // at least what a stub, or the length of an entry, takes beside its bytes
 	flushSize        = 64 << 10 // larger ones leave at once
 	stubMin          = 512      // smaller payloads are not worth a stub
+	partMin          = 2 << 10  // entries that are sent from where they are: to every backup the same bytes
 )
 
 // outbox is what the machine wants streamed to one backup and the connection
@@ -96,7 +97,7 @@ func (l *loop) push(to cluster.BrickID, o *outbox, first bool) {
 			size += n
 			last = r.pos
 		}
-		if err := l.send(to, proto.KindAppend, codec.Append(make([]byte, 0, size+64), msg)); err != nil {
+		if err := l.send(to, proto.KindAppend, codec.Parts(msg, partMin)...); err != nil {
 			l.m.Backlogged(to)
 			return
 		}
