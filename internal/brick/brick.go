@@ -162,6 +162,8 @@ type Brick struct {
 	applied   atomic.Uint64
 	committed atomic.Uint64
 	gen       atomic.Uint64 // counts Rewinds and Heals
+	began     time.Time
+	synced    atomic.Int64 // when a Sync was last asked for, after began
 
 	failOnce sync.Once
 	failed   chan struct{}
@@ -237,6 +239,7 @@ func Open(o Options) (*Brick, error) {
 		opts: o, id: id, set: uint16(id.Set), home: o.FS.PathJoin(o.Dir, homeName),
 		salt:   binary.BigEndian.Uint64(id.Volume[:8]),
 		clog:   o.Log.With("brick", o.Dir),
+		began:  time.Now(),
 		failed: make(chan struct{}),
 		waitc:  make(chan struct{}),
 		cache:  newCache(o.Inodes),
@@ -684,7 +687,10 @@ func (b *Brick) LastTime() int64 {
 func (b *Brick) Flush() error { return b.log.Flush() }
 
 // Sync returns when all entries up to seq are durable.
-func (b *Brick) Sync(ctx context.Context, seq uint64) error { return b.log.Sync(ctx, seq) }
+func (b *Brick) Sync(ctx context.Context, seq uint64) error {
+	b.synced.Store(int64(time.Since(b.began)))
+	return b.log.Sync(ctx, seq)
+}
 
 // Durable returns the sequence up to which all entries are durable.
 func (b *Brick) Durable() uint64 { return b.log.Durable() }

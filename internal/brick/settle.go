@@ -223,6 +223,25 @@ func (s *settler) committed(b *Brick) {
 	s.kick()
 }
 
+// aside is how long after the last sync settling stands aside. A file that is settled
+// costs flushes of its own, and holds the log's segment while its blocks are
+// shared; who waits for a sync would wait for that, too.
+const aside = 50 * time.Millisecond
+
+// due reports whether there is so much to settle that it is done before its time, and
+// when to look again if it stands aside for somebody who syncs. It does so up to twice
+// the backlog: what a bulk write has left is not then in the way of a database.
+func (b *Brick) due() (due bool, again time.Duration) {
+	load := b.backlog.load.Load()
+	if !b.backlog.moving() || load < b.opts.Backlog {
+		return false, 0
+	}
+	if load < 2*b.opts.Backlog {
+		again = aside - (time.Since(b.began) - time.Duration(b.synced.Load()))
+	}
+	return again <= 0, max(again, 0)
+}
+
 // squeeze has the log shortened to what is needed.
 func (s *settler) squeeze() {
 	if !s.tight.Swap(true) {
@@ -254,10 +273,12 @@ func (s *settler) run(ctx context.Context, b *Brick) {
 		case <-s.wake:
 		case <-again.C:
 		}
-		b.measure()
-		if s.force.Swap(false) || b.backlog.moving() && b.backlog.load.Load() >= b.opts.Backlog {
-			force = true
+		due, wait := b.due()
+		if force = s.force.Swap(false) || force || due; wait > 0 && !force && !s.tight.Load() {
+			again.Reset(wait)
+			continue // what else there is to do waits, too, for tick at the most
 		}
+		b.measure()
 		if s.tight.Load() {
 			if wait := squeezeEvery - time.Since(s.squeezed); wait > 0 {
 				again.Reset(wait)

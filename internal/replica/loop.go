@@ -25,9 +25,9 @@ type loop struct {
 
 	endEpoch context.CancelFunc // of the view's context
 
-	used    func() // gives back the memory of the message in hand; nil: it is not wanted
-	dirty   bool   // executed entries wait for Flush
-	stopped bool
+	used      func() // gives back the memory of the message in hand; nil: it is not wanted
+	unflushed uint64 // the first entry that was executed and waits for Flush; 0: none
+	stopped   bool
 
 	// Replies that wait for their position to be acknowledged, in order of seq.
 	replies fifo[waiting]
@@ -195,7 +195,8 @@ func (l *loop) applyReady() error {
 }
 
 // act does everything that the events so far made necessary, in the order that
-// keeps promises: flush, then send; then answer.
+// keeps promises: flush, then send; then answer. A primary's entries are no promise
+// as long as nobody has them, and they leave first.
 func (l *loop) act() error {
 	for range 64 { // every round reacts to what the one before made the machine want
 		if err := l.applyReady(); err != nil {
@@ -207,11 +208,13 @@ func (l *loop) act() error {
 		if len(kept.Messages) == 0 && len(kept.Streams) == 0 && l.fsync.ask == 0 {
 			break
 		}
-		if err := l.flush(); err != nil {
+		err := l.flushAnd(func() {
+			l.sendAll(kept.Messages)
+			l.sendEntries(kept.Streams)
+		})
+		if err != nil {
 			return err
 		}
-		l.sendAll(kept.Messages)
-		l.sendEntries(kept.Streams)
 	}
 	if !l.holding() {
 		if err := l.flush(); err != nil {
@@ -222,11 +225,23 @@ func (l *loop) act() error {
 	l.answer()
 	if l.fsync.ask > 0 { // those who were answered made room for the next round of syncs
 		streams := l.holdBack(nil)
-		if err := l.flush(); err != nil {
-			return err
-		}
-		l.sendEntries(streams)
+		return l.flushAnd(func() { l.sendEntries(streams) })
 	}
+	return nil
+}
+
+// flushAnd flushes, and sends, in the order that is right: the bricks that are sent entries
+// begin with them while this one writes its own log. Only what says that something is
+// committed, or here, comes after the log has it.
+func (l *loop) flushAnd(send func()) error {
+	if l.m.Role() == core.Primary && l.m.Commit() < l.unflushed {
+		send()
+		return l.flush()
+	}
+	if err := l.flush(); err != nil {
+		return err
+	}
+	send()
 	return nil
 }
 
@@ -268,10 +283,10 @@ func (l *loop) flushSent() {
 }
 
 func (l *loop) flush() error {
-	if !l.dirty {
+	if l.unflushed == 0 {
 		return nil
 	}
-	l.dirty = false
+	l.unflushed = 0
 	return l.store.Flush()
 }
 
@@ -357,7 +372,9 @@ func (l *loop) execute(e *proto.Entry, raw []byte) (*Result, error) {
 	if err != nil || res.Dup || res.Raw == nil {
 		return res, err
 	}
-	l.dirty = true
+	if l.unflushed == 0 {
+		l.unflushed = e.Pos.Seq
+	}
 	l.lastTime = e.Time
 	if c != nil {
 		l.clearing.push(c)
