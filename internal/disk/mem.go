@@ -131,10 +131,38 @@ func (d *memNode) set(name string, n *memNode) {
 func (m *Mem) Crash(rng *rand.Rand) *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	// It is one moment for all files: what is synced later than this is not there.
+	files := map[*memNode]bool{}
+	m.root.files(files)
+	for f := range files {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+	}
 	n := NewMem()
 	n.limit.Store(m.limit.Load())
 	n.root = m.root.crash(rng, n, map[*memNode]*memNode{})
 	return n
+}
+
+// files collects the files that a crash may leave in or below a directory. Mem.mu is held.
+func (d *memNode) files(into map[*memNode]bool) {
+	visit := func(n *memNode) {
+		switch {
+		case n == nil:
+		case n.dir:
+			n.files(into)
+		default:
+			into[n] = true
+		}
+	}
+	for _, n := range d.synced {
+		visit(n)
+	}
+	for _, c := range d.pending {
+		for _, e := range c {
+			visit(e.node)
+		}
+	}
 }
 
 func (d *memNode) crash(rng *rand.Rand, m *Mem, seen map[*memNode]*memNode) *memNode {
@@ -167,9 +195,8 @@ func (d *memNode) crash(rng *rand.Rand, m *Mem, seen map[*memNode]*memNode) *mem
 	return n
 }
 
+// crashFile is called with f.mu held.
 func (f *memNode) crashFile(rng *rand.Rand) *memNode {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	n := newMemFile()
 	n.modTime = f.modTime
 	n.pages = maps.Clone(f.durable.pages)
