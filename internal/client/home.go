@@ -27,6 +27,7 @@ type home struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 	invals invals
+	epoch  atomic.Uint64 // of the set, as the replica said last
 
 	inflight atomic.Int64
 	goodbye  sync.Once
@@ -179,6 +180,7 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 		return &refusal{a.Status, a.Text}
 	}
 	h.as = ask.Session
+	h.epoch.Store(uint64(a.Epoch))
 	c.mu.Lock()
 	c.opened = a.Opened
 	c.cfg.Estate.SetSession(uint64(ask.Session), a.Opened)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"mortar/internal/cluster"
 	"mortar/internal/codec"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
@@ -100,11 +101,28 @@ func (c *Client) give(d *proto.DoReply, granted uint64) (*fsop.Reply, error) {
 	return &d.Reply, nil
 }
 
-// do asks the home once.
+// do asks the home, once in every epoch of the set until it answers: a change is carried out
+// in the epoch in which it was asked for, and only its client knows whether it still wants it.
 func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply, error) {
 	h.inflight.Add(1)
 	defer h.inflight.Add(-1)
-	parts := encode(&proto.Do{Number: o.number, Acked: acked, Op: o.op})
+	for {
+		epoch := h.epoch.Load()
+		d, err := h.doIn(ctx, cluster.Epoch(epoch), o, acked)
+		if err != nil || d.Status != proto.Anew {
+			return d, err
+		}
+		if uint64(d.Epoch) <= epoch {
+			err := fmt.Errorf("%w: asked in epoch %d, the answer is to ask in %d", wire.ErrFrame, epoch, d.Epoch)
+			h.leave(err)
+			return nil, err
+		}
+		h.epoch.CompareAndSwap(epoch, uint64(d.Epoch)) // or another was told this or more
+	}
+}
+
+func (h *home) doIn(ctx context.Context, epoch cluster.Epoch, o *outcome, acked uint64) (*proto.DoReply, error) {
+	parts := encode(&proto.Do{Number: o.number, Acked: acked, Epoch: epoch, Op: o.op})
 	var body []byte
 	var err error
 	o.sent, o.as = true, h.as

@@ -132,6 +132,9 @@ func (s *mountless) do(op fsop.Op) (*fsop.Reply, error) {
 	eventually(s.t, fsop.String(op), func() error {
 		r = proto.DoReply{}
 		s.call(proto.KindDo, q, &r)
+		if r.Status == proto.Anew {
+			q.Epoch = r.Epoch
+		}
 		if r.Status != proto.OK {
 			return fmt.Errorf("status %d", r.Status)
 		}

@@ -58,14 +58,12 @@ func history(c *codec.Coder, h *[]cluster.Pos) { codec.Slice(c, h, MaxHistory, P
 // that of the session's Attach there: once the client has asked through a newer home,
 // what an older one forwarded is not carried out any more.
 type Forward struct {
-	Epoch   cluster.Epoch
 	Session cluster.SessionID
 	Turn    uint64
 	Do      Do
 }
 
 func (m *Forward) Code(c *codec.Coder) {
-	c.U64((*uint64)(&m.Epoch))
 	c.U64((*uint64)(&m.Session))
 	c.U64(&m.Turn)
 	m.Do.Code(c)

@@ -74,6 +74,7 @@ const (
 	UnknownSet   Status = 3 // no such set or brick here; fetch the map again
 	WrongVersion Status = 4 // see Text
 	SessionEnded Status = 5 // the session is no more; a new one may be opened
+	Anew         Status = 6 // what was asked in an older epoch ends with it; ask again here, in the one that is said
 )
 
 // AttachReply answers Attach. On success the client drops every cache it has
@@ -83,6 +84,7 @@ type AttachReply struct {
 	Text   string // for people, when not OK
 	Seq    uint64 // the replica's position; nothing cached may be older
 	Opened int64  // when the session was opened, by the primary's clock; for the next Attach
+	Epoch  cluster.Epoch
 }
 
 func (m *AttachReply) Code(c *codec.Coder) {
@@ -90,6 +92,7 @@ func (m *AttachReply) Code(c *codec.Coder) {
 	c.String(&m.Text, 4096)
 	c.U64(&m.Seq)
 	c.I64(&m.Opened)
+	c.U64((*uint64)(&m.Epoch))
 }
 
 // Do asks for one operation. Number counts the session's mutations from 1;
@@ -97,7 +100,10 @@ func (m *AttachReply) Code(c *codec.Coder) {
 type Do struct {
 	Number uint64
 	Acked  uint64 // replies to all numbers below this have arrived
-	Op     fsop.Op
+	// Epoch is the set's as this home said last. A change is carried out in the epoch in
+	// which it was asked for, or never.
+	Epoch cluster.Epoch
+	Op    fsop.Op
 }
 
 // MaxAhead is how far a session's numbers may run ahead of the oldest change that has no
@@ -107,18 +113,21 @@ const MaxAhead = 4096
 func (m *Do) Code(c *codec.Coder) {
 	c.U64(&m.Number)
 	c.U64(&m.Acked)
+	c.U64((*uint64)(&m.Epoch))
 	fsop.Code(c, &m.Op)
 }
 
 // DoReply answers Do.
 type DoReply struct {
 	Status Status
-	Errno  fsop.Errno // of the file system, if Status is OK
-	Reply  fsop.Reply // if Errno is 0; Seq also with an errno
+	Epoch  cluster.Epoch // to ask in, if Status is Anew
+	Errno  fsop.Errno    // of the file system, if Status is OK
+	Reply  fsop.Reply    // if Errno is 0; Seq also with an errno
 }
 
 func (m *DoReply) Code(c *codec.Coder) {
 	c.U8((*uint8)(&m.Status))
+	c.U64((*uint64)(&m.Epoch))
 	c.U16((*uint16)(&m.Errno))
 	m.Reply.Code(c)
 }

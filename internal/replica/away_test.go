@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"mortar/internal/cluster"
+	"mortar/internal/codec"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
 	"mortar/internal/replica"
@@ -43,7 +44,7 @@ func TestSessionsComeBack(t *testing.T) {
 			t.Errorf("another client's attach as if it were new: %+v, want a refusal", r)
 		}
 		do := func(s *replica.Session, n uint64, name string) proto.DoReply {
-			return s.Do(t.Context(), &proto.Do{Number: n, Acked: n, Op: &fsop.Setxattr{Ino: 1, Name: name, Value: []byte("v")}})
+			return ask(t.Context(), s, proto.Do{Number: n, Acked: n, Op: &fsop.Setxattr{Ino: 1, Name: name, Value: []byte("v")}})
 		}
 		one := do(s, 1, "a")
 		if one.Status != proto.OK || one.Errno != 0 {
@@ -79,7 +80,7 @@ func TestSessionsComeBack(t *testing.T) {
 			t.Fatalf("after it was cut off with its home: %+v", back)
 		}
 		// It ends, as at an unmount. Whoever still speaks for it hears so.
-		if r := s.Do(t.Context(), &proto.Do{Number: 2, Acked: 2, Op: &fsop.CloseSession{Session: 1}}); r.Errno != 0 || r.Status != proto.OK {
+		if r := ask(t.Context(), s, proto.Do{Number: 2, Acked: 2, Op: &fsop.CloseSession{Session: 1}}); r.Errno != 0 || r.Status != proto.OK {
 			t.Fatalf("%+v", r)
 		}
 		if _, r, _ := attach(home, first.Opened, "me"); r.Status != proto.SessionEnded {
@@ -187,7 +188,7 @@ func TestAttachTakesNothingAway(t *testing.T) {
 		if r.Status != proto.OK || !s.Ping(&proto.Ping{}).Serving {
 			t.Fatalf("%+v", r)
 		}
-		if d := s.Do(t.Context(), &proto.Do{Op: &fsop.Getattr{Ino: 1}}); d.Status != proto.OK {
+		if d := ask(t.Context(), s, proto.Do{Op: &fsop.Getattr{Ino: 1}}); d.Status != proto.OK {
 			t.Fatalf("%+v", d)
 		}
 		if _, r, _ := attach(1, "me"); r.Status != proto.NotServing {
@@ -226,7 +227,7 @@ func TestLateForward(t *testing.T) {
 		set := func(s *replica.Session, n uint64, name string) proto.DoReply {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			return s.Do(ctx, &proto.Do{Number: n, Acked: 1, Op: &fsop.Setxattr{Ino: 1, Name: name, Value: []byte("v")}})
+			return ask(ctx, s, proto.Do{Number: n, Acked: 1, Op: &fsop.Setxattr{Ino: 1, Name: name, Value: []byte("v")}})
 		}
 		for _, left := range []int{0, 1} { // the primary's own, and one that forwards
 			turn := uint64(2 * left)
@@ -245,5 +246,175 @@ func TestLateForward(t *testing.T) {
 				t.Errorf("after that, through the one that was left: %+v", r)
 			}
 		}
+	})
+}
+
+// slowSink has its brick's loop stand still when it is told of a change.
+type slowSink struct {
+	sink
+	takes time.Duration
+}
+
+func (s *slowSink) Invalidate(*proto.Inval) error { time.Sleep(s.takes); return nil }
+
+// lockOf asks for the lock of a file, and reports whether the session was given it.
+func lockOf(t *testing.T, s *replica.Session, ino fsop.Ino, n uint64) bool {
+	t.Helper()
+	r := ask(t.Context(), s, proto.Do{Number: n, Acked: n, Op: &fsop.Setlk{Ino: ino, Lock: fsop.Lock{Type: fsop.LockWrite, End: 1<<63 - 1}}})
+	if r.Status != proto.OK || r.Errno != 0 && r.Errno != fsop.EAGAIN {
+		t.Fatalf("lock of %d: %+v", ino, r)
+	}
+	return r.Errno == 0
+}
+
+// A client that stands still, while its connection holds, is taken for away: its lock goes to
+// who waits for it, its home holds nothing for it any more, and sends it to attach again
+// when it goes on. One that goes on asking for its lease keeps what it has.
+func TestClientStandsStill(t *testing.T) {
+	for home, name := range []string{"at the primary", "at a backup"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 3, 2)
+				attach := func(id cluster.SessionID, at int, k replica.Sink) *replica.Session {
+					s, r := w.nodes[w.order[at]].live().Attach(t.Context(), "me", &proto.Attach{Session: id, Client: "c", Holds: []proto.Hold{{Ino: fsop.Ino(10 + id), N: 1}}}, k)
+					if r.Status != proto.OK || !s.Ping(&proto.Ping{}).Serving {
+						t.Fatalf("%+v", r)
+					}
+					return s
+				}
+				k := &sink{detached: make(chan string, 8)}
+				still, lives, waits := attach(1, home, k), attach(2, home, k), attach(3, 2, k)
+				if !lockOf(t, still, 5, 1) || !lockOf(t, lives, 6, 1) {
+					t.Fatal("a lock that is free is not given")
+				}
+				for _, n := range w.nodes {
+					n.store.mu.Lock()
+					n.store.orphans = []fsop.Ino{11, 12}
+					n.store.mu.Unlock()
+				}
+				began, got := time.Now(), time.Duration(0)
+				for n := uint64(1); time.Since(began) < 4*cluster.SessionTimeout; n++ {
+					time.Sleep(cluster.Lease / 4)
+					if !lives.Ping(&proto.Ping{}).Serving || !waits.Ping(&proto.Ping{}).Serving {
+						t.Fatalf("after %v one that asks for its lease gets none", time.Since(began))
+					}
+					if got == 0 && lockOf(t, waits, 5, n) {
+						got = time.Since(began)
+					}
+				}
+				if got < cluster.SessionTimeout || got > cluster.SessionTimeout+2*cluster.Lease {
+					t.Errorf("its lock was given to another after %v", got)
+				}
+				if len(k.detached) != 1 {
+					t.Errorf("%d clients were told that they are away", len(k.detached))
+				}
+				if lockOf(t, waits, 6, 1000) {
+					t.Error("the lock of one that lives was given away")
+				}
+				if p := still.Ping(&proto.Ping{}); p.Serving {
+					t.Errorf("it goes on as if nothing had been: %+v", p)
+				}
+				if left := w.nodes[w.order[0]].store.Orphans(0, 10); len(left) != 1 || left[0] != 12 {
+					t.Errorf("inodes %v without a name are left; 12 is held by one that lives", left)
+				}
+			})
+		})
+	}
+}
+
+// When a brick's own process, or its loop, has stood still, its clients are not to blame:
+// none is taken for away before having had the time to be heard of.
+func TestHomeStandsStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, 1)
+		home := w.nodes[w.order[0]].live()
+		k := &slowSink{sink{detached: make(chan string, 8)}, 3 * cluster.SessionTimeout}
+		attach := func(id cluster.SessionID, k replica.Sink) *replica.Session {
+			t.Helper()
+			s, r := home.Attach(t.Context(), "me", &proto.Attach{Session: id, Turn: 1, Client: "c"}, k)
+			if r.Status != proto.OK || !s.Ping(&proto.Ping{}).Serving {
+				t.Fatalf("%+v", r)
+			}
+			return s
+		}
+		s := attach(1, k)
+		if !lockOf(t, s, 5, 1) {
+			t.Fatal("a lock that is free is not given")
+		}
+		if d := s.Do(t.Context(), &proto.Do{Op: &fsop.Getattr{Ino: 1}}); d.Status != proto.OK {
+			t.Fatalf("%+v", d)
+		}
+		other := attach(2, &k.sink)
+		began := time.Now()
+		if d := ask(t.Context(), other, proto.Do{Number: 1, Acked: 1, Op: &fsop.Setxattr{Ino: 1, Name: "k", Value: []byte("v")}}); d.Status != proto.OK || time.Since(began) < k.takes {
+			t.Fatalf("after %v: %+v", time.Since(began), d)
+		}
+		time.Sleep(cluster.SessionTimeout / 2)
+		if !s.Ping(&proto.Ping{}).Serving || !other.Ping(&proto.Ping{}).Serving {
+			t.Error("they were sent away")
+		}
+		if lockOf(t, other, 5, 2) {
+			t.Error("the lock was given away, and its client was there as soon as its home was")
+		}
+		if len(k.detached) > 0 {
+			t.Errorf("sent away: %s", <-k.detached)
+		}
+	})
+}
+
+// What was refused is never carried out: neither a copy of it that comes later in the same
+// epoch, nor what a home that its client may have left would ask for in the next one.
+func TestRefusedForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		primary, home := w.nodes[w.order[0]], w.nodes[w.order[1]]
+		s, r := home.live().Attach(t.Context(), "me", &proto.Attach{Session: 1, Turn: 1, Client: "c"}, &sink{detached: make(chan string, 8)})
+		if r.Status != proto.OK || r.Epoch != 1 {
+			t.Fatalf("%+v", r)
+		}
+		change := func(n, acked uint64) *proto.Do {
+			return &proto.Do{Number: n, Acked: acked, Epoch: 1, Op: &fsop.Setxattr{Ino: 1, Name: "k", Value: []byte{byte(n)}}}
+		}
+		primary.store.setFull(true)
+		if d := s.Do(t.Context(), change(1, 1)); d.Errno != fsop.ENOSPC {
+			t.Fatalf("without room: %+v", d)
+		}
+		primary.store.setFull(false)
+		copied := func(n, acked uint64) (d proto.DoReply) {
+			t.Helper()
+			body, err := primary.live().Call(t.Context(), proto.Envelope{Set: w.set, From: w.order[1], To: w.order[0]}, proto.KindForward,
+				codec.Append(nil, &proto.Forward{Session: 1, Turn: 1, Do: *change(n, acked)}))
+			if err == nil {
+				err = codec.Decode(body, &d)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		if d := copied(1, 1); d.Errno != fsop.ENOSPC {
+			t.Errorf("a copy of what was refused, with room: %+v", d)
+		}
+		if d := copied(2, 2); d.Status != proto.OK || d.Errno != 0 {
+			t.Errorf("the next: %+v", d)
+		}
+		// One is under way when the epoch ends.
+		w.isolate(w.order[0], true)
+		began := time.Now()
+		d := s.Do(t.Context(), change(3, 3))
+		if d.Status != proto.Anew || d.Epoch != 2 {
+			t.Errorf("after %v: %+v, want to be asked again in the next epoch", time.Since(began), d)
+		}
+		if home.store.text() != "k=\x02;" {
+			t.Errorf("%q", home.store.text())
+		}
+		if d := s.Do(t.Context(), change(3, 3)); d.Status != proto.Anew {
+			t.Errorf("asked in an epoch that has ended: %+v", d)
+		}
+		if d := ask(t.Context(), s, *change(3, 3)); d.Status != proto.OK || d.Errno != 0 || home.store.text() != "k=\x03;" {
+			t.Errorf("asked again: %+v, %q", d, home.store.text())
+		}
+		w.isolate(w.order[0], false)
+		w.settled(20 * time.Second)
 	})
 }

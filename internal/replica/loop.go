@@ -53,8 +53,10 @@ type loop struct {
 	flusher flusher
 	reap    reaper
 	swept   uint64                             // position of this primary's last Sweep
-	seen    map[cluster.SessionID]core.Instant // as primary: when a session was last known alive
+	ticked  core.Instant                       // the last time
+	seen    map[cluster.SessionID]core.Instant // as primary: when a session's client was last known to be alive
 	turns   map[cluster.SessionID]uint64       // as primary: the newest that a session has asked under (Attach.Turn)
+	refused map[cluster.SessionID][]refusal    // as primary, in this epoch
 	room    room
 
 	sources  map[uint64]*openSource
@@ -83,6 +85,7 @@ func newLoop(r *Replica) *loop {
 		recalls: map[fsop.Ino]*recall{},
 		seen:    map[cluster.SessionID]core.Instant{},
 		turns:   map[cluster.SessionID]uint64{},
+		refused: map[cluster.SessionID][]refusal{},
 		room:    room{of: map[cluster.BrickID]report{}},
 		sources: map[uint64]*openSource{},
 		fsync:   syncer{durable: map[cluster.BrickID]uint64{}},
@@ -156,6 +159,7 @@ func (l *loop) tick() {
 	l.tickReap()
 	l.tickSweep()
 	l.tickSync()
+	l.ticked = l.now
 }
 
 // applyReady carries out the part of Ready that changes the store, which the
@@ -350,6 +354,7 @@ func (l *loop) roleChanged(old *view, to core.Role) {
 	}
 	l.endLean()
 	clear(l.recalls)
+	clear(l.refused)
 	l.fsync.reset()
 	if to == core.Primary && from != core.Primary {
 		clear(l.seen)
@@ -382,6 +387,9 @@ func (l *loop) execute(e *proto.Entry, raw []byte) (*Result, error) {
 	l.m.Appended(l.now, e.Pos)
 	l.clearUp()
 	l.released(e.Op, res.Released)
+	if o, ok := e.Op.(*fsop.CloseSession); ok {
+		l.sessionClosed(cluster.SessionID(o.Session))
+	}
 	return res, nil
 }
 

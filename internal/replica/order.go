@@ -24,9 +24,8 @@ type requestKey struct {
 type request struct {
 	from    cluster.BrickID // the home that forwarded it; zero if it is this brick
 	session cluster.SessionID
-	turn    uint64        // of the session's Attach through which it came
-	epoch   cluster.Epoch // that its home was in; 0: this primary's own wish
-	do      proto.Do
+	turn    uint64   // of the session's Attach through which it came
+	do      proto.Do // Epoch 0: this primary's own wish
 
 	since   core.Instant // when it began to wait for a lock
 	roomEnd core.Instant // until when it waits for room, 0 if it does not
@@ -64,6 +63,10 @@ func (l *loop) order(q *request) {
 		l.iced = append(l.iced, q)
 		return
 	}
+	if errno := l.refusedBefore(q); errno != 0 {
+		l.reply(q, l.m.Tail().Seq, proto.DoReply{Errno: errno, Reply: fsop.Reply{Seq: l.m.Tail().Seq}})
+		return
+	}
 	if l.parkWindow(q) || l.behindRoom(q) {
 		return
 	}
@@ -85,6 +88,7 @@ func (l *loop) order(q *request) {
 	}
 	if err := l.admit(q.do.Op); err != nil {
 		if !l.repeat(q) && !l.parkRoom(q, err) {
+			l.refuse(q, err)
 			q.finish(failure(err))
 		}
 		return
@@ -99,6 +103,7 @@ func (l *loop) order(q *request) {
 		if errno == fsop.EAGAIN && l.parkLock(q) {
 			return
 		}
+		l.refuse(q, errno)
 		l.reply(q, l.m.Tail().Seq, proto.DoReply{Errno: errno, Reply: fsop.Reply{Seq: l.m.Tail().Seq}})
 	case err != nil:
 		l.log.Error("the brick failed", "err", err)
@@ -110,6 +115,7 @@ func (l *loop) order(q *request) {
 			if o, ok := q.do.Op.(*fsop.CloseSession); ok {
 				delete(l.seen, cluster.SessionID(o.Session))
 				delete(l.turns, cluster.SessionID(o.Session))
+				delete(l.refused, cluster.SessionID(o.Session))
 			} else if q.session != 0 {
 				l.seen[q.session] = l.now
 			}
@@ -121,20 +127,64 @@ func (l *loop) order(q *request) {
 	}
 }
 
-// overtaken reports whether a request comes from an older epoch than this, or through a
-// home that its client has left since. Its client asks again, under the same number, and
-// may have been refused already: then it must not be carried out late.
+// overtaken reports whether a request was made in an older epoch than this, or comes through
+// a home that its client has left since. Its client asks again, under the same number, and
+// may have been refused already: then it must not be carried out late. Turns are known in
+// this epoch only, and that is enough: what was asked in another is carried out in none.
 func (l *loop) overtaken(q *request) bool {
-	if q.epoch == 0 {
+	if q.do.Epoch == 0 {
 		return false
 	}
-	if q.epoch != l.m.Config().Epoch || q.turn < l.turns[q.session] {
+	if q.do.Epoch != l.m.Config().Epoch || q.turn < l.turns[q.session] {
 		return true
 	}
 	if q.session != 0 {
 		l.turns[q.session] = q.turn
 	}
 	return false
+}
+
+// refusal is the answer to a change that was not carried out.
+type refusal struct {
+	number uint64
+	errno  fsop.Errno
+}
+
+// maxRefusals bounds what is remembered of a session's refusals. A client has fewer under way.
+const maxRefusals = 2 * proto.MaxAhead
+
+// refuse remembers that a change was refused, for as long as a copy of it may come in this
+// epoch: one that went to a connection which broke, and was sent again. That the set takes
+// no changes (EROFS) needs not be remembered, since it is so for a whole epoch.
+func (l *loop) refuse(q *request, err error) {
+	var errno fsop.Errno
+	if q.do.Number == 0 || !errors.As(err, &errno) || errno == fsop.ENOTCONN { // a session that is away comes back and asks again
+		return
+	}
+	known := l.refused[q.session]
+	if len(known) >= maxRefusals {
+		known = known[1:]
+	}
+	l.refused[q.session] = append(known, refusal{q.do.Number, errno})
+}
+
+// refusedBefore returns with what a change was refused, 0 if it was not. What its client
+// has the answer to is forgotten.
+func (l *loop) refusedBefore(q *request) fsop.Errno {
+	known := l.refused[q.session]
+	if len(known) == 0 {
+		return 0
+	}
+	known = slices.DeleteFunc(known, func(r refusal) bool { return r.number < q.do.Acked })
+	if l.refused[q.session] = known; len(known) == 0 {
+		delete(l.refused, q.session)
+	}
+	for _, r := range known {
+		if r.number == q.do.Number {
+			return r.errno
+		}
+	}
+	return 0
 }
 
 // executed answers a request that was executed at seq, now or before, when that may be told.
@@ -304,6 +354,7 @@ func (l *loop) tickLocks() {
 				keep = append(keep, q)
 				continue
 			}
+			l.refuse(q, fsop.EAGAIN)
 			l.reply(q, l.m.Tail().Seq, proto.DoReply{Errno: fsop.EAGAIN})
 		}
 		if l.parked[ino] = keep; len(keep) == 0 {
@@ -321,10 +372,22 @@ func failure(err error) proto.DoReply {
 	return proto.DoReply{Status: proto.NotServing}
 }
 
-// forward has the primary, wherever it is, carry out a request of one of this
-// replica's sessions, through fail-overs, until ctx is done or this replica is
-// no longer in sync.
+// forward has the primary, wherever it is, carry out a wish of this brick's own, through
+// fail-overs, until ctx is done or this replica is no longer in sync. It may be carried out twice.
 func (r *Replica) forward(ctx context.Context, session cluster.SessionID, turn uint64, do proto.Do) proto.DoReply {
+	for {
+		do.Epoch = r.view.Load().cfg.Epoch
+		if reply := r.forwardAsked(ctx, session, turn, do); reply.Status != proto.Anew {
+			return reply
+		}
+	}
+}
+
+// forwardAsked has the primary carry out what one of this replica's clients asked for, in the
+// epoch in which it did, until that ends (Anew), ctx is done or this replica is no
+// longer in sync. The client may be elsewhere by then, and have been refused there: what it
+// still wants after a fail-over only the client itself knows.
+func (r *Replica) forwardAsked(ctx context.Context, session cluster.SessionID, turn uint64, do proto.Do) proto.DoReply {
 	if w := written(do.Op); w != nil && len(w.Data) >= stubMin {
 		key := requestKey{session, do.Number}
 		r.pendingMu.Lock()
@@ -342,13 +405,16 @@ func (r *Replica) forward(ctx context.Context, session cluster.SessionID, turn u
 		if !v.cfg.IsInSync(r.self) {
 			return proto.DoReply{Status: proto.NotServing}
 		}
+		if do.Epoch != v.cfg.Epoch {
+			return proto.DoReply{Status: proto.Anew, Epoch: v.cfg.Epoch}
+		}
 		reply := proto.DoReply{Status: proto.NotServing}
 		switch {
 		case v.cfg.Primary.IsZero():
 		case v.cfg.Primary == r.self:
-			reply = r.order(ctx, &request{session: session, turn: turn, epoch: v.cfg.Epoch, do: do})
+			reply = r.order(ctx, &request{session: session, turn: turn, do: do})
 		default:
-			msg := &proto.Forward{Epoch: v.cfg.Epoch, Session: session, Turn: turn, Do: do}
+			msg := &proto.Forward{Session: session, Turn: turn, Do: do}
 			body, err := r.callPrimary(ctx, v, codec.Append(nil, msg))
 			if err == nil {
 				if err = codec.Decode(body, &reply); err != nil {
@@ -362,7 +428,6 @@ func (r *Replica) forward(ctx context.Context, session cluster.SessionID, turn u
 		}
 		select {
 		case <-v.epoch.Done():
-			pause = 5 * time.Millisecond
 		case <-time.After(pause):
 			pause = min(2*pause, 100*time.Millisecond)
 		case <-ctx.Done():

@@ -388,7 +388,7 @@ func (r *Replica) Message(env proto.Envelope, kind uint8, body []byte, done func
 		err = deliver(r, body, func(l *loop, m *proto.AppendAck) { l.appendAck(from, m) })
 	case proto.KindBeat:
 		err = deliver(r, body, func(l *loop, m *proto.Beat) {
-			l.m.Beat(l.now, from, m, r.attached(), r.store.Free())
+			l.m.Beat(l.now, from, m, r.heard(), r.store.Free())
 		})
 	case proto.KindBeatAck:
 		err = deliver(r, body, func(l *loop, m *proto.BeatAck) { l.beatAck(from, m) })
@@ -441,7 +441,10 @@ func (r *Replica) Call(ctx context.Context, env proto.Envelope, kind uint8, body
 		if err := codec.Decode(body, &m); err != nil {
 			return nil, err
 		}
-		reply := r.order(ctx, &request{from: env.From, session: m.Session, turn: m.Turn, epoch: m.Epoch, do: m.Do})
+		if m.Do.Epoch == 0 {
+			return nil, errors.New("a request of no epoch")
+		}
+		reply := r.order(ctx, &request{from: env.From, session: m.Session, turn: m.Turn, do: m.Do})
 		return codec.Append(nil, &reply), nil
 	case proto.KindSeal:
 		var m proto.Seal

@@ -55,6 +55,17 @@ func (c *client) attach(ctx context.Context) bool {
 	return false
 }
 
+// ask asks as a client does that stays: in every epoch again.
+func ask(ctx context.Context, s *replica.Session, do proto.Do) proto.DoReply {
+	for {
+		d := s.Do(ctx, &do)
+		if d.Status != proto.Anew {
+			return d
+		}
+		do.Epoch = d.Epoch
+	}
+}
+
 func (c *client) do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	var n uint64
 	if op.Kind().Mutates() {
@@ -66,7 +77,7 @@ func (c *client) do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 			time.Sleep(20 * time.Millisecond)
 			continue
 		}
-		d := c.s.Do(ctx, &proto.Do{Number: n, Acked: n, Op: op})
+		d := ask(ctx, c.s, proto.Do{Number: n, Acked: n, Op: op})
 		switch {
 		case d.Status != proto.OK:
 			c.s.Detach()
@@ -736,7 +747,7 @@ func TestRefusedIsNotCarriedOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		ask := func(n uint64) proto.DoReply {
-			return c.s.Do(t.Context(), &proto.Do{Number: n, Acked: 1, Op: &fsop.Setxattr{Ino: 1, Name: "k", Value: []byte{byte(n)}}})
+			return ask(t.Context(), c.s, proto.Do{Number: n, Acked: 1, Op: &fsop.Setxattr{Ino: 1, Name: "k", Value: []byte{byte(n)}}})
 		}
 		acked := ask(2)
 		store := w.nodes[w.order[0]].store

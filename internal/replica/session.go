@@ -40,6 +40,7 @@ type Session struct {
 	// leaseEnd is when the client's caches are certainly dropped: when the longest
 	// lease that a Pong gave is over, by any clock.
 	leaseEnd core.Instant
+	pinged   core.Instant         // when the client was last heard of
 	waits    map[uint64]*clearing // by the Seq of the Inval that was sent
 	gone     bool                 // detached: no more requests; kept until leaseEnd
 	lapsed   bool                 // the lease ran out: nothing is cached, nothing is given to cache before a new Ping
@@ -87,6 +88,7 @@ func (r *Replica) Attach(ctx context.Context, owner string, a *proto.Attach, sin
 	s := &Session{
 		r: r, id: a.Session, client: a.Client, turn: a.Turn, sink: sink,
 		known: make(map[fsop.Ino]interest, len(a.Holds)), waits: map[uint64]*clearing{}, lapsed: true,
+		pinged: r.now(),
 	}
 	for _, h := range a.Holds {
 		s.known[h.Ino] = interest(h.N) * oneHold
@@ -115,7 +117,7 @@ func (r *Replica) Attach(ctx context.Context, owner string, a *proto.Attach, sin
 		return refuse(proto.NotServing, err.Error())
 	}
 	// Everything that was acknowledged to anybody is applied here: this brick is in sync.
-	return s, proto.AttachReply{Seq: max(v.commit, 1), Opened: info.Opened}
+	return s, proto.AttachReply{Seq: max(v.commit, 1), Opened: info.Opened, Epoch: v.cfg.Epoch}
 }
 
 // open makes sure that the set knows the session of a. A set that takes no
@@ -176,13 +178,18 @@ func (r *Replica) detachAll(why string) {
 	all := slices.Collect(maps.Values(r.sessions))
 	r.sessionsMu.Unlock()
 	for _, s := range all {
-		s.mu.Lock()
-		was := s.gone
-		s.gone = true
-		s.mu.Unlock()
-		if !was {
-			s.sink.Detached(why)
-		}
+		s.sendAway(why)
+	}
+}
+
+// sendAway has the client look for a home, if it believes that this is one.
+func (s *Session) sendAway(why string) {
+	s.mu.Lock()
+	was := s.gone
+	s.gone = true
+	s.mu.Unlock()
+	if !was {
+		s.sink.Detached(why)
 	}
 }
 
@@ -232,14 +239,20 @@ func (l *loop) outwaitSessions() {
 	l.clearUp()
 }
 
-// attached lists the sessions whose home this is and that are alive.
-func (r *Replica) attached() []cluster.SessionID {
+// attached lists the sessions whose home this is: it speaks for what they hold.
+func (r *Replica) attached() []cluster.SessionID { return r.heardSince(0) }
+
+// heard lists the sessions whose home this is and whose client was heard of within the time
+// of a lease. That its connection stands says nothing: its process may have been stopped.
+func (r *Replica) heard() []cluster.SessionID { return r.heardSince(r.now() - cluster.Lease) }
+
+func (r *Replica) heardSince(t core.Instant) []cluster.SessionID {
 	r.sessionsMu.Lock()
 	defer r.sessionsMu.Unlock()
 	var ids []cluster.SessionID
 	for id, s := range r.sessions {
 		s.mu.Lock()
-		if !s.gone {
+		if !s.gone && s.pinged >= t {
 			ids = append(ids, id)
 		}
 		s.mu.Unlock()
@@ -253,6 +266,7 @@ func (s *Session) Ping(p *proto.Ping) *proto.Pong {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.r.now()
+	s.pinged = now
 	// What others change when this brick's lease is over, nobody takes back from its
 	// clients: their leases end with it.
 	lease := min(cluster.Lease, until-now)
@@ -342,12 +356,12 @@ func (l *loop) tickSessions() {
 	if l.m.Role() != core.Primary || len(l.seen) == 0 {
 		return
 	}
-	for _, id := range l.attached() {
+	for _, id := range l.heard() {
 		l.seen[id] = l.now
 	}
-	if _, ok := l.m.Serving(l.now); !ok {
-		// It is the set that is out of touch: nobody could be heard of. Sessions keep
-		// what they have, and above all the memory of what was done for them.
+	if _, ok := l.m.Serving(l.now); !ok || l.stoodStill() {
+		// It is the set that is out of touch, or this process: nobody could be heard of. Sessions
+		// keep what they have, and above all the memory of what was done for them.
 		for id := range l.seen {
 			l.seen[id] = l.now
 		}
@@ -363,6 +377,21 @@ func (l *loop) tickSessions() {
 		delete(l.seen, id)
 		l.log.Info("session is away: nobody has heard of it", "session", id, "for", cluster.SessionTimeout)
 		l.order(&request{do: proto.Do{Op: &fsop.CloseSession{Session: uint64(id), Away: true}}, done: make(chan proto.DoReply, 1)})
+	}
+}
+
+// stoodStill reports whether this process, or its loop, was not there to hear anything since
+// the last tick: what others have said meanwhile still waits for it.
+func (l *loop) stoodStill() bool { return l.now > l.ticked+cluster.Suspicion }
+
+// sessionClosed has the client of a session that the set closed attach it again, if this is its
+// home and it lives after all; and nothing is held for it any more.
+func (l *loop) sessionClosed(id cluster.SessionID) {
+	l.sessionsMu.Lock()
+	s := l.sessions[id]
+	l.sessionsMu.Unlock()
+	if s != nil {
+		s.sendAway("the session was out of touch for long")
 	}
 }
 
@@ -433,13 +462,13 @@ func (s *Session) Do(ctx context.Context, do *proto.Do) proto.DoReply {
 	case k == fsop.KindCloseSession && do.Op.(*fsop.CloseSession).Session == uint64(s.id):
 		s.Detach()
 		s.lapse()
-		return s.r.forward(ctx, s.id, s.turn, *do)
+		return s.r.forward(ctx, s.id, s.turn, *do) // nothing comes after it
 	case k >= fsop.KindOpenSession:
 		return proto.DoReply{Errno: fsop.EPERM}
 	case k.Mutates():
 		return s.backToAttach(s.mutate(ctx, do))
 	case k == fsop.KindFsync:
-		return s.backToAttach(s.r.forward(ctx, s.id, s.turn, *do))
+		return s.backToAttach(s.r.forwardAsked(ctx, s.id, s.turn, *do))
 	}
 	return s.read(ctx, do.Op)
 }
@@ -450,13 +479,7 @@ func (s *Session) backToAttach(reply proto.DoReply) proto.DoReply {
 	if reply.Status != proto.OK || reply.Errno != fsop.ENOTCONN {
 		return reply
 	}
-	s.mu.Lock()
-	was := s.gone
-	s.gone = true
-	s.mu.Unlock()
-	if !was {
-		s.sink.Detached("the session was out of touch for long")
-	}
+	s.sendAway("the session was out of touch for long")
 	return proto.DoReply{Status: proto.NotServing}
 }
 
@@ -466,7 +489,7 @@ func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
 	for _, dir := range directories(do.Op) {
 		s.note(dir, cachesNames, 0)
 	}
-	reply := s.r.forward(ctx, s.id, s.turn, *do)
+	reply := s.r.forwardAsked(ctx, s.id, s.turn, *do)
 	if reply.Status != proto.OK || reply.Errno != 0 || reply.Reply.Attr.Ino == 0 {
 		return reply
 	}

@@ -143,8 +143,10 @@ func (l *loop) recall(ino fsop.Ino, holder cluster.SessionID) {
 	if c == nil || c.holder != holder {
 		c = &recall{holder: holder, since: l.now}
 		l.recalls[ino] = c
-		// A holder that nobody has heard of for the time of a lease needs not be asked.
-		if at, ok := l.seen[holder]; ok && l.now >= at+cluster.LeaseGuard {
+		// A holder that nobody has heard of for the time of a lease needs not be asked. Its lease is
+		// over: a home's clients have none after the home's own, which ends a lease after it last
+		// told of them. It may be on its way back, perhaps this very moment; what it was out of touch for is lost.
+		if at, ok := l.seen[holder]; ok && l.now >= at+cluster.LeaseGuard && !l.stoodStill() {
 			c.since = at
 			l.mail.post(func(l *loop) { l.closeOver(ino, c) })
 			return

@@ -22,6 +22,7 @@ type client struct {
 	ops    []*op // not yet answered, in the order in which they were begun
 
 	home  *brick
+	epoch cluster.Epoch // as the home said last
 	s     *session
 	life  int // of the home
 	gen   int // counts homes
@@ -121,7 +122,7 @@ func (c *client) issue(o *op) {
 	if o.gen, o.grant = c.gen, 0; c.leased {
 		o.grant = c.grants
 	}
-	gen := c.gen
+	gen, epoch := c.gen, c.epoch
 	acked := c.answered()
 	c.tell(func(s *session) {
 		b := s.b
@@ -130,7 +131,7 @@ func (c *client) issue(o *op) {
 		case "read":
 			s.read(o.reg, answer)
 		default:
-			s.change(&request{c: c, turn: s.gen, number: o.number, acked: acked, reg: o.reg, val: o.val}, answer)
+			s.change(&request{c: c, turn: s.gen, epoch: epoch, number: o.number, acked: acked, reg: o.reg, val: o.val}, answer)
 		}
 	})
 }
@@ -158,8 +159,12 @@ func (c *client) take(o *op, a answer) {
 	case a.status == notServing:
 		c.leave()
 		return
-	case a.status == readOnly:
-		c.w.oracle.refused(c, o, a.by)
+	case a.status == anew:
+		c.epoch = max(c.epoch, a.epoch)
+		c.issue(o)
+		return
+	case a.status == refused:
+		c.w.oracle.refused(c, o)
 	case o.verb == "write":
 		c.cache[o.reg].ok = false
 		c.inval[o.reg] = max(c.inval[o.reg], a.seq)
@@ -246,13 +251,14 @@ func (c *client) attach() {
 		// Each is taken in a goroutine of its own, so that the next may overtake it.
 		b.goIn(life, func() {
 			b.attaches = append(b.attaches, &attach{c: c, gen: gen, since: b.now(), reply: func(s *session) {
+				epoch := b.m.Config().Epoch
 				b.toClient(c, gen, func() {
 					if s == nil {
 						c.leave()
 						return
 					}
 					c.lapse()
-					c.s, c.heard = s, c.now()
+					c.s, c.heard, c.epoch = s, c.now(), epoch
 					c.w.say("%v is at home at %v", c, b)
 					c.ping()
 					for _, o := range slices.Clone(c.ops) {

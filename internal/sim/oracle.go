@@ -19,7 +19,7 @@ type oracle struct {
 	leaders map[cluster.Epoch]leadership
 	led     cluster.Epoch // the newest that had a primary
 	numbers map[numberKey]uint64
-	no      map[numberKey]leadership // who refused a change
+	no      map[numberKey]bool // changes that were refused
 
 	// newest is the last change of each register that anybody was told of, or
 	// has read: nobody may read an older one.
@@ -46,7 +46,7 @@ type numberKey struct {
 }
 
 func newOracle(w *world) *oracle {
-	return &oracle{w: w, byPos: map[cluster.Pos]int32{}, byVal: map[uint64]int32{}, leaders: map[cluster.Epoch]leadership{}, numbers: map[numberKey]uint64{}, no: map[numberKey]leadership{}}
+	return &oracle{w: w, byPos: map[cluster.Pos]int32{}, byVal: map[uint64]int32{}, leaders: map[cluster.Epoch]leadership{}, numbers: map[numberKey]uint64{}, no: map[numberKey]bool{}}
 }
 
 func (o *oracle) committed() uint64 { return uint64(len(o.log)) }
@@ -100,16 +100,6 @@ func (o *oracle) leads(b *brick) {
 		o.w.fail("%v leads epoch %d from %v and lacks what was fsynced up to %d (I2, I6)", b, cfg.Epoch, d.tail(), o.durable)
 	}
 	o.newEra(kept, cfg.Epoch)
-}
-
-// leader is who made the entries of an epoch: one that goes on as primary has begun before.
-func (o *oracle) leader(epoch cluster.Epoch) leadership {
-	for ; epoch > 0; epoch-- {
-		if l, led := o.leaders[epoch]; led {
-			return l
-		}
-	}
-	return leadership{}
 }
 
 // newEra forgets what was lost with the power of everybody who had it.
@@ -201,7 +191,7 @@ func (o *oracle) commit(b *brick, cfg *cluster.SetConfig, n int32) {
 		if was := o.numbers[key]; was != 0 {
 			o.w.fail("change %d of c%d is carried out at %v, and was at %d (invariant 8)", e.number, e.session, e.pos, was)
 		}
-		if by, refused := o.no[key]; refused && by == o.leader(e.pos.Epoch) {
+		if o.no[key] {
 			o.w.fail("change %d of c%d is carried out at %v, and was refused", e.number, e.session, e.pos)
 		}
 		o.numbers[key] = e.pos.Seq
@@ -249,13 +239,12 @@ func (o *oracle) acked(c *client, p *op) {
 	o.history[p.reg].wrote(p.val, o.w.now)
 }
 
-// refused is called when a client hears that a change was not carried out. Who said so does
-// not carry it out later; another one might (doc/known-gaps.md).
-func (o *oracle) refused(c *client, p *op, by leadership) {
+// refused is called when a client hears that a change was not carried out. It never is.
+func (o *oracle) refused(c *client, p *op) {
 	if was := o.numbers[numberKey{c.i, p.number}]; was != 0 {
 		o.w.fail("change %d of %v is refused, and was carried out at %d", p.number, c, was)
 	}
-	o.no[numberKey{c.i, p.number}] = by
+	o.no[numberKey{c.i, p.number}] = true
 }
 
 // synced is called when an fsync is answered: what anybody knew of the register

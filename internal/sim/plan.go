@@ -50,6 +50,7 @@ var verbs = map[string]string{
 	"cut":   "nn", "mend": "nn", // one way
 	"reset":   "nn", // a connection breaks
 	"slow":    "bd", // how long a flush of the disk takes
+	"full":    "bd", // for so long the brick, should it lead, has no room for what is new
 	"flushkv": "b", "trim": "b", "sync": "b",
 	"leader": "d",                 // the control plane has another leader after a while without one
 	"min":    "k",                 // the option min-in-sync
@@ -327,6 +328,34 @@ func Generate(seed uint64) *Plan {
 		b, t := brick(), at()
 		add(Action{At: t, Verb: "drain", Args: []int{b}})
 		add(Action{At: rest(t), Verb: "undrain", Args: []int{b}})
+	}
+	for range times() {
+		add(Action{At: at(), Verb: "full", Args: []int{brick()}, D: (rest(0) / 2).Round(time.Microsecond)})
+	}
+	// A change that is refused while a copy of it is still on its way: held up between a home that
+	// its client has left and the primary, or by a connection that breaks.
+	for range times() {
+		c, home, to, next, t := r.IntN(p.Clients), brick(), brick(), brick(), at()
+		if home == to {
+			continue
+		}
+		soon := func(d time.Duration) time.Duration {
+			t += time.Duration(r.Int64N(int64(d))).Round(time.Microsecond)
+			return t
+		}
+		add(Action{At: t, Verb: "move", Args: []int{c, home}})
+		add(Action{At: soon(300 * time.Millisecond), Verb: "full", Args: []int{to}, D: (rest(0) / 2).Round(time.Microsecond)})
+		if r.IntN(2) == 0 {
+			add(Action{At: soon(time.Millisecond), Verb: "write", Args: []int{c, r.IntN(p.Regs)}})
+			add(Action{At: soon(time.Millisecond), Verb: "reset", Args: []int{home, to}})
+			continue
+		}
+		add(Action{At: t, Verb: "cut", Args: []int{home, to}})
+		add(Action{At: soon(time.Millisecond), Verb: "write", Args: []int{c, r.IntN(p.Regs)}})
+		add(Action{At: soon(20 * time.Millisecond), Verb: "move", Args: []int{c, next}})
+		add(Action{At: soon(600 * time.Millisecond), Verb: "mend", Args: []int{home, to}})
+		add(Action{At: soon(time.Second), Verb: "kill", Args: []int{to}})
+		add(Action{At: rest(t), Verb: "start", Args: []int{to}})
 	}
 	slices.SortStableFunc(p.Actions, func(a, b Action) int { return int(min(1, max(-1, a.At-b.At))) })
 	return p

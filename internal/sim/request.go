@@ -19,7 +19,7 @@ type order struct {
 type request struct {
 	c      *client
 	turn   int           // of the client's attach
-	epoch  cluster.Epoch // that its home is in
+	epoch  cluster.Epoch // in which the client asks
 	number uint64        // 0: an fsync
 	acked  uint64
 	reg    int
@@ -31,7 +31,6 @@ type answer struct {
 	seq    uint64 // of the change, or of what the answer is as of
 	val    uint64 // of a read
 	epoch  cluster.Epoch
-	by     leadership // who refuses
 }
 
 type status uint8
@@ -39,7 +38,8 @@ type status uint8
 const (
 	ok         status = iota
 	notServing        // it may have been carried out; ask again
-	readOnly
+	anew              // the same, of the same home, in the epoch that the answer says
+	refused           // for want of bricks in sync, or of room
 )
 
 type waiting struct {
@@ -88,8 +88,17 @@ func (b *brick) order(o *order) {
 		case b.now() < b.leanEnd:
 			b.lean = append(b.lean, o)
 		default:
-			o.reply(answer{status: readOnly, by: leadership{b, b.life}})
+			o.reply(answer{status: refused})
 		}
+		return
+	}
+	if b.refusedBefore(q) {
+		b.replies = append(b.replies, waiting{b.m.Tail().Seq, o.reply, answer{status: refused}})
+		return
+	}
+	if b.now() < b.full && b.disk.st.answered(q.c.i, q.number) == 0 {
+		b.refused = append(b.refused, numberKey{q.c.i, q.number})
+		o.reply(answer{status: refused})
 		return
 	}
 	e := entry{pos: pos, prev: b.disk.last(), session: q.c.i, number: q.number, acked: q.acked, reg: q.reg, val: q.val}
@@ -107,6 +116,12 @@ func (b *brick) overtaken(q *request) bool {
 	}
 	b.turns[q.c.i] = q.turn
 	return false
+}
+
+// refusedBefore is replica's.
+func (b *brick) refusedBefore(q *request) bool {
+	b.refused = slices.DeleteFunc(b.refused, func(k numberKey) bool { return k.session == q.c.i && k.number < q.acked })
+	return slices.Contains(b.refused, numberKey{q.c.i, q.number})
 }
 
 func (b *brick) endLean() {
@@ -229,7 +244,7 @@ func (b *brick) answerSync(low uint64) {
 	}
 }
 
-// forward has the primary, wherever it is, carry out a request.
+// forward has the primary, wherever it is, carry out a request. It is replica's forwardAsked.
 func (b *brick) forward(a *ask) {
 	cfg := b.m.Config()
 	a.try++
@@ -245,10 +260,11 @@ func (b *brick) forward(a *ask) {
 		}
 	}
 	q := *a.q
-	q.epoch = cfg.Epoch
 	switch {
 	case !cfg.IsInSync(b.id):
 		b.finish(a, answer{status: notServing})
+	case q.epoch != cfg.Epoch:
+		b.finish(a, answer{status: anew, epoch: cfg.Epoch})
 	case cfg.Primary.IsZero():
 		b.again(a)
 	case cfg.Primary == b.id:

@@ -187,7 +187,7 @@ func BenchmarkCreateWrite(b *testing.B) {
 			ses := s.attach(b, home, 7)
 			n := uint64(0)
 			do := func(op fsop.Op) *fsop.Reply {
-				d := proto.Do{Op: op}
+				d := proto.Do{Epoch: 1, Op: op}
 				if op.Kind().Mutates() {
 					n++
 					d.Number, d.Acked = n, n

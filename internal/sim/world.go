@@ -169,6 +169,9 @@ func (w *world) act(a Action) {
 		w.net.reset(arg(0), arg(1))
 	case "slow":
 		w.bricks[arg(0)].disk.slow = a.D
+	case "full":
+		b := w.bricks[arg(0)]
+		b.full = b.now() + a.D
 	case "flushkv":
 		w.bricks[arg(0)].flushKV()
 	case "trim":
@@ -209,7 +212,7 @@ func (w *world) settle() {
 	w.net.mendAll()
 	w.plane.quiet()
 	for _, b := range w.bricks {
-		b.disk.slow = 0
+		b.disk.slow, b.full = 0, 0
 		b.resume()
 		b.start()
 	}

@@ -135,6 +135,9 @@ func TestLockOfADeadMachine(t *testing.T) {
 	if _, err := p.Host(1).Run(p.ctx(patience), "flock", "-n", "/mnt/wp/lock", "true"); err == nil {
 		t.Error("n1 got, after a fail-over, a lock that n2 holds")
 	}
+	// And n3's mount stands still, while its daemon lives.
+	still := p.gripLocks(3, 1)
+	p.signalMount(3, syscall.SIGSTOP)
 	if err := p.Host(2).KillAll(); err != nil {
 		t.Fatal(err)
 	}
@@ -145,6 +148,9 @@ func TestLockOfADeadMachine(t *testing.T) {
 	if took < time.Second || took > 20*time.Second {
 		t.Errorf("the lock was free after %v, want after the session's time of 10 s or so", took)
 	}
+	still.passOn(begin)
+	p.signalMount(3, syscall.SIGCONT)
+	still.areLost(1, 3)
 	p.run(2, "umount", "/mnt/wp")
 	p.startDaemon(2)
 	p.waitDaemon(2)

@@ -16,6 +16,7 @@
 //	workload stress    do everything to names in shared directories
 //	workload history   judge what clients on several mounts are told
 //	workload hold      hold files, locks and maps while the mount changes its process
+//	workload grip      hold a lock, and write to what it guards
 //	workload fsx       compare a file with a model, operation by operation
 //
 // Each prints one JSON object on standard output (manifest: lines) and exits
@@ -53,6 +54,7 @@ var commands = map[string]func(fs *flag.FlagSet, args []string) (verdict, error)
 	"files":     files,
 	"fill":      fill,
 	"fsx":       exercise,
+	"grip":      grip,
 	"history":   history,
 	"hold":      hold,
 	"large":     large,
@@ -62,7 +64,7 @@ var commands = map[string]func(fs *flag.FlagSet, args []string) (verdict, error)
 func main() {
 	runtime.GOMAXPROCS(8) // threads block in the kernel, and must not keep each other waiting
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|large|fill|fsx|stress|history|hold [flags]")
+		fmt.Fprintln(os.Stderr, "usage: workload record|verify|manifest|coherence|counter|append|race|ring|files|large|fill|fsx|stress|history|hold|grip [flags]")
 		os.Exit(2)
 	}
 	v, err := commands[os.Args[1]](flag.NewFlagSet("workload "+os.Args[1], flag.ExitOnError), os.Args[2:])
