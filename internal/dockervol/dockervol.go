@@ -411,7 +411,8 @@ func (d *Driver) step(ctx context.Context, v *Volume, s step) error {
 			return err
 		}
 		if err := d.cfg.Mounter.Mount(ctx, v, dir); err != nil {
-			return fmt.Errorf("Docker volume %s: %w", s.name, err)
+			// What is not mounted has no place either.
+			return errors.Join(fmt.Errorf("Docker volume %s: %w", s.name, err), d.cfg.Kernel.Unmount(dir))
 		}
 		return nil
 	case doUnmount:

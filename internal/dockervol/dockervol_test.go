@@ -128,8 +128,8 @@ func TestMountFails(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) || dir != "" {
 			t.Errorf("%s: %q, %v", c.what, dir, err)
 		}
-		if len(w.mounts) > 0 || len(d.uses.Held) > 0 || d.InUse("demo") > 0 {
-			t.Errorf("%s: mounts %v, uses %v", c.what, w.mounts, d.uses.Held)
+		if len(w.mounts) > 0 || len(w.prepared) > 0 || len(d.uses.Held) > 0 || d.InUse("demo") > 0 {
+			t.Errorf("%s: mounts %v at %v, uses %v", c.what, w.mounts, w.prepared, d.uses.Held)
 		}
 		w.blind = false
 	}
