@@ -100,9 +100,24 @@ func Import(ctx context.Context, c Config) (*Report, error) {
 	if err := j.copyDir(""); err != nil {
 		return &j.Report, err
 	}
+	if err := flush(c.Target); err != nil {
+		return &j.Report, err
+	}
 	j.Report.Verify = true
 	clear(j.links)
 	return &j.Report, j.compareDir("")
+}
+
+// flush returns when all that was written is on disks. A volume's changes are kept in the
+// order in which they were made, so a name that a power cut leaves leads to what was
+// written before it got the name, and one flush for all of them is enough.
+func flush(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }
 
 func (j *job) problem(path, format string, args ...any) {
@@ -384,9 +399,6 @@ func (j *job) copyData(e *entry, tmp string) error {
 		}
 	}
 	if err := out.Truncate(e.st.Size); err != nil {
-		return err
-	}
-	if err := out.Sync(); err != nil {
 		return err
 	}
 	return out.Close()
