@@ -760,8 +760,9 @@ func (b *Brick) Reconsider() {
 	}
 }
 
-// Orphans returns up to limit inodes after one, in order, that have no name and
-// whose window nobody holds: they go when nobody has them open.
+// Orphans returns up to limit inodes after one, in order, that have no name: they go when
+// nobody has them open. Of files, nobody holds the window either; that of a
+// directory without a name is good for nothing any more (its subvolume was removed).
 func (b *Brick) Orphans(after fsop.Ino, limit int) (inos []fsop.Ino) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
@@ -770,7 +771,7 @@ func (b *Brick) Orphans(after fsop.Ino, limit int) (inos []fsop.Ino) {
 	}
 	err := b.store.Orphans(after, func(ino fsop.Ino) (bool, error) {
 		n, err := b.load(ino)
-		if err == nil && n != nil && b.holder(n) == 0 {
+		if err == nil && n != nil && (n.IsDir() || b.holder(n) == 0) {
 			inos = append(inos, ino)
 		}
 		return len(inos) < limit, err

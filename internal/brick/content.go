@@ -54,7 +54,7 @@ func (x *exec) dropBase(ino fsop.Ino, base meta.Base) {
 // contentChanged marks the contents of n as changed by this entry.
 func (x *exec) contentChanged(n *work) {
 	n.Content = x.e.Pos
-	n.Mtime, n.Ctime = x.e.Time, x.e.Time
+	n.Mtime, n.Ctime = x.time, x.time
 	x.touch(n)
 }
 
@@ -102,6 +102,9 @@ func (x *exec) write(op *fsop.Write) error {
 	}
 	if size > 0 && (off >= fsop.MaxSize || size > fsop.MaxSize-off) {
 		return fsop.EFBIG
+	}
+	if op.Window&fsop.WindowHeld != 0 {
+		x.tell(op.Told, n.Ctime)
 	}
 	if err := x.window(n, op.Window); err != nil {
 		return err

@@ -35,6 +35,7 @@ type exec struct {
 	e     *proto.Entry
 	batch *meta.Batch
 	state meta.State
+	time  int64 // of what the entry does to its file: e's, or what the holder of a window told
 
 	nodes    []*work
 	effects  []proto.Effect
@@ -148,7 +149,7 @@ func (b *Brick) apply(e *proto.Entry, raw []byte, loc *oplog.Loc) (*Result, erro
 func (x *exec) reset(b *Brick, e *proto.Entry) {
 	x.batch.Reset()
 	*x = exec{
-		b: b, e: e, batch: x.batch, state: b.state,
+		b: b, e: e, time: e.Time, batch: x.batch, state: b.state,
 		nodes: x.nodes[:0], cut: carving{x.cut.removed[:0], x.cut.added[:0]}, gaps: x.gaps[:0],
 		garbage: x.garbage[:0], commits: x.commits[:0], names: x.names[:0], usage: x.usage[:0], subvols: x.subvols[:0],
 	}

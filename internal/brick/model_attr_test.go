@@ -82,7 +82,7 @@ func (x *mExec) setattr(op *fsop.Setattr) error {
 			*t.p = t.v
 		}
 		if has(t.now) {
-			*t.p = x.e.Time
+			*t.p = x.now(n)
 		}
 	}
 	x.touch(n, false)

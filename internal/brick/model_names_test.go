@@ -35,8 +35,9 @@ func (x *mExec) make(p *fsop.Node, mode, rdev uint32, target string) error {
 // child makes an inode with what it has of its directory but a name.
 func (x *mExec) child(d *mInode, p *fsop.Node, mode uint32) *mInode {
 	n := &mInode{subvol: d.subvol, attr: fsop.Attr{
-		Ino: fsop.MakeIno(x.set, x.next), Mode: mode, Nlink: 1, UID: p.UID, GID: p.GID, Atime: x.e.Time,
+		Ino: fsop.MakeIno(x.set, x.next), Mode: mode, Nlink: 1, UID: p.UID, GID: p.GID,
 	}}
+	n.attr.Atime = x.now(n)
 	x.next++
 	if d.attr.Mode&syscall.S_ISGID != 0 {
 		n.attr.GID = d.attr.GID

@@ -27,6 +27,7 @@ type model struct {
 type mInode struct {
 	subvol   fsop.Ino
 	linkable bool      // never had a name, may get one
+	since    int64     // when its window was given
 	attr     fsop.Attr // but for Blocks, Size of directories and files
 	data     []byte
 	blocks   map[uint64]bool
@@ -138,6 +139,15 @@ type mExec struct {
 	r       mResult
 	changed bool
 	before  map[fsop.Ino]mUsage
+	told    int64 // by a window's holder, of its file; 0: nothing
+}
+
+// now is what becomes the time of what is done to n.
+func (x *mExec) now(n *mInode) int64 {
+	if x.told != 0 && !n.attr.IsDir() {
+		return x.told
+	}
+	return x.e.Time
 }
 
 func (x *mExec) get(ino fsop.Ino) (*mInode, error) {
@@ -162,9 +172,9 @@ func (x *mExec) dir(ino fsop.Ino) (*mInode, error) {
 }
 
 func (x *mExec) touch(n *mInode, mtime bool) {
-	n.attr.Ctime, n.attr.Change = x.e.Time, x.e.Pos.Seq
+	n.attr.Ctime, n.attr.Change = x.now(n), x.e.Pos.Seq
 	if mtime {
-		n.attr.Mtime = x.e.Time
+		n.attr.Mtime = x.now(n)
 	}
 	x.changed = true
 }

@@ -24,7 +24,7 @@ func (x *mExec) ask(ino fsop.Ino, w fsop.Window) {
 		return
 	}
 	if w&fsop.WindowAsk != 0 && x.e.Session != 0 {
-		x.inodes[ino].attr.Window = uint64(x.e.Session)
+		x.inodes[ino].attr.Window, x.inodes[ino].since = uint64(x.e.Session), x.e.Time
 		x.r.reply.Window = true
 	}
 }
@@ -51,6 +51,9 @@ func (x *mExec) foretold(op *fsop.Make) error {
 	}
 	if !found {
 		return fsop.EIO
+	}
+	if w.Told != 0 {
+		x.told = max(d.since, min(x.e.Time, w.Told))
 	}
 	next := x.next
 	x.next = uint64(w.Ino)

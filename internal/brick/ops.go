@@ -101,7 +101,7 @@ func (x *exec) newNode(ino, subvol fsop.Ino, mode, uid, gid uint32) *work {
 	n.Subvolume = subvol
 	n.Attr = fsop.Attr{
 		Ino: ino, Mode: mode, Nlink: 1, UID: uid, GID: gid,
-		Atime: x.e.Time, Mtime: x.e.Time, Ctime: x.e.Time,
+		Atime: x.time, Mtime: x.time, Ctime: x.time,
 	}
 	n.baseKnown = true
 	x.state.Inodes++
@@ -541,15 +541,15 @@ func (x *exec) setTimes(n *work, op *fsop.Setattr) {
 		n.Atime = op.Atime
 	}
 	if valid&fsop.SetAtimeNow != 0 {
-		n.Atime = x.e.Time
+		n.Atime = x.time
 	}
 	if valid&fsop.SetMtime != 0 {
 		n.Mtime = op.Mtime
 	}
 	if valid&fsop.SetMtimeNow != 0 {
-		n.Mtime = x.e.Time
+		n.Mtime = x.time
 	}
-	n.Ctime = x.e.Time
+	n.Ctime = x.time
 }
 
 // killPriv takes away what lets a program run with other rights than its

@@ -269,6 +269,9 @@ func (m *machine) foretold(r *rand.Rand, node fsop.Node, size uint64) fsop.Op {
 		}
 	}
 	w := fsop.Write{Ino: ino, Off: uint64(r.IntN(3)) * 1000, KillPriv: r.IntN(2) == 0, Window: fsop.Window(r.IntN(2)), Append: r.IntN(20) == 0}
+	if r.IntN(2) == 0 {
+		w.Told = max(1, m.now+int64(r.IntN(40))-30) // some too late, and some from before the window
+	}
 	w.Data = bytes.Repeat([]byte{byte(r.IntN(255) + 1)}, int(size))
 	if r.IntN(2) == 0 {
 		w.Then = fsop.Setattr{

@@ -68,6 +68,15 @@ func (x *exec) scarce(n *work) bool {
 		s.Inodes > 0 && n.IsDir() && s.UsedInodes+max(fewInodes, min(scarceInodes, s.Inodes/4)) > s.Inodes)
 }
 
+// tell makes what a window's holder told its applications the time of what the entry
+// does to its file: no later than now, and no earlier than since, at which the file, or
+// the directory that gets it, was as the set knows it.
+func (x *exec) tell(told, since int64) {
+	if told != 0 {
+		x.time = max(min(told, x.e.Time), since)
+	}
+}
+
 func (x *exec) openWindow(n *work) {
 	n.Attr.Window, n.WindowSince = uint64(x.e.Session), x.e.Time
 }
@@ -147,6 +156,7 @@ func (x *exec) make(op *fsop.Make) error {
 	if x.e.Session == 0 || x.b.holder(&dir.node) != x.e.Session || !x.takeIno(w.Ino) {
 		return fsop.EIO
 	}
+	x.tell(w.Told, dir.WindowSince)
 	n, err := x.makeNodeAs(&op.Node, syscall.S_IFREG|op.Mode&permMask, w.Ino)
 	if err != nil {
 		return err

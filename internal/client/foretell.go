@@ -236,7 +236,8 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 	from.out++
 	f := w.fileLocked(a.Ino)
 	f.made, f.born = &made{Node: op.Node, dir: d, from: from}, now
-	f.held, f.sized, f.attr = true, true, a
+	f.held, f.sized = true, true
+	f.is(&a)
 	d.pending[op.Name] = f
 	d.used = now
 	w.pending[f] = struct{}{}
@@ -245,17 +246,27 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 	return &fsop.Reply{Attr: a}
 }
 
-// foreseen returns the attributes of a foretold file to which nothing was done
-// yet; nil if it is none. The kernel asks for them before it has opened the file.
-// Their times will be the primary's, so they are not to be cached.
+// foreseen returns the attributes that a file will have whose window is held, when what is held
+// back of it has been sent; nil if that is not certain. They are not to be cached.
+//
+// Of a foretold file to which nothing was done yet, the times will be the primary's: the
+// kernel asks before it has opened the file, and shows them to nobody. Otherwise an
+// application asks, and what it is told stays.
 func (w *windows) foreseen(ino fsop.Ino) *fsop.Reply {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f := w.files[ino]
-	if f == nil || f.made == nil || f.made.sent || len(f.data) > 0 || f.then.Valid != 0 {
+	if f == nil || !f.foretells() {
 		return nil
 	}
-	return &fsop.Reply{Attr: f.attr}
+	if len(f.data) == 0 && f.then.Valid == 0 {
+		return &fsop.Reply{Attr: f.attr}
+	}
+	now := w.clock.tell()
+	if now == 0 {
+		return nil
+	}
+	return &fsop.Reply{Attr: f.tell(now)}
 }
 
 // stockLocked returns the range from which the next number is taken, nil if there

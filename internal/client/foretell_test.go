@@ -188,13 +188,6 @@ func (c *commons) do(ctx context.Context, m *member, op fsop.Op) (*fsop.Reply, e
 		return nil, err
 	}
 	ino := reply.Attr.Ino
-	if w, ok := op.(*fsop.Write); ok && w.Then.Valid != 0 {
-		set := w.Then
-		set.Ino = w.Ino
-		if reply, err = m.below.Do(ctx, &set); err != nil {
-			return nil, err
-		}
-	}
 	if op.Kind() == fsop.KindMkdir {
 		m.mu.Lock()
 		m.whole[ino] = map[string]bool{} // until somebody else changes it

@@ -45,6 +45,7 @@ type windows struct {
 	closings, forgot uint64
 
 	buffers buffers
+	clock   *clock
 }
 
 const (
@@ -57,7 +58,8 @@ const (
 )
 
 func newWindows(next fsop.Handler, session func() uint64) *windows {
-	w := &windows{next: next, session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background()}
+	w := &windows{clock: new(clock), session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background()}
+	w.next = &hearing{next, w.clock}
 	w.idle.L = &w.mu
 	w.dirs, w.pending = map[fsop.Ino]*directory{}, map[*written]struct{}{}
 	w.hooks = hooks{
@@ -260,7 +262,8 @@ func (w *windows) resize(ctx context.Context, ino fsop.Ino, op fsop.Op) (*fsop.R
 	if err == nil && f != nil && reply.Attr.Ino == ino {
 		w.mu.Lock()
 		if f.held && !f.closing && f.closed == closed && reply.Attr.Change > f.attr.Change {
-			f.attr, f.sized = reply.Attr, true
+			f.sized = true
+			f.is(&reply.Attr)
 		}
 		w.mu.Unlock()
 	}
@@ -407,6 +410,7 @@ func (w *windows) setattr(op *fsop.Setattr) (*fsop.Reply, bool) {
 		f.born = time.Now()
 	}
 	f.used = time.Now()
+	f.pin()
 	merge(&f.then, op)
 	w.noteLocked(f)
 	foresee(&f.attr, op, f.used.UnixNano())
@@ -466,7 +470,8 @@ func (w *windows) write(ctx context.Context, op *fsop.Write) (*fsop.Reply, error
 	f.kill = f.kill || op.KillPriv
 	f.bytes += n
 	w.bytes += n
-	f.attr.Size = max(f.attr.Size, off+uint64(n))
+	f.grow(off, n)
+	f.told = 0 // it has another time now
 	if op.KillPriv {
 		f.attr.Mode = killed(f.attr.Mode)
 	}
@@ -527,6 +532,9 @@ func (w *windows) sendOneLocked(f *written) {
 		w.mu.Lock()
 		if op.Kind() == fsop.KindMake {
 			w.madeLocked(f, reply, err)
+		}
+		if err == nil && reply.Attr.Ino == f.ino && f.then.Valid&(fsop.SetAtime|fsop.SetAtimeNow) == 0 {
+			f.attr.Atime = reply.Attr.Atime // it was the primary's to say
 		}
 		f.flights = slices.DeleteFunc(f.flights, func(o *flight) bool { return o == t })
 		w.landLocked(f, n, err)
@@ -755,7 +763,7 @@ func (w *windows) sendLast(f *written, op fsop.Op, n int) {
 	if made {
 		w.madeLocked(f, reply, err)
 	}
-	if made && err == nil {
+	if err == nil {
 		f.left = fsop.Reply{Attr: reply.Attr, Dir: reply.Dir, Seq: reply.Seq}
 	}
 	f.held, f.closing, f.last = false, false, false

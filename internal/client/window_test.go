@@ -62,11 +62,6 @@ func (g *granter) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 			delete(g.held, op.Ino)
 		}
 		r, err := g.next.Do(ctx, op)
-		if err == nil && op.Then.Valid != 0 {
-			set := op.Then
-			set.Ino = op.Ino
-			r, err = g.next.Do(ctx, &set)
-		}
 		if err == nil && op.Window&fsop.WindowAsk != 0 && !g.scarce {
 			g.held[op.Ino], r.Window = true, true
 		}

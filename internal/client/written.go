@@ -22,7 +22,7 @@ type written struct {
 
 	// held back: not yet sent
 	made *made      // to be done before data; nil: the set knows the file
-	left fsop.Reply // what the Make that closed it left of it, for flush
+	left fsop.Reply // what the change that closed it left of it, for flush
 	data []byte
 	off  uint64
 	kill bool
@@ -34,7 +34,9 @@ type written struct {
 
 	// attr is what the file's attributes will be, but for times, while the window is held.
 	attr  fsop.Attr
-	sized bool // and its size is certain, so that what is appended has a place
+	sized bool  // and its size is certain, so that what is appended has a place
+	dense bool  // and all its blocks are there, so that their number is certain
+	told  int64 // the time of its last write, if an application was told
 
 	flights []*flight
 	bytes   int   // held back or in flight
@@ -66,8 +68,67 @@ func (f *written) hold(a *fsop.Attr) {
 			size = max(size, f.attr.Size)
 		}
 	}
-	f.held, f.sized, f.attr = true, true, *a
-	f.attr.Size = size
+	dense := f.dense || !f.held
+	f.held, f.sized = true, true
+	f.is(a)
+	f.dense = f.dense && dense
+	f.grow(0, int(size))
+}
+
+// is notes the file's attributes.
+func (f *written) is(a *fsop.Attr) {
+	f.attr, f.dense = *a, a.Blocks == blocks(a.Size)
+}
+
+// grow notes that n bytes are written at off.
+func (f *written) grow(off uint64, n int) {
+	f.dense = f.dense && blocks(off&^(blockSize-1)) <= blocks(f.attr.Size)
+	f.attr.Size = max(f.attr.Size, off+uint64(n))
+	if f.dense {
+		f.attr.Blocks = blocks(f.attr.Size)
+	}
+}
+
+const blockSize = 4096 // of a brick's files
+
+// blocks is how many blocks a file without holes has, as Attr.Blocks counts them.
+func blocks(size uint64) uint64 { return (size + blockSize - 1) / blockSize * (blockSize / 512) }
+
+// foretells reports whether all that is not known of f is the time of what is held back of it, and
+// that can be told: nothing else is under way, and the operation to come carries it.
+func (f *written) foretells() bool {
+	return f.held && f.sized && f.dense && !f.closing && !f.last && f.err == nil && len(f.flights) == 0 &&
+		(len(f.data) > 0 || f.made != nil && !f.made.sent)
+}
+
+// tell makes t the time of what is held back of f, if an application was not told another
+// one, and returns the attributes that f will have.
+func (f *written) tell(t int64) fsop.Attr {
+	if f.told == 0 {
+		f.told = t
+	}
+	f.attr.Ctime = f.told
+	if f.then.Valid&fsop.SetMtime == 0 {
+		f.attr.Mtime = f.told
+	}
+	if f.then.Valid&fsop.SetAtimeNow != 0 || f.made != nil && f.then.Valid&fsop.SetAtime == 0 {
+		f.attr.Atime = f.told
+	}
+	return f.attr
+}
+
+// pin keeps what was told of when f was written, while its attributes change later.
+func (f *written) pin() {
+	if f.told == 0 {
+		return
+	}
+	set := &fsop.Setattr{Valid: fsop.SetMtime, Mtime: f.attr.Mtime}
+	if f.made != nil {
+		set.Valid |= fsop.SetAtime
+		set.Atime = f.attr.Atime
+	}
+	merge(&f.then, set)
+	f.told = 0
 }
 
 func (f *written) takeError() error {
@@ -87,20 +148,20 @@ func (f *written) take(window fsop.Window) (op fsop.Op, t *flight, n int) {
 		return f.takeMake(window)
 	}
 	if n > 0 {
-		op = &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: window, Then: f.then, Sync: f.sync}
+		op = &fsop.Write{Ino: f.ino, Off: f.off, Data: f.data, KillPriv: f.kill, Window: window, Then: f.then, Sync: f.sync, Told: f.told}
 	} else {
 		set := f.then
 		set.Ino, set.Window = f.ino, window
 		op = &set
 	}
-	f.data, f.then, f.sync = nil, fsop.Setattr{}, false
+	f.data, f.then, f.sync, f.told = nil, fsop.Setattr{}, false, 0
 	return op, t, n
 }
 
 // takeMake is take for the Make of f. Contents that are too large for it stay.
 func (f *written) takeMake(window fsop.Window) (op fsop.Op, t *flight, n int) {
 	f.made.sent = true
-	m := &fsop.Make{Node: f.made.Node, First: fsop.Write{Ino: f.ino}}
+	m := &fsop.Make{Node: f.made.Node, First: fsop.Write{Ino: f.ino, Told: f.told}}
 	if window&fsop.WindowDone == 0 {
 		m.First.Window = fsop.WindowAsk
 	}
@@ -110,7 +171,7 @@ func (f *written) takeMake(window fsop.Window) (op fsop.Op, t *flight, n int) {
 	}
 	n = len(f.data)
 	m.First.Off, m.First.Data, m.First.KillPriv, m.First.Then, m.First.Sync = f.off, f.data, f.kill, f.then, f.sync
-	f.data, f.then, f.sync = nil, fsop.Setattr{}, false
+	f.data, f.then, f.sync, f.told = nil, fsop.Setattr{}, false, 0
 	return m, t, n
 }
 

@@ -389,6 +389,11 @@ type Write struct {
 	KillPriv bool // clear set-id bits, as SetKillPriv
 	Window   Window
 	Sync     bool // reply only when it is durable, as after a Fsync
+	// Told is what the window's holder has told its applications that the file's times of
+	// change are, if that is not 0: it takes the place of the primary's time, of which it is no
+	// guess, but one that the holder knows to be over. What is later than that, or older than
+	// the file's last change, is not believed.
+	Told int64
 	// Then are attributes to set after the data is written, in the same step, if
 	// its Valid is not 0. Its Ino and Window do not count, and SetSize is EINVAL.
 	Then Setattr
@@ -591,6 +596,10 @@ func (o *Flush) Code(c *codec.Coder)       { o.Ino.Code(c) }
 func (o *CloseWindow) Code(c *codec.Coder) { o.Ino.Code(c); c.U64(&o.Session) }
 func (w *Window) code(c *codec.Coder) {
 	c.U8((*uint8)(w))
+	w.check(c)
+}
+
+func (w *Window) check(c *codec.Coder) {
 	if *w&^(WindowAsk|WindowHeld|WindowDone) != 0 {
 		c.Fail("window %d", *w)
 	}
@@ -640,11 +649,34 @@ func (o *Write) Code(c *codec.Coder) {
 	c.U64(&o.Off)
 	c.Bool(&o.Append)
 	c.Bool(&o.KillPriv)
-	o.Window.code(c)
+	o.codeTold(c)
 	c.Bool(&o.Sync)
 	o.Then.Code(c)
 	c.Bytes(&o.Data, MaxData)
 }
+
+// hasTold is set in the byte of Window if Told follows: it is rare, and logs from
+// before there was such a thing are read as ever.
+const hasTold = 0x80
+
+func (o *Write) codeTold(c *codec.Coder) {
+	b := uint8(o.Window)
+	if o.Told != 0 {
+		b |= hasTold
+	}
+	c.U8(&b)
+	if w := Window(b &^ hasTold); w != o.Window { // whoever encodes shares it with others
+		o.Window = w
+	}
+	o.Window.check(c)
+	if b&hasTold != 0 {
+		c.I64(&o.Told)
+		if o.Told == 0 {
+			c.Fail("a time that was told is missing")
+		}
+	}
+}
+
 func (o *Fallocate) Code(c *codec.Coder) {
 	o.Ino.Code(c)
 	c.U32(&o.Mode)

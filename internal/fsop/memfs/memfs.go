@@ -173,6 +173,7 @@ func (s *Session) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 
 // call is one operation under the mutex.
 type call struct {
+	told int64 // the time that the holder of a window told; 0: none
 	*FS
 	s       *Session
 	effects []proto.Effect
@@ -328,12 +329,21 @@ func (c *call) child(dir fsop.Ino, name string) (*node, error) {
 
 // touch marks a change of an inode.
 func (c *call) touch(n *node, contents bool) {
-	t := c.tick()
+	t := c.time(n)
 	n.attr.Ctime, n.attr.Change = t, c.seq
 	if contents {
 		n.attr.Mtime = t
 	}
 	c.effects = append(c.effects, proto.Effect{Ino: n.attr.Ino})
+}
+
+// time is that of what is done to n: of now, or what the window's holder told.
+func (c *call) time(n *node) int64 {
+	t := c.tick()
+	if c.told == 0 || n.attr.IsDir() {
+		return t
+	}
+	return max(n.attr.Ctime, min(t, c.told))
 }
 
 // renamed marks a change of a name.
@@ -384,11 +394,11 @@ func (c *call) make(a *fsop.Node, typ uint32, set func(*node)) (*fsop.Reply, err
 // born makes an inode that has no name yet.
 func (c *call) born(d *node, a *fsop.Node, typ uint32) *node {
 	c.last++
-	t := c.tick()
 	n := &node{attr: fsop.Attr{
-		Ino: c.last, Mode: typ | a.Mode&0o7777&^a.Umask, Nlink: 1, UID: a.UID, GID: a.GID,
-		Atime: t, Mtime: t, Ctime: t, Change: c.seq,
+		Ino: c.last, Mode: typ | a.Mode&0o7777&^a.Umask, Nlink: 1, UID: a.UID, GID: a.GID, Change: c.seq,
 	}}
+	t := c.time(n)
+	n.attr.Atime, n.attr.Mtime, n.attr.Ctime = t, t, t
 	if d.attr.Mode&syscall.S_ISGID != 0 {
 		n.attr.GID = d.attr.GID
 		if typ == syscall.S_IFDIR {
@@ -415,6 +425,7 @@ func (c *call) foretold(op *fsop.Make) (*fsop.Reply, error) {
 	if op.First.Ino == 0 { // nobody did
 		return c.make(&op.Node, syscall.S_IFREG, nil)
 	}
+	c.told = op.First.Told
 	last := c.last
 	c.last = op.First.Ino - 1
 	reply, err := c.make(&op.Node, syscall.S_IFREG, nil)
@@ -422,15 +433,8 @@ func (c *call) foretold(op *fsop.Make) (*fsop.Reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(op.First.Data) > 0 {
+	if len(op.First.Data) > 0 || op.First.Then.Valid != 0 {
 		if reply, err = c.write(&op.First); err != nil {
-			return nil, err
-		}
-	}
-	if op.First.Then.Valid != 0 {
-		set := op.First.Then
-		set.Ino = op.First.Ino
-		if _, err := c.setattr(&set); err != nil {
 			return nil, err
 		}
 	}
@@ -658,7 +662,7 @@ func (n *node) resize(size uint64) {
 		clear(n.data[old:])
 	}
 	n.attr.Size = size
-	n.attr.Blocks = (size + 511) / 512
+	n.attr.Blocks = (size + 4095) / 4096 * 8
 }
 
 func (c *call) read(op *fsop.Read) (*fsop.Reply, error) {
@@ -691,7 +695,17 @@ func (c *call) write(op *fsop.Write) (*fsop.Reply, error) {
 	if op.KillPriv {
 		c.killPriv(n)
 	}
-	c.touch(n, true)
+	c.told = op.Told
+	if len(op.Data) > 0 {
+		c.touch(n, true)
+	}
+	if op.Then.Valid != 0 {
+		set := op.Then
+		set.Ino = op.Ino
+		if _, err := c.setattr(&set); err != nil {
+			return nil, err
+		}
+	}
 	return &fsop.Reply{Attr: n.attr, Off: off}, nil
 }
 
