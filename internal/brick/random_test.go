@@ -437,7 +437,7 @@ func compareBrick(tb tester, b *Brick, m *model, r *rand.Rand) {
 	}
 	var orphans []fsop.Ino
 	for ino, n := range m.inodes {
-		if n.attr.Nlink == 0 && n.attr.Window == 0 {
+		if n.attr.Nlink == 0 && (n.attr.IsDir() || n.attr.Window == 0) {
 			orphans = append(orphans, ino)
 		}
 	}

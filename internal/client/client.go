@@ -95,7 +95,7 @@ type Config struct {
 	// sets it sends a Flush with every close of a file that was written.
 	Windows bool
 	// Foretell, with Windows, lets files be answered before they are made
-	// (fsop.Make). No mount sets it yet (doc/known-gaps.md).
+	// (fsop.Make).
 	Foretell bool
 	// Estate is what the next process of the mount is left; nil: there is none.
 	Estate *estate.Estate

@@ -247,20 +247,14 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 }
 
 // foreseen returns the attributes that a file will have whose window is held, when what is held
-// back of it has been sent; nil if that is not certain. They are not to be cached.
-//
-// Of a foretold file to which nothing was done yet, the times will be the primary's: the
-// kernel asks before it has opened the file, and shows them to nobody. Otherwise an
-// application asks, and what it is told stays.
+// back of it has been sent; nil if that is not certain. What is told here stays, unless something is
+// done to the file; it is not to be cached.
 func (w *windows) foreseen(ino fsop.Ino) *fsop.Reply {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f := w.files[ino]
 	if f == nil || !f.foretells() {
 		return nil
-	}
-	if len(f.data) == 0 && f.then.Valid == 0 {
-		return &fsop.Reply{Attr: f.attr}
 	}
 	now := w.clock.tell()
 	if now == 0 {

@@ -235,10 +235,61 @@ func race(t *testing.T, duration time.Duration, args ...string) {
 	p.identical(1)
 }
 
+// lookBeforeClose does what git does: it looks at each file between the last write and close.
+// What it saw is what is there, on all machines; and make finds every file newer than
+// the one before.
+func lookBeforeClose(p *pool) {
+	p.t.Helper()
+	own := "/mnt/wp/own"
+	if err := os.Mkdir(p.outside(1, own), 0o755); err != nil {
+		p.t.Fatal(err)
+	}
+	last := time.Time{}
+	for i := range 60 {
+		dir := []string{own, "/mnt/wp"}[i%2] // in one that this machine has made, and in one that others know
+		path := fmt.Sprintf("%s/looked-at-%d", dir, i)
+		f, err := os.OpenFile(p.outside(1, path), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o640)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if _, err := f.Write(make([]byte, 1000*i)); err != nil {
+			p.t.Fatal(err)
+		}
+		if i%3 == 0 {
+			time.Sleep(time.Duration(i) * time.Millisecond) // some are sent by then
+		}
+		var told, is unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &told); err != nil {
+			p.t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			p.t.Fatal(err)
+		}
+		for m := 1; m <= 3; m++ {
+			if err := unix.Stat(p.outside(m, path), &is); err != nil {
+				p.t.Fatal(err)
+			}
+			is.Dev = told.Dev
+			if is != told {
+				p.t.Errorf("%s: before it was closed\n%+v, on machine %d now\n%+v", path, told, m, is)
+			}
+		}
+		at := time.Unix(is.Mtim.Unix())
+		if !at.After(last) {
+			p.t.Errorf("%s is of %v, the file that was made before it of %v", path, at, last)
+		}
+		if d := time.Since(at); d < -time.Millisecond || d > 2*time.Second {
+			p.t.Errorf("%s is of %v, %v ago", path, at, d)
+		}
+		last = at
+	}
+}
+
 // What programs may expect of files that are open while others remove them, and of
 // those that never had a name.
 func TestOpenAndRemoved(t *testing.T) {
 	p := start(t, setup{})
+	lookBeforeClose(p)
 	p.run(1, "sh", "-c", "echo contents > /mnt/wp/file")
 	reader, err := p.Host(2).Spawn("reader", "sh", "-c", "exec 3</mnt/wp/file; echo open; until [ -e /run/go ]; do sleep 0.05; done; cat <&3")
 	if err != nil {
