@@ -589,6 +589,8 @@ func (w *windows) landLocked(f *written, n int, err error) {
 	f.bytes -= n
 	w.bytes -= n
 	if err != nil {
+		// The kernel has taken for written what is not there, and no home knows that it has.
+		w.hooks.lost([]proto.Effect{{Ino: f.ino}})
 		if f.err == nil {
 			f.err = errnoOf(err)
 		}

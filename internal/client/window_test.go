@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"mortar/internal/fsop"
 	"mortar/internal/fsop/memfs"
+	"mortar/internal/proto"
 )
 
 // granter is a set as windows sees it: it gives windows, refuses what relies on
@@ -292,8 +294,13 @@ func TestLostWindowLosesWritesLoudly(t *testing.T) {
 		g.mu.Lock()
 		delete(g.held, ino) // the set has taken it
 		g.mu.Unlock()
+		var lost []proto.Effect
+		w.hooks.lost = func(e []proto.Effect) { lost = append(lost, e...) }
 		if _, err := w.Do(ctx, &fsop.Flush{Ino: ino}); err != fsop.EIO {
 			t.Errorf("close after the window was lost: %v; want EIO", err)
+		}
+		if !slices.Contains(lost, proto.Effect{Ino: ino}) {
+			t.Errorf("the kernel is to forget %v, and not what it took for written", lost)
 		}
 		mustDo(t, w, &fsop.Write{Ino: ino, Data: []byte("y")})
 		mustDo(t, w, &fsop.Flush{Ino: ino})

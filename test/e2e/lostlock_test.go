@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,7 +33,7 @@ func (p *pool) gripLocks(holds, waits int) *grips {
 	g := &grips{p: p, dir: fmt.Sprintf("/mnt/wp/grips-%d", time.Now().UnixNano()), holds: holds, waits: waits}
 	p.run(holds, "mkdir", g.dir)
 	spawn := func(i int, lock, name string) (*cluster.Process, string) {
-		log := fmt.Sprintf("grip-%s-%s", lock, name)
+		log := fmt.Sprintf("%s-%s-%s", filepath.Base(g.dir), lock, name)
 		proc, err := p.Host(i).Spawn(log, workload, "grip", "-dir", g.dir, "-lock", lock, "-name", name)
 		if err != nil {
 			p.t.Fatal(err)
