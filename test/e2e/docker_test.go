@@ -286,6 +286,29 @@ func TestDocker(t *testing.T) {
 			t.Errorf("subvolume list on n%d:\n%s", i+1, subs)
 		}
 	}
+
+	// W4, step 2: a volume that lives on one machine only is chosen by its number of copies.
+	p.mortar(1, "volume", "create", "here", "n2:/bricks/here")
+	p.mortar(1, "volume", "start", "here")
+	e.docker(1, "volume", "create", "-d", "mortar", "-o", "replica=1", "-o", "size=20MB", "scratch")
+	if got := e.container(1, "scratch", "echo x > /data/f; cat /data/f", "--rm") + e.docker(3, "volume", "inspect", "scratch", "--format", "{{.Status.volume}}"); got != "xhere" {
+		t.Errorf("a volume of one copy: %q", got)
+	}
+	e.docker(3, "volume", "rm", "scratch")
+
+	// W2, step 3: a bind mount of a directory in a mounted volume serves containers too.
+	p.mount(1)
+	p.mount(2)
+	p.run(1, "mkdir", "/mnt/wp/couch")
+	e.container(1, "/mnt/wp/couch", "echo row > /data/doc; exec sleep 1000", "-d", "--name", "couch")
+	p.within(20*time.Second, "n2 has what the container wrote", func() error {
+		_, err := os.Stat(e.outside(2, "/mnt/wp/couch/doc"))
+		return err
+	})
+	e.docker(1, "rm", "-f", "couch")
+	if got := e.container(2, "/mnt/wp/couch", "cat /data/doc", "--rm"); got != "row" {
+		t.Errorf("elsewhere the container finds %q", got)
+	}
 }
 
 // mounts are the lines of a machine's mounts of ours.

@@ -171,6 +171,11 @@ func TestMountHelperAndRemount(t *testing.T) {
 	if got := p.run(2, "cat", "/mnt/wp/file"); got != "one\n" {
 		t.Errorf("through fstab: %q", got)
 	}
+	// W2, step 1: by the machine's own daemon, with another one to ask.
+	p.run(3, "sh", "-ec", "ln -s "+mortar+" /sbin/mount.mortar; mkdir -p /mnt/gfs; echo 'localhost:/wp /mnt/gfs mortar defaults,_netdev,backupvolfile-server=localhost 0 0' >> /etc/fstab; mount -a")
+	if got := p.run(3, "sh", "-c", "cat /mnt/gfs/file && umount /mnt/gfs"); got != "one\n" {
+		t.Errorf("through fstab, with a backupvolfile-server: %q", got)
+	}
 	p.run(1, "umount", "/mnt/wp")
 	p.within(5*time.Second, "the mount process ends with its mount", func() error {
 		for _, proc := range p.Host(1).Processes() {
