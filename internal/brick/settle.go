@@ -549,8 +549,11 @@ func (b *Brick) beginJobs(inos []fsop.Ino, limit uint64) (jobs []*job, done int,
 		if len(j.exts) == 0 {
 			continue // overwritten meanwhile
 		}
-		if j.base, err = b.store.Base(ino, true); err != nil {
-			return jobs, 0, err
+		// Of a new file it is known that it has none; the KV would have to look everywhere.
+		if n := b.cache.get(ino); n == nil || !n.baseKnown || n.base.Kind != meta.BaseNone {
+			if j.base, err = b.store.Base(ino, true); err != nil {
+				return jobs, 0, err
+			}
 		}
 		j.length = max(j.base.Len, j.exts[len(j.exts)-1].End())
 		j.required = required(&j.base, slices.Values(b.extents[ino].all(func(*meta.Extent) bool { return true })))
