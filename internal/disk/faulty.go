@@ -7,6 +7,8 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -61,6 +63,8 @@ type Faulty struct {
 	faults  []*Fault // guarded by mu, as are their counts
 	observe func(op Op, name string)
 	files   map[*faultyFile]struct{} // open files, whose names follow renames; guarded by mu
+	crawl   int64                    // bytes per second that reach the disk; 0: no limit; guarded by mu
+	idle    time.Time                // when the disk has written all that was synced; guarded by mu
 }
 
 var (
@@ -91,6 +95,30 @@ func (f *Faulty) Clear() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.faults = nil
+}
+
+// Crawl makes the disk as slow as this, in bytes per second: a sync takes as long as writing what
+// the file was written since its last one, behind all other syncs. 0: as fast as it is.
+func (f *Faulty) Crawl(rate int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.crawl = rate
+}
+
+// crawlFor waits while a slow disk writes n bytes.
+func (f *Faulty) crawlFor(n int64) {
+	f.mu.Lock()
+	if f.crawl == 0 || n == 0 {
+		f.mu.Unlock()
+		return
+	}
+	if now := time.Now(); f.idle.Before(now) {
+		f.idle = now
+	}
+	f.idle = f.idle.Add(time.Duration(float64(n) / float64(f.crawl) * float64(time.Second)))
+	until := f.idle
+	f.mu.Unlock()
+	time.Sleep(time.Until(until))
 }
 
 // Observe has fn called before every call, whether it fails or not. It may be
@@ -327,6 +355,8 @@ type faultyFile struct {
 	path string // guarded by f.mu
 	vf   vfs.File
 	dir  bool
+
+	unsynced atomic.Int64 // bytes written since the last sync
 }
 
 func (f *faultyFile) name() string {
@@ -374,7 +404,9 @@ func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
 func (f *faultyFile) write(p []byte, write func([]byte) (int, error)) (int, error) {
 	ft := f.f.before(OpWrite, f.name())
 	if ft == nil {
-		return write(p)
+		n, err := write(p)
+		f.unsynced.Add(int64(n))
+		return n, err
 	}
 	n := 0
 	if ft.Torn {
@@ -391,6 +423,7 @@ func (f *faultyFile) sync(sync func() error) error {
 	if err := f.f.fail(op, f.name()); err != nil {
 		return err
 	}
+	f.f.crawlFor(f.unsynced.Swap(0))
 	return sync()
 }
 

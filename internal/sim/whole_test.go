@@ -67,6 +67,7 @@ type life struct {
 	n     *wholeNode
 	rep   *replica.Replica
 	brick *brick.Brick
+	fs    *disk.Faulty
 	stop  context.CancelFunc
 	done  chan struct{}
 	dead  atomic.Bool // it has lost its power: nothing that it still does reaches anybody
@@ -157,7 +158,7 @@ func (n *wholeNode) start() {
 	if err != nil {
 		w.t.Fatalf("n%d cannot be opened: %v", n.i, err)
 	}
-	l.brick = b
+	l.brick, l.fs = b, fs
 	if l.rep, err = replica.New(replica.Config{Set: cluster.SetID{Volume: w.vol}, Brick: n.id, Store: store{b}, Transport: l, Control: l, Log: slog.New(slog.DiscardHandler)}); err != nil {
 		w.t.Fatal(err)
 	}
