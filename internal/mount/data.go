@@ -6,6 +6,7 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"mortar/internal/fsop"
 )
@@ -67,12 +68,24 @@ func (f *fileSystem) truncate(r *request, ino fsop.Ino, killPriv bool) fuse.Stat
 	}
 	f.inflight.resizing(ino)
 	defer f.inflight.doneResizing(ino)
+	setID := killPriv && f.nodes.marksOf(ino)&setID != 0
 	reply, err := f.handler.Do(r, op)
 	if err != nil {
 		return f.status(r, err)
 	}
 	f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
+	if setID {
+		f.lostSetID(ino)
+	}
 	return fuse.OK
+}
+
+// lostSetID has the kernel ask for the mode of a file whose set-id bits went with
+// what was written to it: by itself it asks again for times and size only.
+func (m *Mount) lostSetID(ino fsop.Ino) {
+	if err := m.dev.invalAttr(ino); err != nil && err != unix.ENOENT && err != unix.ENOTCONN {
+		m.log.Warn("mount: a file's mode", "ino", uint64(ino), "err", err)
+	}
 }
 
 // Create implements fuse.RawFileSystem.
@@ -251,6 +264,7 @@ func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		KillPriv: in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0,
 		Data:     data,
 	}
+	setID := op.KillPriv && f.nodes.marksOf(ino)&setID != 0
 	reply, err := f.handler.Do(r, op)
 	if errors.Is(err, fsop.EDQUOT) && in.WriteFlags&fuse.WRITE_CACHE != 0 {
 		err = fsop.ENOSPC // of pages written back, the kernel tells EDQUOT to nobody but as EIO
@@ -262,6 +276,9 @@ func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		data = data[:reply.Short]
 	}
 	f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
+	if setID {
+		f.lostSetID(ino)
+	}
 	if op.Append && reply.Off != in.Offset {
 		// With locks=node there is no OPEN to say DIRECT_IO to, and the kernel put
 		// the data in its page cache at in.Offset. It has to ask for the size before

@@ -4,6 +4,7 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"mortar/internal/estate"
 	"mortar/internal/fsop"
@@ -70,7 +71,7 @@ type node struct {
 }
 
 // marks are what else is known of an inode.
-type marks uint8
+type marks uint16
 
 const (
 	watched    marks = 1 << iota // the replica tells of the next change by others
@@ -81,16 +82,20 @@ const (
 	unsized                      // of a file that was invalidated: the kernel's idea of its size may be old, see sizes
 	storable                     // it was opened for reading and writing: programs may store to it through mappings
 	lockable                     // somebody here asked for an fcntl lock of it
+	setID                        // it had set-id bits as it was told last
 )
 
 // lasting are the marks that stay whatever others change.
-const lasting = immutable | appendOnly | storable | lockable
+const lasting = immutable | appendOnly | storable | lockable | setID
 
 // flagged brings the marks that come from attributes up to date.
 func (m *marks) flagged(a *fsop.Attr) {
-	*m &^= noACL | immutable | appendOnly
+	*m &^= noACL | immutable | appendOnly | setID
 	if a.Flags&(fsop.FlagACL|fsop.FlagDefaultACL) == 0 {
 		*m |= noACL
+	}
+	if a.Mode&(syscall.S_ISUID|syscall.S_ISGID) != 0 {
+		*m |= setID
 	}
 	if a.Flags&fsop.FlagImmutable != 0 {
 		*m |= immutable

@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -73,6 +74,54 @@ func TestRightsMove(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestSetIDWritten: whoever asks for nothing but the mode of a file, as stat -c %A does, is
+// told that its set-id bits went when its owner wrote to it or cut it.
+func TestSetIDWritten(t *testing.T) {
+	const owner = 4321
+	m := newMount(t, memfs.New(), Options{})
+	root, err := unix.Open(m.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) // the way there is root's
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(root)
+	for _, c := range []struct {
+		name  string
+		flags int
+	}{{"write", unix.O_WRONLY}, {"both", unix.O_RDWR}, {"append", unix.O_WRONLY | unix.O_APPEND}, {"truncate", unix.O_WRONLY | unix.O_TRUNC}} {
+		path := filepath.Join(m.dir, c.name)
+		if err := errors.Join(os.WriteFile(path, []byte("text"), 0o644), os.Chown(path, owner, owner), unix.Chmod(path, 0o6755)); err != nil {
+			t.Fatal(err)
+		}
+		mode := func() uint16 {
+			var st unix.Statx_t
+			if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MODE, &st); err != nil {
+				t.Fatal(err)
+			}
+			return st.Mode & 0o7777
+		}
+		if got := mode(); got != 0o6755 {
+			t.Fatalf("%s: mode %o before", c.name, got)
+		}
+		err := as(owner, func() error {
+			fd, err := unix.Openat(root, c.name, c.flags|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if c.flags&unix.O_TRUNC == 0 {
+				_, err = unix.Write(fd, []byte("x"))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if got := mode(); got != 0o755 {
+			t.Errorf("%s: the mode is told as %o, want 755", c.name, got)
+		}
 	}
 }
 
