@@ -80,3 +80,18 @@ func (c SetConfig) Clone() SetConfig {
 	c.Drained = slices.Clone(c.Drained)
 	return c
 }
+
+// Tick is how often what has to be done again and again is looked at, and UntilTick how
+// long it is until the next one. All that ticks in a process, and on machines with right
+// clocks in a pool, does so at the same moments: an idle process wakes up once for it all.
+const Tick = 100 * time.Millisecond
+
+// UntilTick returns how long it is from now to the next tick, a quarter of one at least: a
+// timer that was a moment early does not tick twice.
+func UntilTick(now time.Time) time.Duration {
+	d := Tick - time.Duration(now.UnixNano())%Tick
+	if d < Tick/4 {
+		d += Tick
+	}
+	return d
+}

@@ -38,7 +38,6 @@ import (
 type transport struct {
 	*raft.NetworkTransport
 	stream *stream
-	begin  time.Time
 	done   chan struct{} // closed at shutdown
 	inbox  chan raft.RPC // to the consensus machine
 	sorted chan struct{} // closed when the goroutine that fills inbox has ended; nil before it is started
@@ -74,7 +73,7 @@ type link struct {
 const (
 	// beatEvery is the time between heartbeats. The leader's lease is 250 ms: one
 	// may be late.
-	beatEvery = 120 * time.Millisecond
+	beatEvery = cluster.Tick
 	// rpcTimeout bounds one request. A peer that needs longer than that to flush
 	// an entry is asked again.
 	rpcTimeout = time.Second
@@ -86,7 +85,6 @@ const (
 func newTransport(st *stream, log hclog.Logger) *transport {
 	t := &transport{
 		stream:   st,
-		begin:    time.Now(),
 		done:     make(chan struct{}),
 		inbox:    make(chan raft.RPC),
 		links:    map[raft.ServerID]*link{},
@@ -286,9 +284,8 @@ func (t *transport) heartbeat(id raft.ServerID, target raft.ServerAddress, args 
 	l := t.linkLocked(id)
 	due := time.Duration(0)
 	if l.alive && time.Since(l.lastBeat) < beatEvery {
-		// All peers' heartbeats on one beat: the process wakes once for them.
-		since := time.Since(t.begin)
-		due = since.Truncate(beatEvery) + beatEvery - since
+		// All peers' heartbeats on one beat, which is a tick: the process wakes once for them.
+		due = cluster.UntilTick(time.Now())
 	}
 	released := t.released
 	t.mu.Unlock()

@@ -95,8 +95,8 @@ func newLoop(r *Replica) *loop {
 // run is the loop.
 func (l *loop) run(ctx context.Context) error {
 	l.ctx = ctx
-	ticker := time.NewTicker(tick)
-	defer ticker.Stop()
+	ticks := time.NewTimer(cluster.UntilTick(time.Now()))
+	defer ticks.Stop()
 	var batch []event
 	for {
 		select {
@@ -104,7 +104,8 @@ func (l *loop) run(ctx context.Context) error {
 			return l.stop(context.Cause(ctx))
 		case <-l.store.Failed():
 			return l.stop(l.store.Err())
-		case <-ticker.C:
+		case <-ticks.C:
+			ticks.Reset(cluster.UntilTick(time.Now()))
 			l.now = l.Replica.now()
 			l.tick()
 		case <-l.mail.wake:
@@ -149,6 +150,7 @@ func (l *loop) stop(err error) error {
 // close is called after every goroutine of the replica has ended.
 func (l *loop) close() { l.endEpoch() }
 
+// tick tells the machine that time has passed. Beats and suspicions are coarser by far.
 func (l *loop) tick() {
 	l.m.Tick(l.now)
 	l.tickSessions()

@@ -254,10 +254,6 @@ func New(c Config) (*Replica, error) {
 // now is the replica's monotonic clock.
 func (r *Replica) now() core.Instant { return time.Since(r.start) }
 
-// tick is how often the machine is told that time has passed. Beats and
-// suspicions are coarser by far.
-const tick = 100 * time.Millisecond
-
 // Run takes part in the set until ctx is done or the store fails. It returns
 // the store's error, or nil.
 func (r *Replica) Run(ctx context.Context) error {
