@@ -47,6 +47,7 @@ type memStore struct {
 	full      bool          // there is no room
 	orphans   []fsop.Ino    // in order
 	disk      slowDisk
+	handing   time.Duration // that Flush takes
 }
 
 // slowDisk is what a store flushes to. The zero value flushes at once.
@@ -107,7 +108,13 @@ func (s *memStore) History() []cluster.Pos {
 }
 func (s *memStore) Whole() bool  { return s.whole }
 func (s *memStore) Clean() bool  { return len(s.entries) == 0 && s.base == cluster.Pos{} }
-func (s *memStore) Flush() error { return nil }
+func (s *memStore) Flush() error {
+	s.mu.Lock()
+	d := s.handing
+	s.mu.Unlock()
+	time.Sleep(d)
+	return nil
+}
 func (s *memStore) Durable() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

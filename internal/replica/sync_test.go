@@ -307,3 +307,35 @@ func TestSyncOfALogThatMayDiffer(t *testing.T) {
 		}
 	})
 }
+
+// The bricks begin with an entry while their primary writes its own log. Nobody is told of
+// anything before the log of who tells it has it: neither the client by the primary nor the
+// primary by a backup.
+func TestEntriesLeaveFirst(t *testing.T) {
+	for slow, name := range []string{"the primary", "a backup"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 3, 2)
+			c := &client{w: w, id: 1}
+			if err := c.set(t.Context(), "before", "x"); err != nil {
+				t.Fatal(err)
+			}
+			s, backup := w.nodes[w.order[slow]].store, w.nodes[w.order[2]].store
+			s.mu.Lock()
+			s.handing = 300 * time.Millisecond
+			s.mu.Unlock()
+			tail, began := backup.Tail().Seq, time.Now()
+			done := make(chan error, 1)
+			go func() { done <- c.set(t.Context(), "a", "x") }()
+			time.Sleep(20 * time.Millisecond)
+			if backup.Tail().Seq == tail {
+				t.Errorf("%s takes long to write its log: a backup has no entry after %v", name, time.Since(began))
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if d := time.Since(began); d < s.handing {
+				t.Errorf("%s takes %v to write its log: the client was answered after %v", name, s.handing, d)
+			}
+		})
+	}
+}
