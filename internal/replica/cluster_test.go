@@ -106,8 +106,8 @@ func (s *memStore) History() []cluster.Pos {
 	}
 	return h
 }
-func (s *memStore) Whole() bool  { return s.whole }
-func (s *memStore) Clean() bool  { return len(s.entries) == 0 && s.base == cluster.Pos{} }
+func (s *memStore) Whole() bool { return s.whole }
+func (s *memStore) Clean() bool { return len(s.entries) == 0 && s.base == cluster.Pos{} }
 func (s *memStore) Flush() error {
 	s.mu.Lock()
 	d := s.handing
