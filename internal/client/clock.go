@@ -28,12 +28,13 @@ func (c *clock) hear(t int64) {
 	}
 }
 
-// tell returns a time for what is changed now, 0 if nothing was heard yet.
+// tell returns a time for what is changed now, later than any that was told or heard of; 0
+// if nothing was heard yet.
 func (c *clock) tell() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.heard != 0 {
-		c.told = max(c.told, c.heard+int64(time.Since(c.at)))
+		c.told = max(c.told+1, c.heard+1, c.heard+int64(time.Since(c.at)))
 	}
 	return c.told
 }

@@ -140,15 +140,15 @@ func TestClock(t *testing.T) {
 	}
 	c.hear(1000)
 	first := c.tell()
-	if first < 1000 {
+	if first <= 1000 {
 		t.Errorf("told %d after 1000 was heard", first)
 	}
 	c.hear(500)
-	if at := c.tell(); at < first {
+	if at := c.tell(); at <= first {
 		t.Errorf("told %d after %d", at, first)
 	}
 	c.hear(1 << 60)
-	if at := c.tell(); at < 1<<60 || at > 1<<60+int64(time.Minute) {
+	if at := c.tell(); at <= 1<<60 || at > 1<<60+int64(time.Minute) {
 		t.Errorf("told %d after %d was heard", at, int64(1)<<60)
 	}
 }
