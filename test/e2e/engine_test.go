@@ -89,13 +89,13 @@ func (e *engines) limitMemory(i int, bytes int64) (used func() (most, anonymous,
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		e.t.Skipf("SKIPPED: no limits of memory can be made here (cgroup v1): %v", err)
 	}
-	e.t.Cleanup(func() {
-		for range 50 {
-			if syscall.Rmdir(dir) == nil {
-				return
+	e.t.Cleanup(func() { // before the processes end: they leave it
+		e.within(5*time.Second, dir+" is gone", func() error {
+			for _, pid := range strings.Fields(readFile(dir + "/cgroup.procs")) {
+				os.WriteFile(filepath.Dir(dir)+"/cgroup.procs", []byte(pid), 0) // who has ended meanwhile is out of it
 			}
-			time.Sleep(100 * time.Millisecond)
-		}
+			return syscall.Rmdir(dir)
+		})
 	})
 	err := os.WriteFile(dir+"/memory.limit_in_bytes", []byte(strconv.FormatInt(bytes, 10)), 0)
 	for _, proc := range e.Host(i).Processes() {
