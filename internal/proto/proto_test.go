@@ -132,6 +132,11 @@ func special(rng *rand.Rand) func(reflect.Value) bool {
 				p.Members = append(p.Members, cluster.NewID())
 			}
 			p.InSync = append(p.InSync, p.Members...)
+		case *proto.AttachReply:
+			*p = proto.AttachReply{Status: proto.Status(rng.IntN(int(proto.Anew) + 1)), Text: "text", Seq: rng.Uint64(), Opened: int64(rng.Uint64())}
+			if p.Status != proto.WrongVersion {
+				p.Epoch = cluster.Epoch(rng.Uint64())
+			}
 		case *proto.AppendEntry:
 			if rng.IntN(2) == 1 {
 				p.Raw = []byte("an encoded entry")
@@ -156,6 +161,20 @@ func TestRoundTrip(t *testing.T) {
 				codectest.RoundTrip(t, v)
 			}
 		})
+	}
+}
+
+// TestWrongVersion: what a daemon of version 5 says to a mount of another version is
+// understood, and so will be what is said now.
+func TestWrongVersion(t *testing.T) {
+	said := append([]byte{4, 3, 0, 0, 0, 'o', 'l', 'd'}, make([]byte, 16)...)
+	want := proto.AttachReply{Status: proto.WrongVersion, Text: "old"}
+	var got proto.AttachReply
+	if err := codec.Decode(said, &got); err != nil || got != want {
+		t.Errorf("read as %+v, %v", got, err)
+	}
+	if b := codec.Append(nil, &want); !bytes.Equal(b, said) {
+		t.Errorf("written as %x", b)
 	}
 }
 

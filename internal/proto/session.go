@@ -78,7 +78,8 @@ const (
 )
 
 // AttachReply answers Attach. On success the client drops every cache it has
-// kept from another home.
+// kept from another home. What says WrongVersion has been laid out like this since
+// version 5 and stays so: a client of any other version has to read it.
 type AttachReply struct {
 	Status Status
 	Text   string // for people, when not OK
@@ -92,7 +93,9 @@ func (m *AttachReply) Code(c *codec.Coder) {
 	c.String(&m.Text, 4096)
 	c.U64(&m.Seq)
 	c.I64(&m.Opened)
-	c.U64((*uint64)(&m.Epoch))
+	if m.Status != WrongVersion {
+		c.U64((*uint64)(&m.Epoch))
+	}
 }
 
 // Do asks for one operation. Number counts the session's mutations from 1;
