@@ -431,9 +431,17 @@ func (l *Log) flushLocked() error {
 	return nil
 }
 
-// SyncAll makes everything appended so far durable.
+// SyncAll makes everything appended so far durable, but for what is undone meanwhile.
 func (l *Log) SyncAll() error {
-	return l.Sync(context.Background(), l.Tail().Seq)
+	seq := l.Tail().Seq
+	for {
+		err := l.Sync(context.Background(), seq)
+		tail := l.Tail().Seq
+		if err == nil || tail >= seq {
+			return err
+		}
+		seq = tail // the rest was undone, and nobody can want it
+	}
 }
 
 // Sync returns when every record up to seq is durable. One flush of the disk

@@ -280,6 +280,37 @@ func TestOneSyncServesMany(t *testing.T) {
 	r.check()
 }
 
+// TestSyncAllMeanwhile syncs all that there is while it is undone.
+func TestSyncAllMeanwhile(t *testing.T) {
+	r := newRig(t, disk.NewMem(), 64<<10)
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if err := r.l.SyncAll(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := 0; i < 2000 && !t.Failed(); i++ {
+		r.append(cluster.Epoch(1+i), 100, 0)
+		r.append(cluster.Epoch(1+i), 100, 0)
+		seq := r.tail().Seq - 1
+		must(t, r.l.TruncateAfter(seq))
+		r.records = r.records[:seq]
+	}
+	stop()
+	wg.Wait()
+	must(t, r.l.SyncAll())
+	if got := r.l.Durable(); got != r.tail().Seq {
+		t.Errorf("durable up to %d of %d", got, r.tail().Seq)
+	}
+	r.check()
+}
+
 // TestReadersMeanwhile reads while records are appended, undone and trimmed.
 func TestReadersMeanwhile(t *testing.T) {
 	r := newRig(t, disk.NewMem(), 64<<10)
