@@ -25,14 +25,14 @@ type client struct {
 	id      cluster.SessionID
 	home    int // index in w.order where it begins
 	number  uint64
-	s       *replica.Session
+	s       atomic.Pointer[replica.Session] // replicas that it has left still ask for it
 	invals  atomic.Int64
 	ignores atomic.Bool // never acknowledges an Inval
 }
 
 func (c *client) Invalidate(m *proto.Inval) error {
 	c.invals.Add(1)
-	if s := c.s; s != nil && !c.ignores.Load() {
+	if s := c.s.Load(); s != nil && !c.ignores.Load() {
 		go s.InvalAck(m.Seq)
 	}
 	return nil
@@ -47,7 +47,7 @@ func (c *client) attach(ctx context.Context) bool {
 		}
 		s, reply := r.Attach(ctx, "", &proto.Attach{Version: proto.Version, Set: c.w.set, Session: c.id, Client: "test"}, c)
 		if reply.Status == proto.OK {
-			c.s = s
+			c.s.Store(s)
 			s.Ping(&proto.Ping{})
 			return true
 		}
@@ -73,15 +73,14 @@ func (c *client) do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		n = c.number
 	}
 	for ctx.Err() == nil {
-		if c.s == nil && !c.attach(ctx) {
+		if c.s.Load() == nil && !c.attach(ctx) {
 			time.Sleep(20 * time.Millisecond)
 			continue
 		}
-		d := ask(ctx, c.s, proto.Do{Number: n, Acked: n, Op: op})
+		d := ask(ctx, c.s.Load(), proto.Do{Number: n, Acked: n, Op: op})
 		switch {
 		case d.Status != proto.OK:
-			c.s.Detach()
-			c.s = nil
+			c.s.Swap(nil).Detach()
 		case d.Errno != 0:
 			return nil, d.Errno
 		default:
@@ -406,7 +405,7 @@ func TestSessionsOutliveTheirSet(t *testing.T) {
 		for _, id := range w.order {
 			w.isolate(id, true)
 		}
-		moving.s.Detach()
+		moving.s.Load().Detach()
 		done := make(chan error, 1)
 		go func() { done <- c.set(t.Context(), "k", "2") }()
 		time.Sleep(3 * cluster.SessionTimeout)
@@ -747,7 +746,7 @@ func TestRefusedIsNotCarriedOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		ask := func(n uint64) proto.DoReply {
-			return ask(t.Context(), c.s, proto.Do{Number: n, Acked: 1, Op: &fsop.Setxattr{Ino: 1, Name: "k", Value: []byte{byte(n)}}})
+			return ask(t.Context(), c.s.Load(), proto.Do{Number: n, Acked: 1, Op: &fsop.Setxattr{Ino: 1, Name: "k", Value: []byte{byte(n)}}})
 		}
 		acked := ask(2)
 		store := w.nodes[w.order[0]].store

@@ -34,7 +34,7 @@ func (h *holder) Recall(m *proto.Recall) error {
 // attach is client's, with h for its Sink.
 func (h *holder) attach(ctx context.Context) bool {
 	s, reply := h.w.nodes[h.w.order[h.home]].live().Attach(ctx, "", &proto.Attach{Version: proto.Version, Set: h.w.set, Session: h.id, Client: "holder"}, h)
-	h.s = s
+	h.s.Store(s)
 	return reply.Status == proto.OK
 }
 
@@ -42,13 +42,13 @@ func (h *holder) attach(ctx context.Context) bool {
 func (h *holder) run(ctx context.Context) {
 	beat := time.NewTicker(cluster.Lease / 4)
 	defer beat.Stop()
-	h.s.Ping(&proto.Ping{})
+	h.s.Load().Ping(&proto.Ping{})
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-beat.C:
-			h.s.Ping(&proto.Ping{})
+			h.s.Load().Ping(&proto.Ping{})
 		case ino := <-h.recall:
 			if h.takes > 0 {
 				late := time.After(h.takes)
@@ -57,7 +57,7 @@ func (h *holder) run(ctx context.Context) {
 					case <-late:
 						waiting = false
 					case <-beat.C:
-						h.s.Ping(&proto.Ping{})
+						h.s.Load().Ping(&proto.Ping{})
 					case <-ctx.Done():
 						return
 					}
@@ -183,7 +183,7 @@ func TestStubbornHolder(t *testing.T) {
 func TestDeadHolder(t *testing.T) {
 	withHolder(t, 0, func(t *testing.T, w *world, h *holder, die func()) {
 		die()
-		h.s.Detach()
+		h.s.Load().Detach()
 		other := &client{w: w, id: 2, home: 2}
 		began := time.Now()
 		if _, err := other.do(t.Context(), looks[0].op); err != fsop.ENOENT {
