@@ -246,8 +246,8 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 	return &fsop.Reply{Attr: a}
 }
 
-// foreseen returns the attributes that a file will have whose window is held, when what is held
-// back of it has been sent; nil if that is not certain. What is told here stays, unless something is
+// foreseen returns the attributes that a foretold file will have, when what is held back of it
+// has been sent; nil if that is not certain. What is told here stays, unless something is
 // done to the file; it is not to be cached.
 func (w *windows) foreseen(ino fsop.Ino) *fsop.Reply {
 	w.mu.Lock()

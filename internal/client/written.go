@@ -94,11 +94,11 @@ const blockSize = 4096 // of a brick's files
 // blocks is how many blocks a file without holes has, as Attr.Blocks counts them.
 func blocks(size uint64) uint64 { return (size + blockSize - 1) / blockSize * (blockSize / 512) }
 
-// foretells reports whether all that is not known of f is the time of what is held back of it, and
-// that can be told: nothing else is under way, and the operation to come carries it.
+// foretells reports whether all that is not known of f is its time, and that can be told: the set
+// has not heard of it, and the operation to come carries it. Of one that the set knows, names
+// can be added and removed under any name, here and elsewhere, whoever holds its window.
 func (f *written) foretells() bool {
-	return f.held && f.sized && f.dense && !f.closing && !f.last && f.err == nil && len(f.flights) == 0 &&
-		(len(f.data) > 0 || f.made != nil && !f.made.sent)
+	return f.made != nil && !f.made.sent && f.held && f.sized && f.dense && !f.closing && f.err == nil && len(f.flights) == 0
 }
 
 // tell makes t the time of what is held back of f, if an application was not told another
