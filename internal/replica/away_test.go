@@ -395,23 +395,31 @@ func TestRefusedForGood(t *testing.T) {
 		if d := copied(1, 1); d.Errno != fsop.ENOSPC {
 			t.Errorf("a copy of what was refused, with room: %+v", d)
 		}
-		if d := copied(2, 2); d.Status != proto.OK || d.Errno != 0 {
-			t.Errorf("the next: %+v", d)
+		primary.store.setFull(true)
+		if d := copied(2, 2); d.Errno != fsop.ENOSPC {
+			t.Errorf("the next, without room: %+v", d)
+		}
+		primary.store.setFull(false)
+		if d := copied(1, 1); d.Errno != fsop.ESTALE {
+			t.Errorf("a copy of what its client has the answer to: %+v", d)
+		}
+		if d := copied(3, 3); d.Status != proto.OK || d.Errno != 0 {
+			t.Errorf("the one after it: %+v", d)
 		}
 		// One is under way when the epoch ends.
 		w.isolate(w.order[0], true)
 		began := time.Now()
-		d := s.Do(t.Context(), change(3, 3))
+		d := s.Do(t.Context(), change(4, 4))
 		if d.Status != proto.Anew || d.Epoch != 2 {
 			t.Errorf("after %v: %+v, want to be asked again in the next epoch", time.Since(began), d)
 		}
-		if home.store.text() != "k=\x02;" {
+		if home.store.text() != "k=\x03;" {
 			t.Errorf("%q", home.store.text())
 		}
-		if d := s.Do(t.Context(), change(3, 3)); d.Status != proto.Anew {
+		if d := s.Do(t.Context(), change(4, 4)); d.Status != proto.Anew {
 			t.Errorf("asked in an epoch that has ended: %+v", d)
 		}
-		if d := ask(t.Context(), s, *change(3, 3)); d.Status != proto.OK || d.Errno != 0 || home.store.text() != "k=\x03;" {
+		if d := ask(t.Context(), s, *change(4, 4)); d.Status != proto.OK || d.Errno != 0 || home.store.text() != "k=\x04;" {
 			t.Errorf("asked again: %+v, %q", d, home.store.text())
 		}
 		w.isolate(w.order[0], false)

@@ -56,7 +56,7 @@ type loop struct {
 	ticked  core.Instant                       // the last time
 	seen    map[cluster.SessionID]core.Instant // as primary: when a session's client was last known to be alive
 	turns   map[cluster.SessionID]uint64       // as primary: the newest that a session has asked under (Attach.Turn)
-	refused map[cluster.SessionID][]refusal    // as primary, in this epoch
+	refused map[cluster.SessionID]*refusals    // as primary, in this epoch
 	room    room
 
 	sources  map[uint64]*openSource
@@ -85,7 +85,7 @@ func newLoop(r *Replica) *loop {
 		recalls: map[fsop.Ino]*recall{},
 		seen:    map[cluster.SessionID]core.Instant{},
 		turns:   map[cluster.SessionID]uint64{},
-		refused: map[cluster.SessionID][]refusal{},
+		refused: map[cluster.SessionID]*refusals{},
 		room:    room{of: map[cluster.BrickID]report{}},
 		sources: map[uint64]*openSource{},
 		fsync:   syncer{durable: map[cluster.BrickID]uint64{}},

@@ -144,6 +144,12 @@ func (l *loop) overtaken(q *request) bool {
 	return false
 }
 
+// refusals are what a session was refused in this epoch.
+type refusals struct {
+	below uint64 // the client has had its answers to all numbers below it: they are not in list
+	list  []refusal
+}
+
 // refusal is the answer to a change that was not carried out.
 type refusal struct {
 	number uint64
@@ -162,24 +168,33 @@ func (l *loop) refuse(q *request, err error) {
 		return
 	}
 	known := l.refused[q.session]
-	if len(known) >= maxRefusals {
-		known = known[1:]
+	if known == nil {
+		known = new(refusals)
+		l.refused[q.session] = known
 	}
-	l.refused[q.session] = append(known, refusal{q.do.Number, errno})
+	if len(known.list) >= maxRefusals {
+		known.list = known.list[1:]
+	}
+	known.list = append(known.list, refusal{q.do.Number, errno})
 }
 
-// refusedBefore returns with what a change was refused, 0 if it was not. What its client
-// has the answer to is forgotten.
+// refusedBefore returns with what a change was refused, 0 if it was not. Of those that the
+// client has the answers to it is forgotten which they were: a copy of one of them is out of
+// date (ESTALE), refused or not. In the log is nothing that would say so, if all that came after it
+// was refused as well.
 func (l *loop) refusedBefore(q *request) fsop.Errno {
 	known := l.refused[q.session]
-	if len(known) == 0 {
+	if known == nil {
 		return 0
 	}
-	known = slices.DeleteFunc(known, func(r refusal) bool { return r.number < q.do.Acked })
-	if l.refused[q.session] = known; len(known) == 0 {
-		delete(l.refused, q.session)
+	if q.do.Acked > known.below {
+		known.below = q.do.Acked
+		known.list = slices.DeleteFunc(known.list, func(r refusal) bool { return r.number < known.below })
 	}
-	for _, r := range known {
+	if q.do.Number != 0 && q.do.Number < known.below {
+		return fsop.ESTALE
+	}
+	for _, r := range known.list {
 		if r.number == q.do.Number {
 			return r.errno
 		}

@@ -53,10 +53,11 @@ type brick struct {
 	reads    []*reading
 	attaches []*attach
 	sessions [maxSessions]*session
-	turns    [maxSessions]int // as primary: the newest that a client has asked under
-	refused  []numberKey      // likewise, in this epoch: for want of room
-	full     time.Duration    // until when it has no room, by its clock
-	healing  int              // number of the comparison under way, 0 if there is none
+	turns    [maxSessions]int    // as primary: the newest that a client has asked under
+	refused  []numberKey         // likewise, in this epoch: for want of room
+	below    [maxSessions]uint64 // likewise: the client has had its answers to all numbers below it
+	full     time.Duration       // until when it has no room, by its clock
+	healing  int                 // number of the comparison under way, 0 if there is none
 	heals    int
 	ahead    bool // of the machine, which has yet to hear of the end of a comparison
 	stopping bool
@@ -121,7 +122,8 @@ func (b *brick) start() {
 	b.epoch, b.role, b.config, b.commit, b.acked = 0, core.Waiting, cluster.SetConfig{}, 0, 0
 	b.messages, b.streams, b.syncs = nil, nil, nil
 	b.replies, b.clearing, b.fsyncs, b.lean, b.asks, b.reads, b.attaches = nil, nil, nil, nil, nil, nil, nil
-	b.sessions, b.turns, b.refused, b.full = [maxSessions]*session{}, [maxSessions]int{}, nil, 0
+	b.sessions, b.turns, b.full = [maxSessions]*session{}, [maxSessions]int{}, 0
+	b.refused, b.below = nil, [maxSessions]uint64{}
 	b.durable, b.out = [5]uint64{}, [5]outbox{}
 	b.healing, b.ahead, b.stopping, b.leaving = 0, false, false, false
 	b.page, b.let = newPage(b), [5]int{}
@@ -585,7 +587,7 @@ func (b *brick) publish() {
 		b.leanEnd = now + 2*time.Second
 	}
 	b.endLean()
-	b.refused = nil
+	b.refused, b.below = nil, [maxSessions]uint64{}
 	b.durable = [5]uint64{}
 	for _, s := range b.fsyncs {
 		s.asked = -time.Hour

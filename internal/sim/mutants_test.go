@@ -88,6 +88,7 @@ var mutants = []mutant{
 	{"8 what a former home forwards is carried out late", "sim/request.go", "if q.epoch != b.m.Config().Epoch || q.turn < b.turns[q.c.i] {", "if false {"},
 	{"8 a home asks in an epoch that its client does not know", "sim/request.go", "	q := *a.q\n", "	q := *a.q\n	q.epoch = b.m.Config().Epoch\n"},
 	{"8 what had no room is carried out later", "sim/request.go", "	if b.refusedBefore(q) {\n", "	if false {\n"},
+	{"8 a copy of what was answered is carried out", "sim/request.go", "q.number < b.below[q.c.i] || ", ""},
 	{"8 a change that is sent again is carried out again", "sim/request.go", "if !b.disk.st.executed(&e) {", "{"},
 	{"I6 fsync does not wait for the backups", "sim/request.go", "low = min(low, b.durable[b.w.brick(id).i])", "_ = id"},
 	{"drain: a drained brick is taken in", "replica/core/primary.go", "if m.cfg.IsDrained(b) {", "if false {"},

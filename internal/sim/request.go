@@ -120,8 +120,9 @@ func (b *brick) overtaken(q *request) bool {
 
 // refusedBefore is replica's.
 func (b *brick) refusedBefore(q *request) bool {
+	b.below[q.c.i] = max(b.below[q.c.i], q.acked)
 	b.refused = slices.DeleteFunc(b.refused, func(k numberKey) bool { return k.session == q.c.i && k.number < q.acked })
-	return slices.Contains(b.refused, numberKey{q.c.i, q.number})
+	return q.number < b.below[q.c.i] || slices.Contains(b.refused, numberKey{q.c.i, q.number})
 }
 
 func (b *brick) endLean() {
