@@ -236,8 +236,7 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 	from.out++
 	f := w.fileLocked(a.Ino)
 	f.made, f.born = &made{Node: op.Node, dir: d, from: from}, now
-	f.held, f.sized = true, true
-	f.is(&a)
+	f.held, f.sized, f.dense, f.attr = true, true, true, a
 	d.pending[op.Name] = f
 	d.used = now
 	w.pending[f] = struct{}{}

@@ -262,8 +262,7 @@ func (w *windows) resize(ctx context.Context, ino fsop.Ino, op fsop.Op) (*fsop.R
 	if err == nil && f != nil && reply.Attr.Ino == ino {
 		w.mu.Lock()
 		if f.held && !f.closing && f.closed == closed && reply.Attr.Change > f.attr.Change {
-			f.sized = true
-			f.is(&reply.Attr)
+			f.attr, f.sized, f.dense = reply.Attr, true, false
 		}
 		w.mu.Unlock()
 	}
@@ -532,9 +531,6 @@ func (w *windows) sendOneLocked(f *written) {
 		w.mu.Lock()
 		if op.Kind() == fsop.KindMake {
 			w.madeLocked(f, reply, err)
-		}
-		if err == nil && reply.Attr.Ino == f.ino && f.then.Valid&(fsop.SetAtime|fsop.SetAtimeNow) == 0 {
-			f.attr.Atime = reply.Attr.Atime // it was the primary's to say
 		}
 		f.flights = slices.DeleteFunc(f.flights, func(o *flight) bool { return o == t })
 		w.landLocked(f, n, err)

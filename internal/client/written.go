@@ -35,7 +35,7 @@ type written struct {
 	// attr is what the file's attributes will be, but for times, while the window is held.
 	attr  fsop.Attr
 	sized bool  // and its size is certain, so that what is appended has a place
-	dense bool  // and all its blocks are there, so that their number is certain
+	dense bool  // it was foretold, and has no holes, so that the number of its blocks is certain
 	told  int64 // the time of its last write, if an application was told
 
 	flights []*flight
@@ -68,16 +68,8 @@ func (f *written) hold(a *fsop.Attr) {
 			size = max(size, f.attr.Size)
 		}
 	}
-	dense := f.dense || !f.held
-	f.held, f.sized = true, true
-	f.is(a)
-	f.dense = f.dense && dense
-	f.grow(0, int(size))
-}
-
-// is notes the file's attributes.
-func (f *written) is(a *fsop.Attr) {
-	f.attr, f.dense = *a, a.Blocks == blocks(a.Size)
+	f.held, f.sized, f.attr, f.dense = true, true, *a, false
+	f.attr.Size = size
 }
 
 // grow notes that n bytes are written at off.
@@ -111,7 +103,7 @@ func (f *written) tell(t int64) fsop.Attr {
 	if f.then.Valid&fsop.SetMtime == 0 {
 		f.attr.Mtime = f.told
 	}
-	if f.then.Valid&fsop.SetAtimeNow != 0 || f.made != nil && f.then.Valid&fsop.SetAtime == 0 {
+	if f.then.Valid&fsop.SetAtime == 0 {
 		f.attr.Atime = f.told
 	}
 	return f.attr
