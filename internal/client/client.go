@@ -91,12 +91,10 @@ type Config struct {
 	// HomeLost, if not nil, is called when the session has lost its home on this machine, and
 	// everything that it had cached is dropped, before it looks for another.
 	HomeLost func(cluster.SessionID)
-	// Windows lets writes be answered before they are sent (fsop.Window). Whoever
-	// sets it sends a Flush with every close of a file that was written.
+	// Windows lets writes be answered before they are sent (fsop.Window), and files before
+	// they are made (fsop.Make). Whoever sets it sends a Flush with every close of a
+	// file that was written.
 	Windows bool
-	// Foretell, with Windows, lets files be answered before they are made
-	// (fsop.Make).
-	Foretell bool
 	// Estate is what the next process of the mount is left; nil: there is none.
 	Estate *estate.Estate
 	// Left is what the process before this one left: the session is its. nil: there was none.
@@ -177,7 +175,6 @@ func New(cfg Config) *Client {
 	c.chain = &partial{&numbering{c, &sending{c}}}
 	if cfg.Windows {
 		c.windows = newWindows(c.chain, func() uint64 { return uint64(c.Session()) })
-		c.windows.off = !cfg.Foretell
 		c.windows.hooks = hooks{
 			made: c.cfg.Kernel.Changed,
 			unused: func(ino fsop.Ino) {
@@ -224,7 +221,7 @@ func (c *Client) Ready() <-chan struct{} { return c.ready }
 // ends or the volume's io-timeout is over. A change whose caller gave up after
 // it was sent is carried out or not.
 func (c *Client) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
-	if m, ok := op.(*fsop.Make); ok && (c.windows == nil || !c.cfg.Foretell) {
+	if m, ok := op.(*fsop.Make); ok && c.windows == nil {
 		op = &fsop.Create{Node: m.Node, Excl: true} // nobody foretells it
 	}
 	if _, ok := op.(*fsop.Tmpfile); ok && c.windows == nil {

@@ -55,7 +55,6 @@ type made struct {
 
 // foretelling is what windows knows of directories.
 type foretelling struct {
-	off     bool // no windows of directories are asked for, so nothing is foretold
 	dirs    map[fsop.Ino]*directory
 	pending map[*written]struct{} // those of all dirs
 	told    uint64                // how many files were foretold
@@ -114,9 +113,6 @@ const (
 
 // mkdir asks for the window of the directory that it makes.
 func (w *windows) mkdir(ctx context.Context, op *fsop.Mkdir) (*fsop.Reply, error) {
-	if w.off {
-		return w.next.Do(ctx, op)
-	}
 	ask := *op
 	ask.Window = fsop.WindowAsk
 	w.mu.Lock()

@@ -250,8 +250,7 @@ func newClient(cfg MountConfig, name string, k client.Kernel, deaths *certifier,
 	}
 	cc := client.Config{Volume: cfg.Volume, Name: name, Local: dirs.DataSocket(), Kernel: k, Log: cfg.Log, Estate: e,
 		// Without FLUSH there is no close that could wait for what is in a window.
-		Windows:  k != nil && !cfg.Mount.LocksNode && !cfg.Mount.ReadOnly,
-		Foretell: k != nil,
+		Windows: k != nil && !cfg.Mount.LocksNode && !cfg.Mount.ReadOnly,
 	}
 	if deaths != nil {
 		deaths.stateDir, deaths.runDir = dirs.StateDir, dirs.RunDir
