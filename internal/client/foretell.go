@@ -326,34 +326,23 @@ func (w *windows) settle(ctx context.Context, op fsop.Op) (told uint64, err erro
 // needs reports whether op depends on there being a file of that name in dir.
 func needs(op fsop.Op, dir fsop.Ino, name string) bool {
 	switch op := op.(type) {
-	case *fsop.Lookup:
-		return op.Parent == dir && op.Name == name
-	case *fsop.Create:
-		return op.Parent == dir && op.Name == name
-	case *fsop.Mkdir:
-		return op.Parent == dir && op.Name == name
-	case *fsop.Mknod:
-		return op.Parent == dir && op.Name == name
-	case *fsop.Symlink:
-		return op.Parent == dir && op.Name == name
-	case *fsop.Link:
-		return op.Parent == dir && op.Name == name
-	case *fsop.Unlink:
-		return op.Parent == dir && op.Name == name
 	case *fsop.Rmdir:
 		// What it removes must be empty, and may be dir, whose own name is not known
 		// here.
-		return op.Parent != dir || op.Name == name
+		if op.Parent != dir {
+			return true
+		}
 	case *fsop.Rename:
 		// It may replace dir, but not one that it moves from or to.
-		return op.Parent != dir && op.NewParent != dir || op.Parent == dir && op.Name == name ||
-			op.NewParent == dir && op.NewName == name
+		if op.Parent != dir && op.NewParent != dir {
+			return true
+		}
 	case *fsop.Readdir:
 		return op.Ino == dir
 	case *fsop.Fsync:
 		return op.Ino == dir
 	}
-	return subject(op) == dir
+	return subject(op) == dir || slices.Contains(fsop.Places(op), fsop.Place{Dir: dir, Name: name})
 }
 
 // unsure learns from a reply what directories are like now, and takes away what is

@@ -77,27 +77,8 @@ func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 // effects lists what op made untrue, whose reply was about ino. What a rename
 // replaced nobody can tell; it has a name less.
 func effects(op fsop.Op, ino fsop.Ino) (all []proto.Effect) {
-	named := func(dir fsop.Ino, name string) { all = append(all, proto.Effect{Ino: dir, Name: name}) }
-	switch op := op.(type) {
-	case *fsop.Create:
-		named(op.Parent, op.Name)
-	case *fsop.Make:
-		named(op.Parent, op.Name)
-	case *fsop.Mkdir:
-		named(op.Parent, op.Name)
-	case *fsop.Mknod:
-		named(op.Parent, op.Name)
-	case *fsop.Symlink:
-		named(op.Parent, op.Name)
-	case *fsop.Link:
-		named(op.Parent, op.Name)
-	case *fsop.Unlink:
-		named(op.Parent, op.Name)
-	case *fsop.Rmdir:
-		named(op.Parent, op.Name)
-	case *fsop.Rename:
-		named(op.Parent, op.Name)
-		named(op.NewParent, op.NewName)
+	for _, p := range fsop.Places(op) {
+		all = append(all, proto.Effect{Ino: p.Dir, Name: p.Name})
 	}
 	if ino != 0 {
 		all = append(all, proto.Effect{Ino: ino, Rights: op.Kind() == fsop.KindSetattr})

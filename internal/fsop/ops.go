@@ -840,6 +840,39 @@ func Introduces(op Op) bool {
 	return false
 }
 
+// Place is a name in a directory.
+type Place struct {
+	Dir  Ino
+	Name string
+}
+
+// Places lists the names that op looks up, makes or takes away; of a rename the old one, then the new one.
+func Places(op Op) []Place {
+	switch op := op.(type) {
+	case *Lookup:
+		return []Place{{op.Parent, op.Name}}
+	case *Create:
+		return []Place{{op.Parent, op.Name}}
+	case *Make:
+		return []Place{{op.Parent, op.Name}}
+	case *Mkdir:
+		return []Place{{op.Parent, op.Name}}
+	case *Mknod:
+		return []Place{{op.Parent, op.Name}}
+	case *Symlink:
+		return []Place{{op.Parent, op.Name}}
+	case *Link:
+		return []Place{{op.Parent, op.Name}}
+	case *Unlink:
+		return []Place{{op.Parent, op.Name}}
+	case *Rmdir:
+		return []Place{{op.Parent, op.Name}}
+	case *Rename:
+		return []Place{{op.Parent, op.Name}, {op.NewParent, op.NewName}}
+	}
+	return nil
+}
+
 // String prints an operation the way traces and test scripts show it.
 func String(op Op) string {
 	if m, ok := op.(*Make); ok {

@@ -486,8 +486,9 @@ func (s *Session) backToAttach(reply proto.DoReply) proto.DoReply {
 // mutate has the primary carry out a mutation, and notes what the client may
 // keep of the answer.
 func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
-	for _, dir := range directories(do.Op) {
-		s.note(dir, cachesNames, 0)
+	places := fsop.Places(do.Op) // whose names the client may have cached afterwards
+	for _, p := range places {
+		s.note(p.Dir, cachesNames, 0)
 	}
 	reply := s.r.forwardAsked(ctx, s.id, s.turn, *do)
 	if reply.Status != proto.OK || reply.Errno != 0 || reply.Reply.Attr.Ino == 0 {
@@ -502,9 +503,10 @@ func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
 	r := &reply.Reply
 	s.r.gate.RLock()
 	defer s.r.gate.RUnlock()
-	if dirs := directories(do.Op); len(dirs) > 0 && dirs[0] == dirs[len(dirs)-1] {
-		s.note(dirs[0], cachesAttr, 0)
-		if now, _, err := s.r.store.Read(ctx, &fsop.Getattr{Ino: dirs[0]}); err == nil && now.Attr.Change == r.Seq {
+	if n := len(places); n > 0 && places[0].Dir == places[n-1].Dir {
+		dir := places[0].Dir
+		s.note(dir, cachesAttr, 0)
+		if now, _, err := s.r.store.Read(ctx, &fsop.Getattr{Ino: dir}); err == nil && now.Attr.Change == r.Seq {
 			r.Dir = now.Attr
 		}
 	}
@@ -517,33 +519,6 @@ func (s *Session) mutate(ctx context.Context, do *proto.Do) proto.DoReply {
 		r.Seq = 0
 	}
 	return reply
-}
-
-// directories lists those whose names the client may have cached after op.
-func directories(op fsop.Op) []fsop.Ino {
-	switch op := op.(type) {
-	case *fsop.Lookup:
-		return []fsop.Ino{op.Parent}
-	case *fsop.Create:
-		return []fsop.Ino{op.Parent}
-	case *fsop.Make:
-		return []fsop.Ino{op.Parent}
-	case *fsop.Mkdir:
-		return []fsop.Ino{op.Parent}
-	case *fsop.Mknod:
-		return []fsop.Ino{op.Parent}
-	case *fsop.Symlink:
-		return []fsop.Ino{op.Parent}
-	case *fsop.Link:
-		return []fsop.Ino{op.Parent}
-	case *fsop.Unlink:
-		return []fsop.Ino{op.Parent}
-	case *fsop.Rmdir:
-		return []fsop.Ino{op.Parent}
-	case *fsop.Rename:
-		return []fsop.Ino{op.Parent, op.NewParent}
-	}
-	return nil
 }
 
 // note adds to what the client may have cached, and to its holds.
@@ -630,8 +605,8 @@ func (s *Session) readStore(ctx context.Context, op fsop.Op, shut *[]fsop.Ino) (
 	if ino != 0 {
 		s.note(ino, cachesAttr, 0)
 	}
-	for _, dir := range directories(op) {
-		s.note(dir, cachesNames, 0)
+	for _, p := range fsop.Places(op) {
+		s.note(p.Dir, cachesNames, 0)
 	}
 	if err != nil {
 		// What is not there may be cached too, as of now.

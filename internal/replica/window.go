@@ -105,6 +105,14 @@ func (l *loop) touches(op fsop.Op) []fsop.Ino {
 	return directories(op)
 }
 
+// directories lists those whose names op looks at or changes.
+func directories(op fsop.Op) (inos []fsop.Ino) {
+	for _, p := range fsop.Places(op) {
+		inos = append(inos, p.Dir)
+	}
+	return inos
+}
+
 // victims lists the directory that op removes if it is empty. Whether it is, its
 // window's holder knows.
 func (l *loop) victims(op fsop.Op) []fsop.Ino {
