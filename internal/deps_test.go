@@ -61,7 +61,7 @@ var packages = []struct {
 	{"client", []string{"proto", "wire", "fsop", "cluster", "estate"}, "a chain of handlers knows neither FUSE nor NFS"},
 	{"gluster", nil, "it copies from one directory to another, and knows of GlusterFS only what is to be left behind"},
 	{"fstab", nil, "a text of mount(8)'s, read and written"},
-	{"migrate", []string{"fstab"}, "what to write in place of a text is a function of the text"},
+	{"migrate", []string{"fstab", "mountinfo"}, "what to write in place of a text is a function of the text, and of what is mounted"},
 	{"doctor", []string{"api", "fstab", "mountinfo"}, "what is wrong is a function of facts, which come from the kernel and the daemon's REST interface"},
 	{"api", []string{"cluster"}, "the language of the REST interface serves programs that have nothing else of ours"},
 

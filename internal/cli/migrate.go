@@ -7,7 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"strings"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -106,25 +106,16 @@ func (a *app) explain(file string, as migrate.Kind, table string) error {
 	})
 }
 
-// glusterMounts are the mounts of GlusterFS's that this machine has, or has at boot.
-func glusterMounts(table string) (all []migrate.Mount, err error) {
-	now, err := mountinfo.Self()
-	if err != nil {
+// glusterMounts are the mounts of GlusterFS's that this machine has at boot, and then those that it has now.
+func glusterMounts(table string) (all []mountinfo.Mount, err error) {
+	text, err := readFstab(table)
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
 		return nil, err
 	}
-	for _, m := range now {
-		if m.Type == "fuse.glusterfs" {
-			all = append(all, migrate.Mount{Dir: m.Dir, Source: m.Source})
-		}
-	}
-	text, err := readFstab(table)
-	if errors.Is(err, fs.ErrPermission) {
-		return all, nil
-	}
 	for _, e := range fstab.Parse(text) {
-		if strings.TrimPrefix(e.Type, "fuse.") == "glusterfs" {
-			all = append(all, migrate.Mount{Dir: e.Dir, Source: e.Source})
-		}
+		all = append(all, mountinfo.Mount{Dir: e.Dir, Source: e.Source, Type: e.Type})
 	}
+	now, err := mountinfo.Self()
+	all = slices.DeleteFunc(append(all, now...), func(m mountinfo.Mount) bool { return !migrate.IsGluster(m.Type) })
 	return all, err
 }

@@ -188,9 +188,9 @@ func (t *reader) volume(p pair) {
 	local := driver == "" || driver == "local"
 	switch kind := opts["type"]; {
 	case isDriver(driver):
-	case local && isGluster(kind):
+	case local && IsGluster(kind):
 	case local && (kind == "none" || kind == "") && strings.Contains(opts["o"], "bind"):
-		if m, _ := t.under(opts["device"]); m != nil {
+		if m := t.under(opts["device"]); m != nil {
 			c := t.change(p.key.Line, t.last(p)-p.key.Line+1)
 			c.Write = c.Was
 			c.note("it shows a part of %s, and stays. While nothing is mounted there, containers see what is below, so have %s mounted with \"mortar mount --enable\", which keeps Docker waiting; or, without a mount: driver: mortar", m.Dir, m.Dir)
@@ -381,7 +381,7 @@ func (t *reader) service(p pair) {
 				if !strings.HasPrefix(from, "/") {
 					continue
 				}
-				if m, _ := t.under(from); m != nil {
+				if m := t.under(from); m != nil {
 					c := t.change(item.Line, 1)
 					c.Write = c.Was
 					c.note("%s is in %s, where %s is mounted, and stays once mortar's volume is mounted there; with \"mortar mount --enable\", so that Docker waits for it and nobody makes an empty directory there", from, m.Dir, m.Source)

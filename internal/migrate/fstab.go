@@ -5,19 +5,20 @@ import (
 	"strings"
 
 	"mortar/internal/fstab"
+	"mortar/internal/mountinfo"
 )
 
 // fstab explains the lines of a table of mounts.
 func (t *reader) fstab(text string) error {
 	entries := fstab.Parse(text)
 	for _, e := range entries {
-		if isGluster(e.Type) {
-			t.mounts = append(t.mounts, Mount{e.Dir, e.Source})
+		if IsGluster(e.Type) {
+			t.mounts = append(t.mounts, mountinfo.Mount{Dir: e.Dir, Source: e.Source})
 		}
 	}
 	for _, e := range entries {
-		switch m, _ := t.under(e.Source); {
-		case isGluster(e.Type):
+		switch m := t.under(e.Source); {
+		case IsGluster(e.Type):
 			t.mountLine(&e)
 		case e.Has("bind") && m != nil:
 			t.bindLine(&e, m)
@@ -56,7 +57,7 @@ func (t *reader) mountLine(e *fstab.Entry) {
 	c.Write = []string{strings.TrimSuffix(fstab.Line(s.String(), e.Dir, left), "\n")}
 }
 
-func (t *reader) bindLine(e *fstab.Entry, m *Mount) {
+func (t *reader) bindLine(e *fstab.Entry, m *mountinfo.Mount) {
 	c := t.change(e.Line, 1)
 	c.note("it shows a part of %s, and stays", m.Dir)
 	want := "x-systemd.requires-mounts-for=" + m.Dir

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"mortar/internal/mountinfo"
 )
 
 // Kind is what a text is.
@@ -24,11 +26,6 @@ const (
 
 // Kinds are all of them.
 var Kinds = []Kind{Fstab, Compose, Unit}
-
-// Mount is where a volume of GlusterFS's is, or was, mounted on this machine.
-type Mount struct {
-	Dir, Source string
-}
 
 // Change is a place of the text and what to write there.
 type Change struct {
@@ -49,8 +46,9 @@ type Report struct {
 	Changes []*Change `json:"changes"`
 }
 
-// Explain reads a text. Its name counts for what it is if kind is empty.
-func Explain(name string, kind Kind, text []byte, mounts []Mount) (*Report, error) {
+// Explain reads a text. Its name counts for what it is if kind is empty. mounts are where
+// volumes of GlusterFS's are, or were, mounted on this machine; of two at one place the last one counts.
+func Explain(name string, kind Kind, text []byte, mounts []mountinfo.Mount) (*Report, error) {
 	if bytes.IndexByte(text, 0) >= 0 {
 		return nil, fmt.Errorf("%s is not a text", name)
 	}
@@ -81,7 +79,7 @@ func Explain(name string, kind Kind, text []byte, mounts []Mount) (*Report, erro
 type reader struct {
 	name   string
 	lines  []string
-	mounts []Mount
+	mounts []mountinfo.Mount
 	report *Report
 }
 
@@ -125,20 +123,10 @@ func (c *Change) lost(format string, args ...any) {
 	c.Lost = append(c.Lost, fmt.Sprintf(format, args...))
 }
 
-// under is the mount of GlusterFS's that has a path in it, and where in the volume that is.
-func (t *reader) under(p string) (m *Mount, sub string) {
-	p = path.Clean(p)
-	for i := range t.mounts {
-		dir := path.Clean(t.mounts[i].Dir)
-		rest, ok := strings.CutPrefix(p, dir)
-		if ok && (rest == "" || rest[0] == '/') && (m == nil || len(dir) > len(m.Dir)) {
-			m, sub = &t.mounts[i], strings.Trim(rest, "/")
-		}
-	}
-	return m, sub
-}
+// under is the mount of GlusterFS's that a path is in, nil if it is in none.
+func (t *reader) under(p string) *mountinfo.Mount { return mountinfo.Under(t.mounts, path.Clean(p)) }
 
-// Source is what GlusterFS mounts: HOST[,HOST]:[/]VOLUME[/SUBDIR].
+// source is what GlusterFS mounts: HOST[,HOST]:[/]VOLUME[/SUBDIR].
 type source struct {
 	hosts       []string
 	volume, sub string
@@ -175,5 +163,5 @@ func (s *source) addHosts(hosts ...string) {
 	}
 }
 
-// isGluster reports whether a type of mount(8)'s is GlusterFS's.
-func isGluster(fsType string) bool { return fsType == "glusterfs" || fsType == "fuse.glusterfs" }
+// IsGluster reports whether a type of mount(8)'s is GlusterFS's.
+func IsGluster(fsType string) bool { return fsType == "glusterfs" || fsType == "fuse.glusterfs" }

@@ -11,10 +11,11 @@ import (
 	"github.com/cockroachdb/datadriven"
 
 	"mortar/internal/fstab"
+	"mortar/internal/mountinfo"
 )
 
 // known are the mounts of the machine of the examples.
-var known = []Mount{{"/mnt/gv0", "gfs1:/gv0"}, {"/srv/glusterfs", "localhost:/staging-gfs"}}
+var known = []mountinfo.Mount{{Dir: "/mnt/gv0", Source: "gfs1:/gv0"}, {Dir: "/srv/glusterfs", Source: "localhost:/staging-gfs"}}
 
 // show is a report as the command line prints it.
 func show(r *Report) string {

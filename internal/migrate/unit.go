@@ -57,7 +57,7 @@ func (t *reader) unit() {
 		return nil
 	}
 	kind := get("[Mount]", "Type")
-	ours := kind != nil && isGluster(kind.value)
+	ours := kind != nil && IsGluster(kind.value)
 	ordered := false
 	for _, s := range all {
 		switch {
