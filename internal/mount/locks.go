@@ -308,8 +308,7 @@ func (f *fileSystem) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fus
 
 // writeOut returns when what programs stored through shared mappings of ino was
 // written: whoever locks it next expects to see that, and the kernel would write it when it
-// likes. It has the kernel do what msync does, which costs less than a tenth of
-// a millisecond if there is nothing to write, and keeps the pages. Where nobody can do that
+// likes. It has the kernel do what msync does, which keeps the pages. Where nobody can do that
 // the pages are dropped, which writes them, too. What cannot be
 // written, msync or fsync says to the program, as ever.
 func (m *Mount) writeOut(r *request, ino fsop.Ino) {
