@@ -393,7 +393,7 @@ func (w *windows) madeLocked(f *written, reply *fsop.Reply, err error) {
 	}
 	f.held = false
 	w.failed = time.Now()
-	w.hooks.lost([]proto.Effect{{Ino: m.Parent}, {Ino: m.Parent, Name: m.Name}, {Ino: f.ino}})
+	w.hooks.lost([]proto.Effect{{Ino: m.Parent}, {Ino: m.Parent, Name: m.Name}}) // of the file itself landLocked says it
 	if errno := errnoOf(err); errno == fsop.EIO || errno == fsop.ENOTCONN || errno == fsop.ESTALE {
 		w.forsakeLocked() // the session was taken for dead, and has neither windows nor numbers
 	}
