@@ -70,6 +70,7 @@ func newMount(a *app) *cobra.Command {
 			if err := a.thrifty(); err != nil {
 				return err
 			}
+			defer easeMonitor(cmd.Context())()
 		}
 		if namespace != "" {
 			return &usageError{text: "mount -N is not supported: use nsenter(1)"}

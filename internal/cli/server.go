@@ -38,6 +38,7 @@ func newServer(a *app) *cobra.Command {
 		if err := a.thrifty(); err != nil {
 			return err
 		}
+		defer easeMonitor(cmd.Context())()
 		var cfg daemon.Config
 		err := cfg.ReadConfig(path)
 		if err != nil && (cmd.Flags().Changed("config") || !errors.Is(err, fs.ErrNotExist)) {

@@ -196,6 +196,10 @@ func Open(o Options) (*Store, error) {
 		},
 	}
 	po.Experimental.FileCacheShards = 2
+	// The library's usual one looks ten times a second whether more may be merged at once,
+	// for which an idle daemon woke up twenty times, and here that never changes. The next
+	// merge is begun by the end of the one before in both.
+	po.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
 	// The contents of small files go to files of their own: the tables stay small
 	// enough to be cached, and merging them does not copy contents again and again.
 	po.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
