@@ -537,10 +537,8 @@ type keeper struct {
 func (k *keeper) run(conn *os.File) error {
 	watching := false
 	for {
-		dead, word, err := k.await(conn)
+		dead, word := k.await(conn)
 		switch {
-		case err != nil:
-			return err
 		case word == wordWatch:
 			watching = true
 			continue
@@ -558,7 +556,9 @@ func (k *keeper) run(conn *os.File) error {
 		}
 		k.log.Error("the process that serves the mount has ended: another one goes on")
 		for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-			if conn, err = k.next(); err == nil {
+			next, err := k.next()
+			if err == nil {
+				conn = next
 				break
 			}
 			k.log.Error("the mount's next process cannot be started", "error", err)
@@ -580,26 +580,16 @@ func (k *keeper) gone(within time.Duration) bool {
 	}
 }
 
-// await returns when the mount is gone, or its process has said something: nothing, if it has ended.
-func (k *keeper) await(conn *os.File) (dead bool, word string, err error) {
-	p := []unix.PollFd{{Fd: int32(conn.Fd()), Events: unix.POLLIN}, {Fd: int32(k.fuse.Fd())}}
-	for {
-		if _, err := unix.Poll(p, -1); err != nil && err != unix.EINTR {
-			return false, "", err
-		}
-		if p[1].Revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
-			dead = true // and its process about to end, which says so
-			p[1].Fd = -1
-		}
-		if p[0].Revents != 0 {
-			buf := make([]byte, 1)
-			n, err := unix.Read(int(conn.Fd()), buf)
-			if err == unix.EINTR {
-				continue
-			}
-			return dead, string(buf[:max(n, 0)]), nil
-		}
+// await returns when the mount's process has said something: nothing, if it has ended. dead is whether the
+// mount is gone then. Nobody waits for that: who waits for anything of /dev/fuse is woken by every request
+// of the mount, and would cost as much as it costs to read them.
+func (k *keeper) await(conn *os.File) (dead bool, word string) {
+	buf := make([]byte, 1)
+	n, err := unix.Read(int(conn.Fd()), buf) // blocks
+	for err == unix.EINTR {
+		n, err = unix.Read(int(conn.Fd()), buf)
 	}
+	return k.gone(0), string(buf[:max(n, 0)])
 }
 
 // next starts the next process of the mount, and returns the connection to it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,10 +69,16 @@ func (h *holding) end() (v heldVerdict) {
 // mountProcess is the process that serves the mount of a host: the one that listens for its upgrade.
 func (p *pool) mountProcess(i int) (pid int) {
 	p.t.Helper()
+	return p.mortarProcess(i, "mount")
+}
+
+// mortarProcess is a process of mortar's on a host, by the command that it runs.
+func (p *pool) mortarProcess(i int, command string) (pid int) {
+	p.t.Helper()
 	for _, proc := range p.Host(i).Processes() {
 		raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", proc.Pid))
 		argv := strings.Split(string(raw), "\x00")
-		if proc.Name == "mortar" && len(argv) > 1 && argv[1] == "mount" {
+		if proc.Name == "mortar" && len(argv) > 1 && argv[1] == command {
 			pid = proc.Pid
 		}
 	}
@@ -147,10 +154,36 @@ func TestMountKilled(t *testing.T) {
 	p.identical(1)
 }
 
-// A mount whose process and keeper are both killed is gone, and says so.
+// switches is how often the threads of a process have begun to wait.
+func switches(t *testing.T, pid int) (n int) {
+	t.Helper()
+	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(all) == 0 {
+		t.Fatalf("process %d has no threads: %v", pid, err)
+	}
+	for _, path := range all {
+		text, _ := os.ReadFile(path) // a thread may have ended
+		if _, rest, ok := strings.Cut(string(text), "\nvoluntary_ctxt_switches:"); ok {
+			var of int
+			fmt.Sscan(rest, &of)
+			n += of
+		}
+	}
+	return n
+}
+
+// A mount's keeper sleeps whatever the mount does. If both are killed the mount is gone, and says so.
 func TestMountAndKeeperKilled(t *testing.T) {
 	p := start(t, setup{hosts: 1})
 	p.run(1, "sh", "-c", "echo there > /mnt/wp/f")
+	keeper, serving := p.mortarProcess(1, "mount-keeper"), p.mountProcess(1)
+	slept, served := switches(t, keeper), switches(t, serving)
+	p.run(1, "sh", "-c", "for i in $(seq 1000); do : < /mnt/wp/f; done")
+	slept, served = switches(t, keeper)-slept, switches(t, serving)-served
+	t.Logf("1000 opens: the keeper was woken %d times, the mount's process %d times", slept, served)
+	if slept > 100 {
+		t.Errorf("the keeper was woken %d times by 1000 opens", slept)
+	}
 	if err := p.Host(1).KillAll(); err != nil {
 		t.Fatal(err)
 	}
