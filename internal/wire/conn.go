@@ -141,6 +141,8 @@ const (
 // a Conn that is never run has to be closed.
 func New(nc net.Conn, o Options) *Conn {
 	o.setDefaults()
+	widen(nc)
+	nc = calmed(nc)
 	c := &Conn{
 		nc:   nc,
 		o:    o,
@@ -150,7 +152,6 @@ func New(nc net.Conn, o Options) *Conn {
 	if _, ok := nc.(*plainConn); ok {
 		c.o.Integrity = true
 	}
-	widen(nc)
 	c.sink = newSink(nc, o.StallTimeout)
 	c.calls.init()
 	return c

@@ -49,7 +49,7 @@ func newSink(nc net.Conn, stall time.Duration) sink {
 // raw writes vectors to a net.Conn.
 type raw struct {
 	nc    net.Conn
-	rc    syscall.RawConn // nil if nc is not a socket: then every write may block
+	now   func(f func(fd uintptr) bool) error // calls f with the socket; nil if nc is not one: then every write may block
 	stall time.Duration
 	vec   [][]byte // what is left to write
 
@@ -61,10 +61,12 @@ type raw struct {
 
 func newRaw(nc net.Conn, stall time.Duration) *raw {
 	r := &raw{nc: nc, stall: stall}
-	switch nc.(type) {
+	switch nc := nc.(type) {
+	case *calm:
+		r.now = nc.now
 	case *net.TCPConn, *net.UnixConn:
 		if rc, err := nc.(syscall.Conn).SyscallConn(); err == nil {
-			r.rc = rc
+			r.now = rc.Write
 		}
 	}
 	r.attempt = func(fd uintptr) bool {
@@ -89,7 +91,7 @@ const maxVec = 1024
 func (r *raw) try() error {
 	for len(r.vec) > 0 {
 		r.n, r.err = 0, nil
-		if err := r.rc.Write(r.attempt); err != nil {
+		if err := r.now(r.attempt); err != nil {
 			return err
 		}
 		if r.err == syscall.EAGAIN {
@@ -117,7 +119,7 @@ func (r *raw) advance(n int) {
 
 // write writes vec, waiting for the socket if it may.
 func (r *raw) write(block bool) (done bool, err error) {
-	if r.rc != nil {
+	if r.now != nil {
 		if err := r.try(); err != nil || len(r.vec) == 0 {
 			return err == nil, err
 		}
@@ -139,7 +141,7 @@ func (r *raw) write(block bool) (done bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if r.rc != nil && len(r.vec) > 0 {
+		if r.now != nil && len(r.vec) > 0 {
 			r.nc.SetWriteDeadline(time.Time{})
 			if err := r.try(); err != nil {
 				return false, err
