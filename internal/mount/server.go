@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -46,6 +47,7 @@ type server struct {
 	// again has the requests that were sent again, until one comes that was not. It
 	// is of whoever has the turn; nil: none come.
 	again map[uint64]bool
+	vigil vigil // of whoever has the turn
 
 	mu      sync.Mutex
 	serving map[uint64]uint32 // the requests being served, by their unique number, and of what kind they are
@@ -180,6 +182,12 @@ func (s *server) read(p []byte) (n int, err error) {
 	for {
 		werr := s.conn.Read(func(fd uintptr) bool {
 			n, err = unix.Read(int(fd), p)
+			if err == unix.EAGAIN && s.alone() && s.vigil.begins() {
+				for begin := time.Now(); err == unix.EAGAIN && time.Since(begin) < vigilTime; {
+					n, err = unix.Read(int(fd), p)
+				}
+				s.vigil.ended(err != unix.EAGAIN)
+			}
 			if err == unix.EAGAIN && s.again != nil {
 				s.noneAgain()
 			}
@@ -204,6 +212,13 @@ func (s *server) read(p []byte) (n int, err error) {
 		}
 		return n, err
 	}
+}
+
+// alone says whether no request is being served but the one that whoever has the turn may be about to read.
+func (s *server) alone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.serving) == 0
 }
 
 // end is called by who has the turn when there are no more requests. Whoever is
