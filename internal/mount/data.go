@@ -74,6 +74,7 @@ func (f *fileSystem) truncate(r *request, ino fsop.Ino, killPriv bool) fuse.Stat
 		return f.status(r, err)
 	}
 	f.nodes.changed(ino, &reply.Attr, reply.Seq, r.began)
+	f.nodes.setNoCap(ino, reply.Seq, r.began) // it went with the contents; the kernel is about to ask for it
 	if setID {
 		f.lostSetID(ino)
 	}

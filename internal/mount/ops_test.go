@@ -143,3 +143,34 @@ func TestRoundTrips(t *testing.T) {
 		})
 	}
 }
+
+// TestRewriteRoundTrips: to write anew what another client made costs the truncation, the write and
+// the close, and no question about what a truncation takes away.
+func TestRewriteRoundTrips(t *testing.T) {
+	fs := memfs.New()
+	c := &counter{n: map[string]int{}}
+	m := newMount(t, fs, Options{}, func(h fsop.Handler) fsop.Handler { c.next = h; return c })
+	if _, err := fs.Session(nil).Do(t.Context(), &fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: "f", Mode: 0o644}}); err != nil {
+		t.Fatal(err)
+	}
+	p := filepath.Join(m.dir, "f")
+	for range 2 {
+		if _, err := os.Stat(p); err != nil {
+			t.Fatal(err)
+		}
+		c.take()
+		if err := createWorkload(unix.O_TRUNC|unix.O_WRONLY)(p, make([]byte, 4096)); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := c.take(), map[string]int{"setattr": 1, "write": 1, "flush": 1}; !maps.Equal(got, want) {
+			t.Errorf("rewrite: %v, want %v", got, want)
+		}
+	}
+	// Who gives it a capability is told of it, whatever was remembered.
+	if err := unix.Setxattr(p, capability, []byte{0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.Getxattr(p, capability, make([]byte, 100)); err != nil || n != 20 {
+		t.Errorf("the capability: %d bytes, %v", n, err)
+	}
+}
