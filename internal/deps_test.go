@@ -41,6 +41,7 @@ var packages = []struct {
 	{"disk", nil, "the seam under everything durable knows no format"},
 	{"wire", nil, "bytes between processes do not know what a kind of message means"},
 	{"mountinfo", nil, "a text of the kernel's, read"},
+	{"crew", nil, "goroutines do not know what they work on"},
 	{"metrics", nil, "packages are given what they increment and never reach for it"},
 
 	// One step up.
@@ -55,10 +56,10 @@ var packages = []struct {
 	{"brick/data", []string{"disk", "fsop", "oplog", "brick/meta"}, "contents of files, and where their bytes are"},
 	{"brick", []string{"brick/meta", "brick/data", "oplog", "disk", "fsop", "cluster", "proto"}, "one replica's storage knows neither peers nor sockets"},
 	{"replica/core", []string{"proto", "fsop", "cluster"}, "the protocol is a pure machine: messages in, decisions out"},
-	{"replica", []string{"replica/core", "proto", "fsop", "cluster", "wire", "oplog"}, "the shell of that machine names the storage and the transport that it needs"},
+	{"replica", []string{"replica/core", "proto", "fsop", "cluster", "wire", "oplog", "crew"}, "the shell of that machine names the storage and the transport that it needs"},
 	{"control/state", []string{"cluster", "proto"}, "what the pool decides is a pure function of the commands"},
 	{"control", []string{"control/state", "cluster", "proto", "pki", "wire"}, "it decides placement and never moves or sees file data"},
-	{"client", []string{"proto", "wire", "fsop", "cluster", "estate"}, "a chain of handlers knows neither FUSE nor NFS"},
+	{"client", []string{"proto", "wire", "fsop", "cluster", "estate", "crew"}, "a chain of handlers knows neither FUSE nor NFS"},
 	{"gluster", nil, "it copies from one directory to another, and knows of GlusterFS only what is to be left behind"},
 	{"fstab", nil, "a text of mount(8)'s, read and written"},
 	{"migrate", []string{"fstab", "mountinfo"}, "what to write in place of a text is a function of the text, and of what is mounted"},
@@ -76,7 +77,7 @@ var packages = []struct {
 	{"daemon", []string{
 		"fsop", "cluster", "disk", "wire", "metrics", "proto", "pki", "oplog",
 		"brick", "replica", "replica/core", "control", "control/state", "client", "api",
-		"mount", "estate", "nfs", "dockervol", "httpd", "httpd/web", "mountinfo",
+		"mount", "estate", "nfs", "dockervol", "httpd", "httpd/web", "mountinfo", "crew",
 	}, "the one place where packages meet"},
 	{"cli/ui", nil, "how to talk to people, whatever it is about"},
 	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "estate", "brick", "disk", "doctor", "fstab", "gluster", "migrate", "mountinfo"},

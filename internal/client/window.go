@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"mortar/internal/crew"
 	"mortar/internal/estate"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
@@ -33,12 +34,12 @@ type windows struct {
 
 	mu sync.Mutex
 	foretelling
-	idle  sync.Cond // signalled when a flight has landed or a window was closed
-	files map[fsop.Ino]*written
-	bytes int // held back or in flight, of all files
-	wake  chan struct{}
-	life  context.Context // of Run
-	wg    sync.WaitGroup
+	landed chan struct{} // closed when a flight has landed or a window was closed; nil: nobody waits for that
+	files  map[fsop.Ino]*written
+	bytes  int // held back or in flight, of all files
+	wake   chan struct{}
+	life   context.Context // of Run
+	wg     *crew.Crew
 
 	// closings counts how often a window was begun to be given up, and forgot is the
 	// last one of a file that is not in files any more. See trustedLocked.
@@ -53,14 +54,14 @@ const (
 	totalBytes  = 16 << 20 // of all files
 	joinBytes   = 512 << 10
 	holdBack    = 20 * time.Millisecond // the longest that a write is held back
+	flightsKept = 4                     // goroutines that wait to send the next write
 	windowIdle  = time.Second           // after which an unused window is given back
 	shyness     = time.Second           // after somebody else wanted to see a file, appends do not ask for its window
 )
 
 func newWindows(next fsop.Handler, session func() uint64) *windows {
-	w := &windows{clock: new(clock), session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background()}
+	w := &windows{clock: new(clock), session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background(), wg: crew.New(flightsKept)}
 	w.next = &hearing{next, w.clock}
-	w.idle.L = &w.mu
 	w.dirs, w.pending = map[fsop.Ino]*directory{}, map[*written]struct{}{}
 	w.hooks = hooks{
 		made:   func(fsop.Ino, uint64) {},
@@ -523,7 +524,7 @@ func (w *windows) sendOneLocked(f *written) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for f.overtakes(t) {
-			w.idle.Wait()
+			_ = w.waitLocked(context.Background()) // each that it waits for lands
 		}
 		w.mu.Unlock()
 		reply, err := w.next.Do(w.life, op)
@@ -568,16 +569,28 @@ func (w *windows) fsync(ctx context.Context, ino fsop.Ino) (synced bool, err err
 
 // waitLocked waits for something to land, or for ctx to end.
 func (w *windows) waitLocked(ctx context.Context) error {
-	defer context.AfterFunc(ctx, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.idle.Broadcast()
-	})()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	w.idle.Wait()
+	if w.landed == nil {
+		w.landed = make(chan struct{})
+	}
+	landed := w.landed
+	w.mu.Unlock()
+	select {
+	case <-landed:
+	case <-ctx.Done():
+	}
+	w.mu.Lock()
 	return ctx.Err()
+}
+
+// wakeLocked wakes who waits for something to land.
+func (w *windows) wakeLocked() {
+	if w.landed != nil {
+		close(w.landed)
+		w.landed = nil
+	}
 }
 
 // landLocked counts n bytes that are held back or in flight no longer.
@@ -596,7 +609,7 @@ func (w *windows) landLocked(f *written, n int, err error) {
 		}
 	}
 	w.noteLocked(f)
-	w.idle.Broadcast()
+	w.wakeLocked()
 }
 
 // noteLocked notes whether something of f would be lost with this process.
@@ -780,7 +793,7 @@ func (w *windows) giveUp(f *written) {
 	if err != nil && f.err == nil && f.dirty() {
 		f.err = errnoOf(err)
 	}
-	w.idle.Broadcast()
+	w.wakeLocked()
 }
 
 // drainAll waits until everything written has arrived and all windows are given

@@ -12,6 +12,7 @@ import (
 
 	"mortar/internal/cluster"
 	"mortar/internal/codec"
+	"mortar/internal/crew"
 	"mortar/internal/fsop"
 	"mortar/internal/pki"
 	"mortar/internal/proto"
@@ -62,7 +63,7 @@ type mountConn struct {
 	source  netip.Addr  // not valid: this machine
 	conn    *wire.Conn
 	ctx     context.Context
-	wg      sync.WaitGroup // of calls being answered
+	wg      *crew.Crew // of calls being answered
 	lessee  lessee
 
 	mu       sync.Mutex // guards the fields below
@@ -95,7 +96,7 @@ var (
 func (m *member) serveMount(ctx context.Context, nc net.Conn, subject pki.Subject, key cluster.ID) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &mountConn{m: m, subject: subject, key: key, owner: key.String(), ctx: ctx, cancels: map[uint64]context.CancelFunc{}}
+	c := &mountConn{m: m, subject: subject, key: key, owner: key.String(), ctx: ctx, cancels: map[uint64]context.CancelFunc{}, wg: crew.New(answerersKept)}
 	if ap, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
 		c.source = ap.Addr().Unmap()
 	}
@@ -125,6 +126,9 @@ func (c *mountConn) Message(_ *wire.Conn, msg wire.Message) {
 		c.conn.Close(fmt.Errorf("%w: kind %d: %w", wire.ErrFrame, msg.Kind, err))
 	}
 }
+
+// answerersKept is how many goroutines of a connection wait for the next call.
+const answerersKept = 8
 
 // maxHolds bounds the inodes that a session may say it holds, some 100 MiB.
 const maxHolds = 4 << 20

@@ -30,7 +30,7 @@ type syncer struct {
 
 	gathered int          // of waiting, the last ones, that no round was begun for
 	crowd    int          // how many waited at once lately
-	timer    bool         // runs, for gathered
+	timer    *time.Timer  // runs, for gathered; nil: none does
 	rounds   uint64       // begun
 	took     core.Instant // the last one that ended
 	ask      uint64       // what the loop is to ask for when it acts; 0: nothing
@@ -157,13 +157,15 @@ func (l *loop) gatherSync() {
 	case y.gathered == 0 || y.gathered < len(y.waiting):
 	case y.gathered >= y.crowd:
 		y.begin(l.now)
-	case !y.timer:
-		y.timer = true
+	case y.timer == nil:
 		round := y.rounds
-		time.AfterFunc(min(gatherWait, y.took), func() {
+		y.timer = time.AfterFunc(min(gatherWait, y.took), func() {
 			l.mail.post(func(l *loop) {
-				y.timer = false
-				if y.rounds == round && y.gathered > 0 && y.gathered == len(y.waiting) {
+				if y.rounds != round {
+					return // it was begun just then
+				}
+				y.timer = nil
+				if y.gathered > 0 && y.gathered == len(y.waiting) {
 					y.crowd = y.gathered // the others stay away
 					y.begin(l.now)
 				} else {
@@ -182,6 +184,10 @@ func (y *syncer) begin(now core.Instant) {
 	}
 	y.gathered = 0
 	y.rounds++
+	if y.timer != nil {
+		y.timer.Stop()
+		y.timer = nil
+	}
 }
 
 // askSyncs asks every in-sync brick that is not yet known to be durable as far
