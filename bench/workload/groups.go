@@ -500,7 +500,7 @@ func (b *bench) sync() error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	n := b.n(600)
+	n := b.n(3000) // a few hundred would be over before the disks have settled what was written first
 	data := block(8192, 5)
 	const span = 16 << 20 // the file that a worker writes into
 	for _, w := range []int{1, 4} {
