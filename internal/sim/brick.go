@@ -28,7 +28,7 @@ type brick struct {
 	booted time.Duration
 	rate   float64       // of its clock
 	seen   cluster.Epoch // the newest configuration that its machine's control plane knows
-	// powerless is the newest epoch there was when its machine last lost power:
+	// powerless is the newest epoch there was when its machine last lost power, or its disk:
 	// what it has acknowledged before is not certain to be there.
 	powerless cluster.Epoch
 

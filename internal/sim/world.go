@@ -199,6 +199,7 @@ func (w *world) wipe(b *brick) {
 		if o != b && o.up && !o.paused && cfg.IsInSync(o.id) && o.hasAll() {
 			b.die(true)
 			b.disk.wipe()
+			b.powerless = cfg.Epoch // it may have been dead already
 			w.wiped = true
 			return
 		}
