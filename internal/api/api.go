@@ -105,7 +105,8 @@ type Peer struct {
 	State     PeerState `json:"state"`
 	StateText string    `json:"state_text"`
 	Voter     bool      `json:"voter"`
-	Witness   bool      `json:"witness"` // votes, holds no bricks
+	Witness   bool      `json:"witness"` // holds no bricks
+	Client    bool      `json:"client"`  // and never votes
 	// Drained: nothing is to depend on the peer. Its bricks neither lead nor are in
 	// sync, but for those that Holds names, which must wait.
 	Drained bool     `json:"drained"`
@@ -162,6 +163,7 @@ type EnrollRequest struct {
 	Port    int      `json:"port"`            // TCP port where the machine listens
 	Addrs   []string `json:"addrs,omitempty"` // where it says it can be reached; empty: where it comes from
 	Witness bool     `json:"witness"`
+	Client  bool     `json:"client,omitempty"`
 	Version uint16   `json:"version"` // of the protocol
 }
 

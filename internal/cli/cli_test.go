@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs the command line, as processes of their own, against daemons
 // in this process. The scripts have these commands of their own:
 //
-//	node NAME [accept-probe] [witness]  starts a daemon
+//	node NAME [accept-probe] [witness] [client]  starts a daemon
 //	halt NAME                           stops it; node NAME starts it again
 //	use NAME                            the commands that follow ask this daemon
 //	join NAME                           the daemon in use joins that one's pool
@@ -130,7 +130,7 @@ func (n *node) halt() error {
 func cmdNode(ts *testscript.TestScript, neg bool, args []string) {
 	c := ts.Value(clusterKey{}).(*machines)
 	if neg || len(args) == 0 {
-		ts.Fatalf("usage: node NAME [accept-probe] [witness]")
+		ts.Fatalf("usage: node NAME [accept-probe] [witness] [client]")
 	}
 	name := args[0]
 	n := c.nodes[name]
@@ -142,6 +142,7 @@ func cmdNode(ts *testscript.TestScript, neg bool, args []string) {
 		for _, a := range args[1:] {
 			n.cfg.AcceptProbe = n.cfg.AcceptProbe || a == "accept-probe"
 			n.cfg.Witness = n.cfg.Witness || a == "witness"
+			n.cfg.Client = n.cfg.Client || a == "client"
 		}
 		c.nodes[name] = n
 	}

@@ -28,6 +28,7 @@ func newServer(a *app) *cobra.Command {
 	f.StringSliceVar(&flags.Advertise, "advertise", nil, "`addresses` where others reach this machine, if not where its connections come from")
 	f.StringVar(&flags.Name, "name", "", "what the pool shall call this machine (default: the host name)")
 	f.BoolVar(&flags.Witness, "witness", false, "vote, and hold no bricks")
+	f.BoolVar(&flags.Client, "client", false, "neither vote nor hold bricks, but mount volumes and serve Docker")
 	f.BoolVar(&flags.AcceptProbe, "accept-probe", false, "let a peer of another pool bring this machine in with \"peer probe\"")
 	f.BoolVar(&flags.NewIdentity, "new-identity", false, "on the copy of a cloned machine, once: become another machine")
 	f.StringVar(&flags.LogLevel, "log-level", "info", "debug, info, warn or error")
@@ -52,6 +53,7 @@ func newServer(a *app) *cobra.Command {
 			"advertise":     func() { cfg.Advertise = flags.Advertise },
 			"name":          func() { cfg.Name = flags.Name },
 			"witness":       func() { cfg.Witness = flags.Witness },
+			"client":        func() { cfg.Client = flags.Client },
 			"accept-probe":  func() { cfg.AcceptProbe = flags.AcceptProbe },
 			"new-identity":  func() { cfg.NewIdentity = flags.NewIdentity },
 			"log-level":     func() { cfg.LogLevel = flags.LogLevel },

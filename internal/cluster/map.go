@@ -14,13 +14,26 @@ type Peer struct {
 	Name string `json:"name"`
 	// Addrs are "host:port" hints where the peer was last reachable, best first.
 	Addrs   []string `json:"addrs"`
-	Witness bool     `json:"witness,omitempty"` // votes, holds no bricks
+	Witness bool     `json:"witness,omitempty"` // holds no bricks
+	NoVote  bool     `json:"no_vote,omitempty"` // never votes
 	// Incarnation counts the starts of the peer's daemon. Two live daemons with
 	// one id differ in it, which is how a cloned disk is found out.
 	Incarnation uint64 `json:"incarnation"`
 	// Drained is set while an administrator wants nothing to depend on the peer: its
 	// bricks neither lead nor are in sync.
 	Drained bool `json:"drained,omitempty"`
+}
+
+// Role is what the peer is called for what it does not do: a witness holds no
+// bricks, a client does not vote either. Empty: it does both.
+func (p *Peer) Role() string {
+	switch {
+	case p.NoVote:
+		return "client"
+	case p.Witness:
+		return "witness"
+	}
+	return ""
 }
 
 // Brick is a directory on a peer.

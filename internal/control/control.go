@@ -499,7 +499,7 @@ func (c *Control) WaitVoters(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if m := c.Map(); m.Peer(c.cfg.Self) != nil && len(c.Status().Voters) >= state.Voters(len(m.Peers)) {
+		if m := c.Map(); m.Peer(c.cfg.Self) != nil && len(c.Status().Voters) >= state.VotersOf(m) {
 			return nil
 		}
 		select {

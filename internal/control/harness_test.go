@@ -351,7 +351,7 @@ func (w *world) settled(nodes ...*node) *node {
 			c := nd.control()
 			st := c.Status()
 			m := c.Map()
-			if c.Incarnation() == 0 || st.Leader.IsZero() || m.Version != nodes[0].control().Map().Version || len(st.Voters) != state.Voters(len(m.Peers)) {
+			if c.Incarnation() == 0 || st.Leader.IsZero() || m.Version != nodes[0].control().Map().Version || len(st.Voters) != state.VotersOf(m) {
 				return false
 			}
 			if st.Leader != nodes[0].control().Status().Leader {

@@ -469,7 +469,7 @@ func (l *leader) keepGroup() error {
 			}
 		}
 		timer.Reset(scanEvery)
-		if time.Now().Before(hurry) && len(l.c.Status().Voters) < state.Voters(len(l.c.Map().Peers)) {
+		if time.Now().Before(hurry) && len(l.c.Status().Voters) < state.VotersOf(l.c.Map()) {
 			timer.Reset(hurryEvery)
 		}
 		select {

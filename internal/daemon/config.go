@@ -42,6 +42,9 @@ type Config struct {
 	Name string `toml:"name"`
 	// Witness makes the node vote and hold no bricks. It counts when the machine joins.
 	Witness bool `toml:"witness"`
+	// Client makes the node neither vote nor hold bricks, and with that a Witness too.
+	// It counts when the machine joins.
+	Client bool `toml:"client"`
 	// AcceptProbe lets a peer of another pool bring this machine in with "peer
 	// probe" as long as it belongs to no pool of its own.
 	AcceptProbe bool `toml:"accept-probe"`
@@ -117,6 +120,7 @@ func (c *Config) validate() error {
 	if c.Listen == "" {
 		c.Listen = ":" + strconv.Itoa(DefaultPort)
 	}
+	c.Witness = c.Witness || c.Client
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

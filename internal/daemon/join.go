@@ -97,7 +97,7 @@ func (n *Node) join(ctx context.Context, text string, hosts []string, name strin
 	}
 	req := api.EnrollRequest{
 		Token: token.String(), CSR: csr, Name: name, Port: int(n.port), Addrs: n.cfg.Advertise,
-		Witness: n.cfg.Witness, Version: proto.Version,
+		Witness: n.cfg.Witness, Client: n.cfg.Client, Version: proto.Version,
 	}
 	if old != nil && !again {
 		// The pool of this machine alone gives way before the other one looks at it.
@@ -299,7 +299,7 @@ func (n *Node) enroll(ctx context.Context, conn httpd.Ends, r api.EnrollRequest)
 		}
 		name = p.Name
 	} else if err := m.propose(ctx, state.Command{AddPeer: &state.AddPeer{
-		Peer:  cluster.Peer{ID: id, Name: name, Addrs: addrs, Witness: r.Witness},
+		Peer:  cluster.Peer{ID: id, Name: name, Addrs: addrs, Witness: r.Witness || r.Client, NoVote: r.Client},
 		Token: token.Hash(), Now: now.Unix(),
 	}}); err != nil {
 		return nil, err

@@ -26,7 +26,7 @@ func (n *Node) Pool(ctx context.Context) (*api.Pool, error) {
 	if m == nil {
 		return &api.Pool{Self: id.String(), Peers: []api.Peer{{
 			ID: id.String(), Name: n.cfg.Name, Addrs: n.cfg.Advertise, Self: true, Connected: true,
-			State: api.PeerInCluster, StateText: api.PeerInCluster.String(), Witness: n.cfg.Witness,
+			State: api.PeerInCluster, StateText: api.PeerInCluster.String(), Witness: n.cfg.Witness, Client: n.cfg.Client,
 		}}}, nil
 	}
 	v := m.latest()
@@ -45,7 +45,7 @@ func (n *Node) Pool(ctx context.Context) (*api.Pool, error) {
 	for _, peer := range v.Peers {
 		ap := api.Peer{
 			ID: peer.ID.String(), Name: peer.Name, Addrs: peer.Addrs, Self: peer.ID == id,
-			State: api.PeerInCluster, Witness: peer.Witness, Voter: slices.Contains(voters, peer.ID), Drained: peer.Drained,
+			State: api.PeerInCluster, Witness: peer.Witness, Client: peer.NoVote, Voter: slices.Contains(voters, peer.ID), Drained: peer.Drained,
 		}
 		if peer.Drained {
 			ap.Holds = holds(v, peer.ID)
@@ -104,7 +104,7 @@ func (n *Node) founded(ctx context.Context) (*member, error) {
 	err = m.ready(ctx, func(ctx context.Context) error {
 		return m.plane.Load().Bootstrap(ctx, state.Init{
 			Pool: pool, Authority: ca.PEM(),
-			Peer: cluster.Peer{ID: id.ID(), Name: n.cfg.Name, Addrs: n.cfg.Advertise, Witness: n.cfg.Witness},
+			Peer: cluster.Peer{ID: id.ID(), Name: n.cfg.Name, Addrs: n.cfg.Advertise, Witness: n.cfg.Witness, NoVote: n.cfg.Client},
 		})
 	})
 	if err == nil {

@@ -344,7 +344,8 @@ func (n *Node) PrepareBrick(_ context.Context, r api.BrickPrepare) error {
 	case r.Discard:
 		return discardBrick(p.path, id)
 	case n.cfg.Witness:
-		return api.Errorf(api.Invalid, "Host %s is a witness and holds no bricks", r.Host)
+		self := cluster.Peer{Witness: true, NoVote: n.cfg.Client}
+		return api.Errorf(api.Invalid, "Host %s is a %s and holds no bricks", r.Host, self.Role())
 	}
 	if err := p.check(); err != nil || r.DryRun {
 		return err

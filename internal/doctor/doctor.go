@@ -197,7 +197,8 @@ func poolCheck(f *Facts, say say) {
 			say(Bad, fmt.Sprintf("%s is not connected", peer.Name), "is it up, and does mortar run there? mortar doctor on that machine tells more")
 		}
 	}
-	if len(p.Peers) == 2 && !slices.ContainsFunc(p.Peers, func(p api.Peer) bool { return p.Witness }) {
+	voting := slices.DeleteFunc(slices.Clone(p.Peers), func(p api.Peer) bool { return p.Client })
+	if len(voting) == 2 && !slices.ContainsFunc(voting, func(p api.Peer) bool { return p.Witness }) {
 		say(Note, "there are two machines: if the first is lost, the other only reads", "a third that only votes lets either be lost: mortar server --witness, on a machine of any size")
 	}
 	say(OK, fmt.Sprintf("%d of %d machines are connected", up, len(p.Peers)), "")

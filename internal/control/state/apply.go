@@ -145,8 +145,8 @@ func (s *State) init(c *Init) error {
 	if err := checkPeer(&c.Peer); err != nil {
 		return err
 	}
-	if c.Peer.Witness {
-		return Refusal(CodeBadPeer, "a witness cannot be the only peer of a pool: start this machine without --witness, or let it join a pool")
+	if role := c.Peer.Role(); role != "" {
+		return Refusal(CodeBadPeer, "a %s cannot be the only peer of a pool: start this machine without --%s, or let it join a pool", role, role)
 	}
 	s.Map.Pool = c.Pool
 	s.Map.Peers = []*cluster.Peer{clonePeer(&c.Peer)}
@@ -318,7 +318,7 @@ func (s *State) removePeer(c *RemovePeer, seen uint64) error {
 		return Refusal(CodePeerInUse, "Peer %s hosts one or more bricks. If the peer is in not recoverable state then use either replace-brick or remove-brick command with force to remove all bricks from the peer and attempt the peer detach again.", p.Name)
 	}
 	if !slices.ContainsFunc(s.Map.Peers, func(q *cluster.Peer) bool { return q.ID != p.ID && !q.Witness }) {
-		return Refusal(CodePeerInUse, "%s is the last peer of the pool that is no witness and cannot be detached", p.Name)
+		return Refusal(CodePeerInUse, "%s is the last peer of the pool that may hold bricks and cannot be detached", p.Name)
 	}
 	s.Map.Peers = slices.DeleteFunc(s.Map.Peers, func(q *cluster.Peer) bool { return q.ID == c.Peer })
 	delete(s.Changed, c.Peer)
@@ -499,7 +499,7 @@ func checkBrick(m *cluster.Map, b *cluster.Brick) error {
 		return Refusal(CodeNoPeer, "Host %s is not in 'Peer in Cluster' state", b.Host)
 	}
 	if p.Witness {
-		return Refusal(CodeBadBrick, "Host %s is a witness, which votes and holds no bricks: name another peer for %s", p.Name, b)
+		return Refusal(CodeBadBrick, "Host %s is a %s, which holds no bricks: name another peer for %s", p.Name, p.Role(), b)
 	}
 	if p.Drained {
 		return Refusal(CodeDrained, "Host %s is drained, so that nothing depends on it: name another peer for %s, or run \"mortar peer undrain %s\" first", p.Name, b, p.Name)

@@ -381,7 +381,8 @@ func TestVoterProperties(t *testing.T) {
 				}
 			}
 			if i == n-1 && len(g.m.Peers) == 0 || rapid.IntRange(0, 4).Draw(t, "in map") > 0 {
-				g.m.Peers = append(g.m.Peers, &cluster.Peer{ID: id})
+				voter := slices.Contains(g.servers, Server{Peer: id, Voter: true})
+				g.m.Peers = append(g.m.Peers, &cluster.Peer{ID: id, NoVote: len(g.m.Peers) > 0 && !voter && rapid.IntRange(0, 3).Draw(t, "client") == 0})
 			}
 			if !quiet && rapid.IntRange(0, 4).Draw(t, "late") == 0 {
 				g.late = append(g.late, id)
@@ -405,17 +406,24 @@ func TestVoterProperties(t *testing.T) {
 		if !quiet {
 			return
 		}
-		voters = 0
+		voters, could := 0, 0
 		for _, s := range g.servers {
-			if g.m.Peer(s.Peer) == nil {
+			p := g.m.Peer(s.Peer)
+			if p == nil {
 				t.Fatalf("%v is still in the group", s.Peer)
+			}
+			if !p.NoVote {
+				could++
 			}
 			if s.Voter {
 				voters++
 			}
+			if s.Voter && p.NoVote {
+				t.Fatalf("%v is a client and votes", s.Peer)
+			}
 		}
-		if len(g.servers) != len(g.m.Peers) || voters != Voters(len(g.m.Peers)) {
-			t.Fatalf("%d voters of %d peers", voters, len(g.m.Peers))
+		if len(g.servers) != len(g.m.Peers) || voters != Voters(could) {
+			t.Fatalf("%d voters of %d peers that may", voters, could)
 		}
 	})
 }

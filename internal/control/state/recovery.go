@@ -188,6 +188,9 @@ func (r *PoolRecovery) Decide() (silent []cluster.PeerID, refusal *Error) {
 	if r.Map.Peer(r.Self) == nil {
 		return nil, Refusal(CodeNoPool, "this machine is not in a pool, so there is nothing to recover")
 	}
+	if r.Map.Peer(r.Self).NoVote {
+		return nil, Refusal(CodeUnsafe, "this machine is a client, which never votes: recover the pool on a machine that may")
+	}
 	if !r.Leader.IsZero() {
 		return nil, Refusal(CodeUnsafe, "the pool can decide, and %s leads it: there is nothing to recover", name(r.Leader))
 	}

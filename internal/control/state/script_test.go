@@ -17,7 +17,7 @@ import (
 
 // The scripts in testdata/apply drive a State with one command per line:
 //
-//	init n1 | add-peer n2 [witness] [token=LETTER now=N] | update-peer n2 [name=…] [addr=…] [witness=…]
+//	init n1 | add-peer n2 [witness|client] [token=LETTER now=N] | update-peer n2 [name=…] [addr=…] [witness=…]
 //	remove-peer n2 | drain n2 | undrain n2 | incarnate n2 past=0
 //	create v replica=3 n1:/a n2:/b n3:/c [force] [option=value …]
 //	start v [primary=N] [force] | stop v [force] | delete v
@@ -120,7 +120,7 @@ func (sc *script) line(line string) string {
 		return out
 	}
 	peer := func(name string) cluster.Peer {
-		return cluster.Peer{ID: peerID(name), Name: name, Addrs: []string{name + ":24007"}, Witness: slices.Contains(words, "witness")}
+		return cluster.Peer{ID: peerID(name), Name: name, Addrs: []string{name + ":24007"}, Witness: slices.Contains(words, "witness") || slices.Contains(words, "client"), NoVote: slices.Contains(words, "client")}
 	}
 	switch words[0] {
 	case "show":
@@ -269,8 +269,8 @@ func (sc *script) show(what string) string {
 		fmt.Fprintf(&b, "version %d\n", m.Version)
 		for _, p := range m.Peers {
 			fmt.Fprintf(&b, "peer %s at %s", p.Name, strings.Join(p.Addrs, " "))
-			if p.Witness {
-				b.WriteString(", witness")
+			if role := p.Role(); role != "" {
+				b.WriteString(", " + role)
 			}
 			fmt.Fprintf(&b, ", start %d\n", p.Incarnation)
 		}
@@ -415,7 +415,7 @@ func TestFailoverScripts(t *testing.T) {
 // The scripts in testdata/voters describe a consensus group and print the steps
 // that follow, each carried out before the next is asked for:
 //
-//	steps peers=1,2,3 voters=1 others=2 leader=1 [down=…] [lost=…] [late=…]
+//	steps peers=1,2,3 [clients=…] voters=1 others=2 leader=1 [down=…] [lost=…] [late=…]
 func TestVoterScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/voters", func(t *testing.T, path string) {
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
@@ -431,7 +431,7 @@ func TestVoterScripts(t *testing.T) {
 			}
 			m := &cluster.Map{}
 			for _, id := range list("peers") {
-				m.Peers = append(m.Peers, &cluster.Peer{ID: id})
+				m.Peers = append(m.Peers, &cluster.Peer{ID: id, NoVote: slices.Contains(list("clients"), id)})
 			}
 			g := groupModel{m: m, leader: list("leader")[0], down: list("down"), lost: list("lost"), late: list("late")}
 			for _, id := range list("voters") {

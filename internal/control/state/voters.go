@@ -34,7 +34,7 @@ type Step struct {
 	Peer cluster.PeerID // for StepTransfer, zero
 }
 
-// Voters returns how many of n peers vote: an odd number, so that one more
+// Voters returns how many of n peers that may vote do: an odd number, so that one more
 // machine never makes the pool weaker.
 func Voters(n int) int {
 	switch {
@@ -44,6 +44,17 @@ func Voters(n int) int {
 		return 3
 	}
 	return 5
+}
+
+// VotersOf returns how many peers of a map vote. Clients never do, however many they are.
+func VotersOf(m *cluster.Map) int {
+	may := 0
+	for _, p := range m.Peers {
+		if !p.NoVote {
+			may++
+		}
+	}
+	return Voters(may)
 }
 
 // Group is what the next change of the consensus group depends on.
@@ -100,11 +111,11 @@ func (g *Group) NextStep() Step {
 			return Step{StepRemove, s.Peer}
 		case s.Voter:
 			stay = append(stay, s)
-		default:
+		case !m.Peer(s.Peer).NoVote:
 			spare = append(spare, s)
 		}
 	}
-	want := Voters(len(m.Peers))
+	want := VotersOf(m)
 	canVote := func(s Server) bool { return reachable(s.Peer) && ready(s.Peer) }
 
 	// Too few: promote, if the whole way up can be gone. Half of it (two voters)

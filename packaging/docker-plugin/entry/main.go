@@ -36,10 +36,12 @@ func server(env func(string) string, host string) ([]string, error) {
 	argv := []string{program, "server", "--docker-socket", socket}
 	switch role := env("MORTAR_ROLE"); role {
 	case "client", "":
+		argv = append(argv, "--client")
+	case "witness":
 		argv = append(argv, "--witness")
 	case "peer":
 	default:
-		return nil, fmt.Errorf("MORTAR_ROLE=%s: want client or peer (docker plugin set NAME MORTAR_ROLE=client)", role)
+		return nil, fmt.Errorf("MORTAR_ROLE=%s: want client, witness or peer (docker plugin set NAME MORTAR_ROLE=client)", role)
 	}
 	if name := env("MORTAR_NAME"); name != "" {
 		host = name
