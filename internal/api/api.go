@@ -501,6 +501,13 @@ type Subvolume struct {
 type SubvolumeUser struct {
 	Peer   string `json:"peer"`   // name; empty: it is not of the pool
 	Client string `json:"client"` // host and mount point
+	// Session is its number; a decimal string, since numbers in JSON end at 2^53.
+	Session uint64 `json:"session,string"`
+}
+
+// LocalDocker is what a peer tells another of the uses of a Docker volume on its machine.
+type LocalDocker struct {
+	Containers int `json:"containers"`
 }
 
 // SubvolumeCreate asks for a new subvolume.
@@ -533,6 +540,7 @@ type SubvolumeRequest struct {
 	Delete uint64           `json:"delete,omitempty"` // the inode of what had the name
 	Inode  uint64           `json:"inode,omitempty"`  // of Change likewise; 0: whatever has the name
 	Force  bool             `json:"force,omitempty"`
+	Ended  []uint64         `json:"ended,omitempty"` // sessions whose mounts have ended for good
 }
 
 // BrickPrepare asks a peer to check and make the directory of a new brick.

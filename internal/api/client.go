@@ -354,6 +354,11 @@ func (c *Client) Examine(ctx context.Context) (*Examination, error) {
 	return ask[Examination](ctx, c, "GET", "/pool/examination", nil, nil)
 }
 
+// LocalDocker asks a peer how many containers of its machine use a Docker volume.
+func (c *Client) LocalDocker(ctx context.Context, name string) (*LocalDocker, error) {
+	return ask[LocalDocker](ctx, c, "GET", "/local/docker", url.Values{"name": {name}}, nil)
+}
+
 // LocalReach asks a peer whom it reaches.
 func (c *Client) LocalReach(ctx context.Context) (*LocalReach, error) {
 	return ask[LocalReach](ctx, c, "GET", "/local/reach", nil, nil)

@@ -28,6 +28,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,6 +36,7 @@ import (
 	"mortar/internal/api"
 	"mortar/internal/cluster"
 	"mortar/internal/control"
+	"mortar/internal/dockervol"
 	"mortar/internal/httpd"
 	"mortar/internal/metrics"
 	"mortar/internal/pki"
@@ -56,6 +58,7 @@ type Node struct {
 	apiSocket net.Listener
 	data      net.Listener
 	docker    net.Listener // nil: no volume driver
+	driver    atomic.Pointer[dockervol.Driver]
 	metrics   *metrics.Registry
 	rest      *httpd.Server
 
@@ -377,7 +380,7 @@ func (n *Node) need() (*member, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.member == nil {
-		return nil, api.Errorf(api.Conflict, "this machine belongs to no pool")
+		return nil, api.Errorf(api.Conflict, "this machine belongs to no pool: run \"mortar peer invite\" on a machine of the pool, and here what it prints; or make a volume here (mortar volume create), which begins a pool")
 	}
 	if err := n.faultLocked(); err != nil {
 		return nil, apiError(err)

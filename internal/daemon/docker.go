@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"mortar/internal/api"
@@ -82,6 +84,7 @@ func (n *Node) serveDocker(ctx context.Context) error {
 		n.docker.Close()
 		return nil
 	}
+	n.driver.Store(d)
 	return n.door(d.Serve(ctx, n.docker))
 }
 
@@ -125,12 +128,15 @@ func (p dockerPool) List() []dockervol.Volume {
 }
 
 // Backings implements dockervol.Pool.
-func (p dockerPool) Backings() []dockervol.Backing {
+func (p dockerPool) Backings() ([]dockervol.Backing, error) {
+	if _, err := p.n.need(); err != nil {
+		return nil, err
+	}
 	var all []dockervol.Backing
 	for _, v := range p.n.known().Volumes {
 		all = append(all, dockervol.Backing{Name: v.Name, Replica: v.Replica, Started: v.Status == cluster.VolumeStarted})
 	}
-	return all
+	return all, nil
 }
 
 // Refresh implements dockervol.Pool.
@@ -295,14 +301,86 @@ func (p dockerPool) Remove(ctx context.Context, name string) error {
 			if err != nil {
 				return err
 			}
+		} else if by := p.users(ctx, known, name); by != "" {
+			err := api.Errorf(api.Busy, "Docker volume %s is in use by %s", name, by)
+			return errors.Join(err, p.put(ctx, *d, cluster.DockerReady))
 		}
 		return p.drop(ctx, d)
 	})
 }
 
+// users names the machines of the pool with containers that use a Docker volume. Of a directory that was not made for
+// it, the bricks do not know. A machine that does not answer may use it still; it keeps its mount, and the directory stays.
+func (p dockerPool) users(ctx context.Context, known *cluster.Map, name string) string {
+	m := p.n.current()
+	if m == nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	by := make([]string, len(known.Peers))
+	var wg sync.WaitGroup
+	for i, peer := range known.Peers {
+		if up, _, _ := m.links.state(peer.ID); !up && peer.ID != m.keeper.ID() {
+			continue
+		}
+		wg.Go(func() {
+			r, err := at(ctx, m, peer.ID,
+				func() (*api.LocalDocker, error) { return p.n.LocalDocker(ctx, name) },
+				func(c *api.Client) (*api.LocalDocker, error) { return c.LocalDocker(ctx, name) })
+			switch {
+			case err != nil:
+				p.n.log.Info("whether a machine uses a Docker volume that is removed is not known", "volume", name, "peer", peer.Name, "error", err)
+			case r.Containers > 0:
+				by[i] = fmt.Sprintf("%s (%d)", peer.Name, r.Containers)
+			}
+		})
+	}
+	wg.Wait()
+	return strings.Join(slices.DeleteFunc(by, func(s string) bool { return s == "" }), ", ")
+}
+
+// LocalDocker implements httpd.Local. Who asks has told the pool that the volume goes. With this machine's copy of that
+// up to date, nobody here begins to use it after he was counted.
+func (n *Node) LocalDocker(ctx context.Context, name string) (*api.LocalDocker, error) {
+	r := new(api.LocalDocker)
+	n.knownNow(ctx)
+	if d := n.driver.Load(); d != nil {
+		r.Containers = d.InUse(name)
+	}
+	return r, nil
+}
+
 // dockerMounter makes the mounts of Docker volumes: "mortar mount", a process of
 // its own, which goes on whatever becomes of the daemon.
 type dockerMounter struct{ n *Node }
+
+// Ended implements dockervol.Mounter. Mounts are known to the set by machine and directory.
+func (m dockerMounter) Ended(ctx context.Context, v *dockervol.Volume, dir string) error {
+	s, err := m.n.Subvolume(ctx, v.Volume, v.Dir)
+	if api.IsCode(err, api.NotFound) {
+		return nil // no subvolume: nothing waits for the mount
+	}
+	if err != nil {
+		return err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	self := m.n.known().Peer(m.n.ID())
+	var ended []uint64
+	for _, u := range s.Users {
+		if self != nil && u.Peer == self.Name && u.Client == mountClient(host, dir) {
+			ended = append(ended, u.Session)
+		}
+	}
+	if len(ended) == 0 {
+		return nil
+	}
+	_, err = m.n.subvolumes(ctx, api.SubvolumeRequest{Volume: v.Volume, Name: v.Dir, Ended: ended})
+	return err
+}
 
 // Mount implements dockervol.Mounter.
 func (m dockerMounter) Mount(ctx context.Context, v *dockervol.Volume, dir string) error {

@@ -77,7 +77,7 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 	k := new(lateKernel)
 	deaths := &certifier{ctx: ctx, log: cfg.Log}
 	defer deaths.wg.Wait()
-	c, err := newClient(cfg, host+":"+cfg.Dir, k, deaths, e)
+	c, err := newClient(cfg, mountClient(host, cfg.Dir), k, deaths, e)
 	if err != nil {
 		return err
 	}
@@ -175,6 +175,9 @@ func RunMount(ctx context.Context, cfg MountConfig) error {
 	}
 	return err
 }
+
+// mountClient is what a mount is called in sessions.
+func mountClient(host, dir string) string { return host + ":" + dir }
 
 // mountOptions are those of the mount itself.
 func mountOptions(cfg MountConfig, c *client.Client, k *lateKernel, e *estate.Estate) mount.Options {

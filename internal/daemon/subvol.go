@@ -183,6 +183,8 @@ func (w *subvolumes) do(r *api.SubvolumeRequest) ([]api.Subvolume, error) {
 		return w.list(0)
 	case r.Delete != 0:
 		return nil, w.remove(r)
+	case len(r.Ended) > 0:
+		return nil, w.end(r)
 	case r.Create != nil:
 		return w.create(r)
 	case r.Change != nil:
@@ -323,6 +325,17 @@ func (w *subvolumes) remove(r *api.SubvolumeRequest) error {
 	return nil
 }
 
+// end has the set take sessions for gone that have ended without a word, and not wait
+// until nobody has heard of them for long. One that lives after all comes back, without its locks.
+func (w *subvolumes) end(r *api.SubvolumeRequest) error {
+	for _, id := range r.Ended {
+		if _, err := w.rep.System(w.ctx, &fsop.CloseSession{Session: id, Away: true}); err != nil {
+			return w.failed(r.Name, err)
+		}
+	}
+	return nil
+}
+
 // named describes the subvolume that a name leads to.
 func (w *subvolumes) named(name string, top fsop.Ino) ([]api.Subvolume, error) {
 	all, err := w.list(top)
@@ -352,7 +365,7 @@ func (w *subvolumes) list(top fsop.Ino) ([]api.Subvolume, error) {
 			Created: time.Unix(0, s.Made).UTC(), Used: time.Unix(0, s.Used).UTC(), Users: []api.SubvolumeUser{},
 		}
 		for _, u := range s.Users {
-			user := api.SubvolumeUser{Client: u.Client}
+			user := api.SubvolumeUser{Client: u.Client, Session: uint64(u.ID)}
 			if id, err := cluster.ParseID(u.Owner); err == nil {
 				if p := w.known.Peer(id); p != nil {
 					user.Peer = p.Name

@@ -136,7 +136,7 @@ func TestSubvolumes(t *testing.T) {
 	if !api.IsCode(err, api.Busy) || !strings.Contains(err.Error(), "test") {
 		t.Errorf("deleted while it is in use: %v", err)
 	}
-	if s, err := nodes[0].api.Subvolume(ctx, "vol", "site"); err != nil || len(s.Users) != 1 || s.Users[0] != (api.SubvolumeUser{Peer: nodes[1].cfg.Name, Client: "test"}) {
+	if s, err := nodes[0].api.Subvolume(ctx, "vol", "site"); err != nil || len(s.Users) != 1 || s.Users[0].Peer != nodes[1].cfg.Name || s.Users[0].Client != "test" || s.Users[0].Session == 0 {
 		t.Errorf("in use: %+v, %v", s, err)
 	}
 	if _, err := two.do(&fsop.Use{Ino: file.Attr.Ino, Done: true}); err != nil {

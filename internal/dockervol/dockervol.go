@@ -64,7 +64,8 @@ type Pool interface {
 	// once. Find returns nil if there is none of that name.
 	Find(name string) *Volume
 	List() []Volume
-	Backings() []Backing
+	// Backings says why there are none where the machine is in no pool.
+	Backings() ([]Backing, error)
 	// Refresh brings the copy up to date, if that can be had in a moment.
 	Refresh(ctx context.Context)
 	// Create makes a volume, or finishes one that is being made. It waits for the
@@ -78,6 +79,9 @@ type Pool interface {
 // or with the reason why it does not.
 type Mounter interface {
 	Mount(ctx context.Context, v *Volume, dir string) error
+	// Ended lets the pool know that the process of the mount that was at dir has
+	// ended without a word and will not come back, so that it is not waited for.
+	Ended(ctx context.Context, v *Volume, dir string) error
 }
 
 // Config is what a Driver is made of.
@@ -225,8 +229,14 @@ func (d *Driver) Create(ctx context.Context, name string, options map[string]str
 			return err
 		}
 		v = *have
-	} else if v.Volume, err = w.choose(d.cfg.Pool.Backings(), d.cfg.Default); err != nil {
-		return err
+	} else {
+		all, err := d.cfg.Pool.Backings()
+		if err != nil {
+			return fmt.Errorf("Docker volume %s: %w", name, err)
+		}
+		if v.Volume, err = w.choose(all, d.cfg.Default); err != nil {
+			return err
+		}
 	}
 	return d.cfg.Pool.Create(ctx, v)
 }
@@ -417,6 +427,9 @@ func (d *Driver) step(ctx context.Context, v *Volume, s step) error {
 		return nil
 	case doUnmount:
 		return d.cfg.Kernel.Unmount(dir)
+	case doBury:
+		d.bury(ctx, s.name)
+		return nil
 	default:
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -426,6 +439,24 @@ func (d *Driver) step(ctx context.Context, v *Volume, s step) error {
 		}
 		d.uses = next
 		return nil
+	}
+}
+
+// buryLimit bounds what the pool's hearing of a death may cost the container that comes next. What it
+// does not hear it finds out after a while.
+const buryLimit = 2 * time.Second
+
+// bury lets the pool know of a mount whose process has ended, within the turn of the name: the next mount is
+// not there yet.
+func (d *Driver) bury(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, buryLimit)
+	defer cancel()
+	v := d.cfg.Pool.Find(name)
+	if v == nil {
+		return
+	}
+	if err := d.cfg.Mounter.Ended(ctx, v, d.dir(name)); err != nil {
+		d.cfg.Log.Info("the pool has not heard that a mount has ended, and waits for it a while", "volume", name, "error", err)
 	}
 }
 

@@ -26,6 +26,8 @@ type world struct {
 	boot     string          // of the machine
 	dir      string
 	made     []Volume
+	buried   []string // directories of mounts whose end the pool was told
+	poolless error    // the machine is in no pool
 }
 
 // errDied ends whatever a daemon that dies was doing.
@@ -59,8 +61,8 @@ func (w *world) List() (all []Volume) {
 	}
 	return all
 }
-func (w *world) Backings() []Backing     { return w.backings }
-func (w *world) Refresh(context.Context) {}
+func (w *world) Backings() ([]Backing, error) { return w.backings, w.poolless }
+func (w *world) Refresh(context.Context)      {}
 func (w *world) Create(_ context.Context, v Volume) error {
 	v.State = Ready
 	w.volumes[v.Name] = &v
@@ -90,6 +92,14 @@ func (w *world) Mount(ctx context.Context, v *Volume, dir string) error {
 	defer w.mu.Unlock()
 	w.mounts[dir] = alive
 	return nil
+}
+
+func (w *world) Ended(_ context.Context, v *Volume, dir string) error {
+	if points, _ := w.Mounts(); points[dir] {
+		return fmt.Errorf("%s is buried and there", dir)
+	}
+	w.buried = append(w.buried, dir)
+	return errors.New("the pool may not hear of it")
 }
 
 func (w *world) Mounts() (map[string]bool, error) {

@@ -52,8 +52,16 @@ func (u *uses) abandon(name string, seen Seen) (plan []step) {
 	for _, x := range u.Held[name] {
 		plan = append(plan, step{what: doDrop, name: name, use: x})
 	}
+	return append(plan, end(name, seen)...)
+}
+
+// end decides what to do about what is at a mount point that nobody uses any more.
+func end(name string, seen Seen) (plan []step) {
 	if seen != absent {
 		plan = append(plan, step{what: doUnmount, name: name})
+	}
+	if seen == dead {
+		plan = append(plan, step{what: doBury, name: name})
 	}
 	return plan
 }
@@ -78,6 +86,7 @@ type what uint8
 const (
 	doMount   what = iota
 	doUnmount      // also of a dead one
+	doBury         // let the pool know of the death of one that is unmounted
 	doHold         // write down a use
 	doDrop         // write down its end
 	doReset        // write down that there are none, in a new boot
@@ -94,7 +103,7 @@ type step struct {
 // mount decides what a request for a mount takes.
 func (u *uses) mount(name string, x use, seen Seen) (plan []step) {
 	if seen == dead {
-		plan = append(plan, step{what: doUnmount, name: name})
+		plan = end(name, seen)
 	}
 	if seen != alive {
 		plan = append(plan, step{what: doMount, name: name})
@@ -116,10 +125,7 @@ func (u *uses) unmount(name, id string, seen Seen) (plan []step) {
 	} else if len(held) > 0 {
 		return nil
 	}
-	if seen != absent {
-		plan = append(plan, step{what: doUnmount, name: name})
-	}
-	return plan
+	return append(plan, end(name, seen)...)
 }
 
 // start decides what to do when the daemon starts and finds these volumes mounted.

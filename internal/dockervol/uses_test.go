@@ -116,6 +116,60 @@ func TestDamagedUses(t *testing.T) {
 	}
 }
 
+// TestBuried: of a mount whose process has ended the pool is told, once, when it is not there any
+// more and the next one is not yet; of one that is unmounted in order it hears by itself.
+func TestBuried(t *testing.T) {
+	w := testWorld(t, "demo")
+	d := w.daemon(t)
+	mount := func(id string) {
+		t.Helper()
+		if _, err := d.Mount(t.Context(), "demo", id, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unmount := func(id string) {
+		t.Helper()
+		if err := d.Unmount(t.Context(), "demo", id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	buried := func(want int) {
+		t.Helper()
+		if len(w.buried) != want {
+			t.Fatalf("told of %q, want %d", w.buried, want)
+		}
+	}
+	mount("a")
+	unmount("a")
+	buried(0)
+	mount("a")
+	w.mounts["/mnt/demo"] = dead
+	mount("b") // the next one
+	buried(1)
+	unmount("a")
+	buried(1)
+	w.mounts["/mnt/demo"] = dead
+	unmount("b")
+	buried(2)
+	mount("a")
+	w.mounts["/mnt/demo"] = dead
+	w.engine = "2@2" // who asked is gone too
+	d.sweep(t.Context())
+	buried(3)
+	if len(w.mounts) > 0 {
+		t.Errorf("mounted: %v", w.mounts)
+	}
+}
+
+// TestNoPool: where there is no pool, that is said, and not that it has no volume.
+func TestNoPool(t *testing.T) {
+	w := testWorld(t)
+	w.backings, w.poolless = nil, errors.New("join one")
+	if err := w.daemon(t).Create(t.Context(), "demo", nil); err == nil || err.Error() != "Docker volume demo: join one" {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestAbandoned: uses whose end no engine tells end when no container has the
 // volume and their engine is gone, or has had time enough to start one; no sooner.
 func TestAbandoned(t *testing.T) {

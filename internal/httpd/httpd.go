@@ -76,6 +76,7 @@ type Local interface {
 	LocalScrub(ctx context.Context, volume string) (*api.ScrubReply, error)
 	LocalReach(ctx context.Context) (*api.LocalReach, error)
 	LocalSubvolumes(ctx context.Context, r api.SubvolumeRequest) ([]api.Subvolume, error)
+	LocalDocker(ctx context.Context, name string) (*api.LocalDocker, error)
 }
 
 // Ends are the two ends of a connection.
@@ -309,6 +310,9 @@ func (s *Server) table() map[string]map[string]route {
 			"POST": {Peer, func(r *request) (any, error) {
 				return local.LocalScrub(r.Context(), r.URL.Query().Get("volume"))
 			}},
+		},
+		"/local/docker": {
+			"GET": {Peer, func(r *request) (any, error) { return local.LocalDocker(r.Context(), r.URL.Query().Get("name")) }},
 		},
 		"/local/reach": {
 			"GET": {Peer, func(r *request) (any, error) { return local.LocalReach(r.Context()) }},

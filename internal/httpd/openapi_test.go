@@ -29,7 +29,7 @@ var described = []any{
 	api.Subvolume{}, api.SubvolumeCreate{}, api.SubvolumeChange{}, api.SubvolumeRequest{},
 	api.PoolRecovery{}, api.PoolRecover{}, api.VolumeRecovery{}, api.VolumeRecover{},
 	api.ScrubReply{},
-	api.Examination{}, api.LocalReach{},
+	api.Examination{}, api.LocalReach{}, api.LocalDocker{},
 }
 
 // TestOpenAPI keeps the document and the program together: the same paths, the
