@@ -154,17 +154,24 @@ func TestProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, func() bool { return h.Log("daemon") == "started\n" && len(h.Processes()) == 2 })
+	for range 5 { // with memory, which takes the kernel a moment to take back
+		if _, err := h.Spawn("large", "sh", "-c", `x=$(head -c 40000000 /dev/zero | tr '\0' x); echo large; sleep 1000; echo $x`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, func() bool { return h.Log("daemon") == "started\n" && strings.Count(h.Log("large"), "large") == 5 && len(h.Processes()) == 2+2*5 })
 	p.Signal(syscall.SIGSTOP)
 	waitFor(t, func() bool { return process{dir: fmt.Sprintf("/proc/%d", p.Pid())}.stat().state == 'T' })
 	p.Signal(syscall.SIGCONT)
 	if err := h.KillAll(); err != nil {
 		t.Fatal(err)
 	}
+	if left := h.Processes(); len(left) > 0 {
+		t.Errorf("after all were killed: %+v", left)
+	}
 	if err := p.Wait(ctx); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("killed process: %v", err)
 	}
-	waitFor(t, func() bool { return len(h.Processes()) == 0 })
 	// The orphan was adopted by process 1, which must not keep its remains.
 	waitFor(t, func() bool {
 		n, _ := strconv.Atoi(strings.TrimSpace(run1(t, h, "sh", "-c", "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l")))

@@ -137,12 +137,36 @@ func runInit(s spec, conn net.Conn) {
 	})
 }
 
-// killAll ends every process of the host but this one, which is process 1.
+// killLimit is how long the kernel may take to end what was killed: a process that waits for
+// a FUSE mount goes when the one that serves that has gone.
+const killLimit = 10 * time.Second
+
+// killAll ends every process of the host but this one, which is process 1, and returns when
+// those that there were run no more. Whoever started one may not have waited for it yet.
 func killAll() error {
+	before := map[process]uint64{}
+	for _, p := range processes("/proc") {
+		if p.pid != 1 {
+			before[p] = p.stat().start
+		}
+	}
 	if err := syscall.Kill(-1, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
 		return err
 	}
-	return nil
+	for deadline := time.Now().Add(killLimit); ; time.Sleep(time.Millisecond) {
+		var names []string
+		for p, start := range before {
+			if st := p.stat(); st.start == start && p.runs(st) {
+				names = append(names, fmt.Sprintf("%d (%s)", p.pid, st.comm))
+			}
+		}
+		if len(names) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("killed %v ago and still there: %s", killLimit, strings.Join(names, ", "))
+		}
+	}
 }
 
 // reapOrphans waits, for ever, for children that process 1 did not start: those

@@ -206,7 +206,7 @@ func (p *Process) Kill() {
 }
 
 // KillAll ends every process of the host at once, as a crash of the machine's
-// user space does. Mounts stay, without servers.
+// user space does, and returns when they are gone. Mounts stay, without servers.
 func (h *Host) KillAll() error { return h.init.ask(request{Verb: "kill"}) }
 
 // FailDisk makes every access to the (XFS) disk an I/O error, while the processes

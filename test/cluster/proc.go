@@ -63,6 +63,16 @@ func (p process) stat() stat {
 	}
 }
 
+// runs reports whether any thread of the process still runs. The first one of them may have
+// ended, and with it what stat says, before the others.
+func (p process) runs(st stat) bool {
+	if st.state != 0 && st.state != 'Z' && st.state != 'X' {
+		return true
+	}
+	threads, err := os.ReadDir(p.dir + "/task")
+	return err == nil && len(threads) > 1
+}
+
 func (p process) rss() int64 {
 	b, err := os.ReadFile(p.dir + "/statm")
 	if err != nil {

@@ -309,6 +309,63 @@ func TestDocker(t *testing.T) {
 	if got := e.container(2, "/mnt/wp/couch", "cat /data/doc", "--rm"); got != "row" {
 		t.Errorf("elsewhere the container finds %q", got)
 	}
+
+	// The same directory as a Docker volume: it is in use wherever a container has it, and stays.
+	e.docker(1, "volume", "create", "-d", "mortar", "-o", "volume=wp", "-o", "subdir=couch", "shared")
+	e.container(2, "shared", "exec sleep 1000", "-d", "--name", "holder")
+	e.refuseDocker(1, []string{"volume", "rm", "shared"}, "in use by n2 (1)")
+	e.docker(2, "rm", "-f", "holder")
+	e.docker(1, "volume", "rm", "shared")
+	if _, err := os.Stat(e.outside(1, "/mnt/wp/couch/doc")); err != nil {
+		t.Errorf("the directory went with the Docker volume: %v", err)
+	}
+	e.buried(2, 3)
+}
+
+// buried kills a mount together with its keeper. The container that had it is removed, and then nothing is in
+// the way of removing the volume: it is not believed that the mount comes back.
+func (e *engines) buried(at, from int) {
+	e.t.Helper()
+	e.docker(from, "volume", "create", "-d", "mortar", "-o", "volume=wp", "grave")
+	e.container(at, "grave", "exec sleep 1000", "-d", "--name", "grave")
+	var before []int
+	for _, h := range e.Hosts() {
+		before = append(before, len(h.Log("mortar")))
+	}
+	var mounts []int // a mount of the whole volume there may stay
+	for _, proc := range e.Host(at).Processes() {
+		if line := readFile(fmt.Sprintf("/proc/%d/cmdline", proc.Pid)); proc.Name == "mortar" && strings.Contains(line, "/docker/grave\x00") {
+			mounts = append(mounts, proc.Pid)
+			syscall.Kill(proc.Pid, syscall.SIGSTOP) // neither is to replace the other
+		}
+	}
+	if len(mounts) != 2 {
+		e.t.Fatalf("processes of the mount: %v", mounts)
+	}
+	for _, pid := range mounts {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	e.within(5*time.Second, "they are gone", func() error {
+		for _, pid := range mounts {
+			if readFile(fmt.Sprintf("/proc/%d/cmdline", pid)) != "" {
+				return fmt.Errorf("%d is there", pid)
+			}
+		}
+		return nil
+	})
+	e.docker(at, "rm", "-f", "grave")
+	took := e.within(20*time.Second, "the volume can be removed", func() error {
+		_, err := e.Host(from).Run(e.ctx(patience), "docker", "volume", "rm", "grave")
+		return err
+	})
+	// Without that word the set waits ten seconds, and says so.
+	unheard := strings.Contains(e.Host(at).Log("mortar")[before[at-1]:], "the pool has not heard that a mount has ended")
+	for i, h := range e.Hosts() {
+		if log := h.Log("mortar")[before[i]:]; !unheard && strings.Contains(log, "session is away") {
+			e.t.Errorf("the set has waited for a mount that was dead:\n%s", log)
+		}
+	}
+	e.t.Logf("removed %.1f s after its mount had been killed (heard of: %v)", took.Seconds(), !unheard)
 }
 
 // mounts are the lines of a machine's mounts of ours.
