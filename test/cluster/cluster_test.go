@@ -159,7 +159,9 @@ func TestProcesses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, func() bool { return h.Log("daemon") == "started\n" && strings.Count(h.Log("large"), "large") == 5 && len(h.Processes()) == 2+2*5 })
+	waitFor(t, func() bool {
+		return h.Log("daemon") == "started\n" && strings.Count(h.Log("large"), "large") == 5 && len(h.Processes()) == 2+2*5
+	})
 	p.Signal(syscall.SIGSTOP)
 	waitFor(t, func() bool { return process{dir: fmt.Sprintf("/proc/%d", p.Pid())}.stat().state == 'T' })
 	p.Signal(syscall.SIGCONT)
