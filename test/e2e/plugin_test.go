@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
@@ -9,9 +11,10 @@ import (
 )
 
 // TestManagedPlugin: an engine takes the managed plugin on a machine where nothing of
-// ours is installed; the plugin joins the pool with a token, and its volumes are those
+// ours is installed; the plugin joins the pool with a token, as a client, and its volumes are those
 // that the driver of the other machines' daemons has. After it was switched off
-// and on it has them still.
+// and on it has them still. Then, on the same machine as if it were another, it joins as a
+// full peer, with a brick.
 func TestManagedPlugin(t *testing.T) {
 	if !long {
 		t.Skip("LEFT OUT without MORTAR_TEST_LONG=1: the managed plugin in an engine")
@@ -41,6 +44,25 @@ func TestManagedPlugin(t *testing.T) {
 		_, err := p.Host(3).Run(p.ctx(patience), "docker", "volume", "create", "-d", "mortar", "-o", "size=20MB", "demo")
 		return err
 	})
+	role := func(client, voter bool) {
+		t.Helper()
+		p.within(20*time.Second, fmt.Sprintf("n3 is a client (%v), and votes (%v)", client, voter), func() error {
+			var pool struct {
+				Peers []struct {
+					Name                   string
+					Client, Witness, Voter bool
+				}
+			}
+			p.json(&pool, 1, "pool", "list", "--json")
+			for _, peer := range pool.Peers {
+				if peer.Name == p.Host(3).Name && peer.Client == client && peer.Witness == client && peer.Voter == voter {
+					return nil
+				}
+			}
+			return fmt.Errorf("%+v", pool)
+		})
+	}
+	role(true, false)
 	e.container(1, "demo", "echo from n1 > /data/file", "--rm")
 	if got := e.container(3, "demo", "cat /data/file; echo from n3 > /data/other; df -k /data | grep -c 20480", "--rm"); got != "from n1\n1" {
 		t.Errorf("n3 reads %q", got)
@@ -62,6 +84,36 @@ func TestManagedPlugin(t *testing.T) {
 		_, err := p.Host(3).Run(p.ctx(patience), "docker", "volume", "rm", "demo")
 		return err
 	})
+	e.docker(3, "plugin", "disable", "-f", "mortar")
+
+	p.mortar(1, "--mode=script", "peer", "detach", "n3")
+	p.run(3, "sh", "-c", "rm -rf /var/lib/mortar/*")
+	p.json(&inv, 1, "peer", "invite", "--json")
+	e.docker(3, "plugin", "set", "mortar", "MORTAR_TOKEN="+inv.Token, "MORTAR_ROLE=peer", "bricks.source=/bricks")
+	e.docker(3, "plugin", "enable", "mortar")
+	p.within(30*time.Second, "n3 holds a brick", func() error {
+		_, err := p.try(1, "volume", "create", "more", "replica", "3", "n1:/bricks/more", "n2:/bricks/more", "n3:/bricks/more")
+		return err
+	})
+	role(false, true)
+	p.mortar(1, "volume", "start", "more")
+	e.docker(3, "volume", "create", "-d", "mortar", "-o", "volume=more", "-o", "replica=3", "three")
+	e.container(1, "three", "echo again from n1 > /data/file", "--rm")
+	if got := e.container(3, "three", "cat /data/file", "--rm"); got != "again from n1" {
+		t.Errorf("n3 reads %q", got)
+	}
+	if _, err := os.Stat(e.outside(3, "/bricks/more/.mortar/brick.json")); err != nil {
+		t.Errorf("the brick is not on n3's disk: %v", err)
+	}
+	p.within(30*time.Second, "the brick in the plugin is in sync", func() error {
+		var all []status
+		p.json(&all, 1, "volume", "status", "more", "--json")
+		if len(all) != 1 || len(all[0].Sets) != 1 || all[0].Sets[0].InSync != 3 {
+			return fmt.Errorf("%+v", all)
+		}
+		return nil
+	})
+	e.docker(1, "volume", "rm", "three")
 	e.docker(3, "plugin", "disable", "-f", "mortar")
 	e.docker(3, "plugin", "rm", "mortar")
 }

@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"archive/zip"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html"
 	"image"
 	"image/png"
 	"io"
@@ -94,23 +96,79 @@ func (s *site) post(path string, form url.Values, want string) {
 	}
 }
 
-// upload adds a picture to the media library and returns its path.
-func (s *site) upload(name string, content []byte) string {
-	s.p.t.Helper()
-	page := s.must("/wp-admin/media-new.php")
-	nonce := regexp.MustCompile(`name="_wpnonce" value="(\w+)"`).FindStringSubmatch(page)
-	if nonce == nil {
-		s.p.t.Fatalf("no form for uploads:\n%s", page)
+// pluginArchive is a plugin of WordPress: it says its version in a header of every page, and has a file that
+// the web server hands out by itself.
+func pluginArchive(version string) ([]byte, error) {
+	var out bytes.Buffer
+	z := zip.NewWriter(&out)
+	for name, text := range map[string]string{
+		"three-machines/three-machines.php": "<?php\n/*\nPlugin Name: Three machines\nVersion: " + version + "\n*/\nadd_action('send_headers', function () { header('X-Plugin: " + version + "'); });\n",
+		"three-machines/asset.txt":          version,
+	} {
+		f, err := z.Create(name)
+		if err == nil {
+			_, err = io.WriteString(f, text)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
+	err := z.Close()
+	return out.Bytes(), err
+}
+
+// link finds where a page leads to.
+func (s *site) link(page, pattern string) string {
+	s.p.t.Helper()
+	m := regexp.MustCompile(`href="([^"]*` + pattern + `[^"]*)"`).FindStringSubmatch(page)
+	if m == nil {
+		s.p.t.Fatalf("no link with %s in\n%s", pattern, page)
+	}
+	to := html.UnescapeString(m[1])
+	if i := strings.Index(to, "/wp-admin/"); i >= 0 {
+		return to[i:]
+	}
+	return "/wp-admin/" + to
+}
+
+// plugin installs a version of the plugin through the administrator's pages, or upgrades to it.
+func (s *site) plugin(version string, upgrade bool) {
+	s.p.t.Helper()
+	form := s.must("/wp-admin/plugin-install.php?tab=upload")
+	nonce := regexp.MustCompile(`(?s)upload-plugin.*?name="_wpnonce" value="(\w+)"`).FindStringSubmatch(form)
+	if nonce == nil {
+		s.p.t.Fatalf("no form for plugins:\n%s", form)
+	}
+	archive, err := pluginArchive(version)
+	if err != nil {
+		s.p.t.Fatal(err)
+	}
+	page := s.file("/wp-admin/update.php?action=upload-plugin", map[string]string{"_wpnonce": nonce[1]}, "pluginzip", "three-machines.zip", archive)
+	if upgrade {
+		page = s.must(s.link(page, "overwrite=update-plugin"))
+		if !strings.Contains(page, "updated successfully") {
+			s.p.t.Fatalf("the upgrade says\n%s", page)
+		}
+		return
+	}
+	s.must(s.link(page, "action=activate"))
+}
+
+// file sends a form with a file and returns the answer.
+func (s *site) file(path string, fields map[string]string, field, name string, content []byte) string {
+	s.p.t.Helper()
 	var body bytes.Buffer
 	m := multipart.NewWriter(&body)
-	err := errors.Join(m.WriteField("name", name), m.WriteField("action", "upload-attachment"), m.WriteField("_wpnonce", nonce[1]))
-	part, err2 := m.CreateFormFile("async-upload", name)
+	var err error
+	for k, v := range fields {
+		err = errors.Join(err, m.WriteField(k, v))
+	}
+	part, err2 := m.CreateFormFile(field, name)
 	if err = errors.Join(err, err2); err == nil {
 		_, err = part.Write(content)
 	}
 	err = errors.Join(err, m.Close())
-	r, err2 := http.NewRequest(http.MethodPost, siteURL+"/wp-admin/async-upload.php", &body)
+	r, err2 := http.NewRequest(http.MethodPost, siteURL+path, &body)
 	if err = errors.Join(err, err2); err != nil {
 		s.p.t.Fatal(err)
 	}
@@ -119,6 +177,18 @@ func (s *site) upload(name string, content []byte) string {
 	if err != nil {
 		s.p.t.Fatal(err)
 	}
+	return text
+}
+
+// upload adds a picture to the media library and returns its path.
+func (s *site) upload(name string, content []byte) string {
+	s.p.t.Helper()
+	page := s.must("/wp-admin/media-new.php")
+	nonce := regexp.MustCompile(`name="_wpnonce" value="(\w+)"`).FindStringSubmatch(page)
+	if nonce == nil {
+		s.p.t.Fatalf("no form for uploads:\n%s", page)
+	}
+	text := s.file("/wp-admin/async-upload.php", map[string]string{"name": name, "action": "upload-attachment", "_wpnonce": nonce[1]}, "async-upload", name, content)
 	var answer struct {
 		Success bool
 		Data    struct{ URL string }
@@ -238,6 +308,23 @@ func TestWordPress(t *testing.T) {
 				s.via = via
 				if _, h, err := s.get("/"); err != nil || h.Get("X-Version") != fmt.Sprint(k) {
 					t.Errorf("n%d, asked for version %d, shows %q: %v", via, k, h.Get("X-Version"), err)
+				}
+			}
+		}
+	}
+
+	// A plugin is installed through one machine and upgraded through the next, by the administrator's own pages:
+	// what the web server hands out is new at once, pages as soon as PHP looks again.
+	for k, version := range []string{"1.0", "1.1", "1.2"} {
+		s.via = k + 1
+		s.plugin(version, k > 0)
+		shown("/wp-content/plugins/three-machines/asset.txt", version, 1, 2, 3)
+		time.Sleep(2 * time.Second) // opcache.revalidate_freq
+		for via := 1; via <= 3; via++ {
+			for range 4 {
+				s.via = via
+				if _, h, err := s.get("/"); err != nil || h.Get("X-Plugin") != version {
+					t.Errorf("n%d, with version %s of the plugin, shows %q: %v", via, version, h.Get("X-Plugin"), err)
 				}
 			}
 		}
