@@ -261,6 +261,13 @@ func TestDocker(t *testing.T) {
 	p.startDaemon(2)
 	p.waitDaemon(2)
 	beats("one")
+	// The mount's process dies; the next one goes on with the mount.
+	pid := p.mountProcess(2)
+	syscall.Kill(pid, syscall.SIGKILL)
+	beats("one")
+	if now := p.mountProcess(2); now == 0 || now == pid {
+		t.Errorf("the mount's process is %d, and was %d", now, pid)
+	}
 	e.docker(2, "rm", "-f", "one")
 	if n := len(e.uses(2)["demo"]); n != 1 {
 		t.Errorf("%d uses for one container", n)

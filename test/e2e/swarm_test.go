@@ -21,9 +21,9 @@ import (
 // deployDir are the files that users take.
 const deployDir = "../../deploy"
 
-// swarm makes one Swarm of all engines, each a manager. Down is how long a silent
-// machine is given, one third of which passes between two signs of life.
-func (e *engines) swarm(down time.Duration) {
+// swarm makes one Swarm of all engines, each a manager unless it is said to be a worker. Down is how
+// long a silent machine is given, one third of which passes between two signs of life.
+func (e *engines) swarm(down time.Duration, workers ...int) {
 	e.t.Helper()
 	for i := range e.Hosts() {
 		e.within(20*time.Second, fmt.Sprintf("the engine of n%d knows the driver", i+1), func() error {
@@ -34,8 +34,12 @@ func (e *engines) swarm(down time.Duration) {
 		})
 	}
 	e.docker(1, "swarm", "init", "--advertise-addr", e.Host(1).Addr, "--dispatcher-heartbeat", (down / 3).String())
-	token := e.docker(1, "swarm", "join-token", "-q", "manager")
 	for i := 2; i <= len(e.Hosts()); i++ {
+		role := "manager"
+		if slices.Contains(workers, i) {
+			role = "worker"
+		}
+		token := e.docker(1, "swarm", "join-token", "-q", role)
 		e.docker(i, "swarm", "join", "--token", token, "--advertise-addr", e.Host(i).Addr, e.Host(1).Addr+":2377")
 	}
 	e.nodes = map[string]string{}
@@ -271,8 +275,8 @@ func (e *engines) deployFiles() {
 	}
 }
 
-// TestSwarm is the walkthrough of a Swarm of three machines with an application that is
-// scaled: deployed with a stack file, its containers on all machines have the same
+// TestSwarm is the walkthrough of a Swarm of three machines, two managers and a worker, with an
+// application that is scaled: deployed with a stack file, its containers on all machines have the same
 // files; those of a machine that is drained, or dies, come back elsewhere with their data,
 // as fast as those of the same application without a volume.
 func TestSwarm(t *testing.T) {
@@ -280,7 +284,7 @@ func TestSwarm(t *testing.T) {
 	e := startEngines(t, p)
 	defer e.stopEngines()
 	e.demoImage()
-	e.swarm(pick(3*time.Second, 15*time.Second))
+	e.swarm(pick(3*time.Second, 15*time.Second), 3)
 	const volume = "demoapp_app"
 	e.stack("swarm/demoapp.yml", "demoapp")
 	// The same without a volume: how fast a Swarm is by itself.
