@@ -148,6 +148,7 @@ func (b *Brick) apply(e *proto.Entry, raw []byte, loc *oplog.Loc) (*Result, erro
 
 func (x *exec) reset(b *Brick, e *proto.Entry) {
 	x.batch.Reset()
+	clear(x.nodes) // there may have been thousands
 	*x = exec{
 		b: b, e: e, time: e.Time, batch: x.batch, state: b.state,
 		nodes: x.nodes[:0], cut: carving{x.cut.removed[:0], x.cut.added[:0]}, gaps: x.gaps[:0],

@@ -40,6 +40,9 @@ func (x *mExec) settleAccounts() error {
 	before, after := x.before, x.account()
 	for ino, s := range x.subvols {
 		was, is := before[ino], after[ino]
+		if ino == x.adopted {
+			continue // what was there is there, whatever the limit
+		}
 		if is.bytes > was.bytes && s.size > 0 && is.bytes > s.size || is.inodes > was.inodes && s.inodes > 0 && is.inodes > s.inodes {
 			return fsop.EDQUOT
 		}
@@ -130,11 +133,23 @@ func (x *mExec) subvolume() error {
 				return fsop.ENOTDIR
 			case n.attr.Nlink == 0:
 				return fsop.ENOENT
-			case len(n.entries) > 0:
-				return fsop.ENOTEMPTY
+			}
+			names := map[fsop.Ino]uint32{op.Ino: 1}
+			if nested := x.below(n, names); len(names) > fsop.AdoptMost {
+				return fsop.E2BIG
+			} else if nested {
+				return fsop.EINVAL
+			}
+			for ino, found := range names {
+				if a := x.inodes[ino].attr; !a.IsDir() && a.Nlink != found {
+					return fsop.EXDEV
+				}
+			}
+			for ino := range names {
+				x.inodes[ino].subvol = op.Ino
 			}
 			s = mSubvol{made: x.e.Time, used: x.e.Time}
-			n.subvol = op.Ino
+			x.adopted = op.Ino
 			n.attr.Change = x.e.Pos.Seq
 			x.changed = true
 		}
@@ -183,6 +198,21 @@ func (x *mExec) subvolume() error {
 		x.inodes[op.Ino].attr.Nlink = 0
 	}
 	return nil
+}
+
+// below counts the names of everything below d, and reports whether there is a subvolume.
+func (x *mExec) below(d *mInode, names map[fsop.Ino]uint32) (nested bool) {
+	for _, ino := range d.entries {
+		n := x.inodes[ino]
+		if n.subvol != 0 {
+			nested = true
+			continue
+		}
+		if names[ino]++; n.attr.IsDir() {
+			nested = x.below(n, names) || nested
+		}
+	}
+	return nested
 }
 
 // empty removes everything below d.

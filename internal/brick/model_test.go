@@ -140,6 +140,7 @@ type mExec struct {
 	changed bool
 	before  map[fsop.Ino]mUsage
 	told    int64 // by a window's holder, of its file; 0: nothing
+	adopted fsop.Ino
 }
 
 // now is what becomes the time of what is done to n.

@@ -13,7 +13,7 @@ import (
 
 // A subvolume is a directory with limits and an account (doc/subvolumes.md). All of
 // it is replicated state like any other: which subvolume an inode is in is written
-// in the inode when it is made, from the directory it is made in, and never changes;
+// in the inode when it is made, from the directory it is made in, or when that becomes one, and then never changes;
 // what is used is changed in the batch of the entry that uses it. So the account
 // is that of the position, after a crash, an undo or a comparison too.
 
@@ -236,20 +236,12 @@ func (x *exec) limitSubvolume(op *fsop.LimitSubvolume) error {
 		return fsop.ENOTDIR
 	case n.Nlink == 0:
 		return fsop.ENOENT
-	case n.Size > 0:
-		return fsop.ENOTEMPTY
 	default:
-		w = &subvolWork{Subvolume: meta.Subvolume{Ino: n.Ino, Made: x.e.Time, Used: x.e.Time}}
-		x.subvols = append(x.subvols, w)
-		n.Subvolume = n.Ino
-		size := int64(n.Blocks) * sectorSize
-		if err := x.b.store.Xattrs(n.Ino, func(name string, v []byte) error {
-			size += xattrSize(name, v)
-			return nil
-		}); err != nil {
+		w = &subvolWork{Subvolume: meta.Subvolume{Ino: n.Ino, Made: x.e.Time, Used: x.e.Time}, dirty: true}
+		if err := x.adopt(n, &w.Subvolume); err != nil {
 			return err
 		}
-		x.charge(&n.node, size, 1)
+		x.subvols = append(x.subvols, w)
 		x.touch(n)
 	}
 	if op.Valid&fsop.LimitSize != 0 && w.Size != op.Size {
@@ -260,6 +252,67 @@ func (x *exec) limitSubvolume(op *fsop.LimitSubvolume) error {
 	}
 	x.changed = x.changed || w.dirty
 	x.reply.Attr = n.Attr
+	return nil
+}
+
+// adopt puts a directory and everything in it into a subvolume, and counts it. Limits say nothing
+// of what is there already. Nothing is changed that a client sees, but for the directory itself.
+func (x *exec) adopt(top *work, s *meta.Subvolume) error {
+	count := func(n *work) error {
+		n.Subvolume, n.dirty = s.Ino, true
+		s.UsedInodes++
+		s.UsedSize += n.Blocks * sectorSize
+		if n.Xattrs == 0 {
+			return nil
+		}
+		return x.b.store.Xattrs(n.Ino, func(name string, v []byte) error {
+			s.UsedSize += uint64(xattrSize(name, v))
+			return nil
+		})
+	}
+	if err := count(top); err != nil {
+		return err
+	}
+	names := map[fsop.Ino]uint32{} // how many of each are in it
+	nested := false
+	all := []*work{top}
+	for at := 0; at < len(all); at++ {
+		if !all[at].IsDir() {
+			continue
+		}
+		err := x.b.store.Dentries(all[at].Ino, 0, func(d meta.Dentry) (bool, error) {
+			if names[d.Ino]++; names[d.Ino] > 1 {
+				return true, nil
+			}
+			n, err := x.b.load(d.Ino)
+			switch {
+			case err != nil:
+				return false, err
+			case n == nil:
+				return false, fmt.Errorf("%w: directory %d has %s, which is inode %d, which does not exist", meta.ErrFormat, all[at].Ino, d.Name, d.Ino)
+			case n.Subvolume != 0:
+				nested = true
+				return true, nil
+			case len(all) == fsop.AdoptMost:
+				return false, fsop.E2BIG
+			}
+			c := &work{node: *n}
+			all = append(all, c)
+			return true, count(c)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if nested {
+		return fsop.EINVAL
+	}
+	for _, n := range all[1:] {
+		if !n.IsDir() && n.Nlink != names[n.Ino] {
+			return fsop.EXDEV
+		}
+	}
+	x.nodes = append(x.nodes, all[1:]...)
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"mortar/internal/brick/meta"
 	"mortar/internal/disk"
@@ -81,7 +82,6 @@ func TestAccount(t *testing.T) {
 	o.fails(fsop.EXDEV, &fsop.Link{Ino: f, Parent: outside, Name: "f"})
 	o.fails(fsop.EINVAL, &fsop.MakeSubvolume{Node: fsop.Node{Parent: sub, Name: "in", Mode: 0o755}})
 	o.fails(fsop.EINVAL, &fsop.LimitSubvolume{Ino: sub, Valid: fsop.LimitAdopt})
-	o.fails(fsop.ENOTEMPTY, &fsop.LimitSubvolume{Ino: outside, Valid: fsop.LimitAdopt})
 	o.must(&fsop.Rename{Parent: fsop.RootIno, Name: "s", NewParent: outside, NewName: "t"})
 	if all, err := o.Subvolumes(0); err != nil || len(all) != 1 || all[0].Path != "outside/t" {
 		t.Errorf("%+v, %v", all, err)
@@ -93,6 +93,57 @@ func TestAccount(t *testing.T) {
 	o.uses(top, 4096, 4)
 	o.must(&fsop.Reap{Inos: []fsop.Ino{f}})
 	o.uses(top, 0, 3)
+}
+
+// TestAdopt: a directory becomes a subvolume with all that is in it, which is counted; or not at all, if
+// somebody else has a part of it or it is too much for one change.
+func TestAdopt(t *testing.T) {
+	fs := disk.NewMem()
+	format(t, fs, "/b")
+	o := openBrick(t, testOptions(fs))
+	web := o.mkdir(fsop.RootIno, "web")
+	f := o.create(web, "f")
+	o.write(f, 0, make([]byte, 5000))
+	o.must(&fsop.Setxattr{Ino: f, Name: "user.x", Value: make([]byte, 10)})
+	deep := o.mkdir(o.mkdir(web, "a"), "b")
+	o.must(&fsop.Symlink{Node: fsop.Node{Parent: deep, Name: "sym"}, Target: "a long target"})
+	o.must(&fsop.Link{Ino: f, Parent: deep, Name: "again"})
+	gone := o.create(web, "gone")
+	o.write(gone, 0, make([]byte, 4096))
+	o.must(&fsop.Unlink{Parent: web, Name: "gone"})
+	adopt := &fsop.LimitSubvolume{Ino: web, Valid: fsop.LimitAdopt | fsop.LimitSize, Size: 4096}
+
+	o.must(&fsop.Link{Ino: f, Parent: fsop.RootIno, Name: "outside"})
+	o.fails(fsop.EXDEV, adopt)
+	o.must(&fsop.Unlink{Parent: fsop.RootIno, Name: "outside"})
+	o.must(&fsop.MakeSubvolume{Node: fsop.Node{Parent: deep, Name: "nested", Mode: 0o755}})
+	o.fails(fsop.EINVAL, adopt)
+	o.must(&fsop.Rmdir{Parent: deep, Name: "nested"})
+	o.must(adopt)
+	o.uses(web, 2*4096+16, 5) // web, f, a, b, sym
+	o.must(&fsop.Reap{Inos: []fsop.Ino{gone}})
+	o.uses(web, 2*4096+16, 5)
+
+	// From now on it is like any other.
+	o.fails(fsop.EDQUOT, &fsop.Write{Ino: f, Off: 5000, Data: make([]byte, 4096)})
+	o.fails(fsop.EXDEV, &fsop.Rename{Parent: deep, Name: "again", NewParent: fsop.RootIno, NewName: "again"})
+	o.must(&fsop.Setattr{Ino: f, Valid: fsop.SetSize, Size: 4096})
+	o.uses(web, 4096+16, 5)
+	o.create(deep, "new")
+	o.uses(web, 4096+16, 6)
+	o.fails(fsop.EINVAL, &fsop.LimitSubvolume{Ino: deep, Valid: fsop.LimitAdopt})
+
+	large := o.mkdir(fsop.RootIno, "large")
+	for i := range fsop.AdoptMost {
+		o.create(large, fmt.Sprint(i))
+	}
+	o.fails(fsop.E2BIG, &fsop.LimitSubvolume{Ino: large, Valid: fsop.LimitAdopt})
+	o.must(&fsop.Unlink{Parent: large, Name: "0"})
+	began := time.Now()
+	o.must(&fsop.LimitSubvolume{Ino: large, Valid: fsop.LimitAdopt})
+	t.Logf("%d inodes took %v", fsop.AdoptMost, time.Since(began).Round(time.Millisecond))
+	o.uses(large, 0, fsop.AdoptMost)
+	checked(t, o, fs)
 }
 
 // TestAccountOfACLs: access control lists count where they are kept, inherited ones too.

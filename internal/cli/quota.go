@@ -13,7 +13,7 @@ import (
 )
 
 // newVolumeQuota has gluster's words for the limits of subvolumes. A directory that
-// gets a limit becomes a subvolume, so it must be empty then.
+// gets a limit becomes a subvolume, with all that is in it.
 func newVolumeQuota(a *app) *cobra.Command {
 	return verb("quota <VOLNAME> {enable|disable|list [<path> ...]|list-objects [<path> ...]|remove <path>|remove-objects <path>} | "+
 		"quota <VOLNAME> {limit-usage <path> <size>|limit-objects <path> <number>}",

@@ -264,12 +264,15 @@ func (w *subvolumes) change(r *api.SubvolumeRequest) ([]api.Subvolume, error) {
 	_, err = w.rep.System(w.ctx, op)
 	switch {
 	case errors.Is(err, fsop.EINVAL) && c.Adopt:
-		return nil, api.Errorf(api.Invalid, "%s/%s cannot be a subvolume: it is in one, or it is the whole volume", w.volume, r.Name)
+		return nil, api.Errorf(api.Invalid, "%s/%s cannot be a subvolume: it is in one, or has one in it, or it is the whole volume", w.volume, r.Name)
 	case errors.Is(err, fsop.EINVAL):
 		return nil, w.none(r.Name)
-	case errors.Is(err, fsop.ENOTEMPTY):
-		return nil, api.Errorf(api.Conflict, "%s/%s is a directory with something in it, which nobody has counted: "+
-			"make a subvolume (mortar subvolume create) and move the contents there", w.volume, r.Name)
+	case errors.Is(err, fsop.E2BIG):
+		return nil, api.Errorf(api.Conflict, "%s/%s has more than %d files and directories in it, too many to be counted in one step: "+
+			"make a subvolume (mortar subvolume create) and move the contents there", w.volume, r.Name, fsop.AdoptMost)
+	case errors.Is(err, fsop.EXDEV):
+		return nil, api.Errorf(api.Conflict, "%s/%s has a file in it that has another name outside (a hard link), so it belongs to both: "+
+			"remove one of them (find DIR -links +1 shows such files)", w.volume, r.Name)
 	case err != nil:
 		return nil, w.failed(r.Name, err)
 	}

@@ -500,10 +500,14 @@ type MakeSubvolume struct {
 const (
 	LimitSize uint32 = 1 << iota
 	LimitInodes
-	// LimitAdopt makes the directory a subvolume if it is none yet; then it must
-	// be empty (ENOTEMPTY).
+	// LimitAdopt makes the directory a subvolume, with all that is in it, if it is none
+	// yet. It is one change, so that is bounded: E2BIG if it is more than AdoptMost inodes. EINVAL if the directory is
+	// in a subvolume or has one in it, EXDEV if a file in it has a name outside.
 	LimitAdopt
 )
+
+// AdoptMost is how many inodes one LimitSubvolume puts into a subvolume.
+const AdoptMost = 10000
 
 // LimitSubvolume sets limits of the subvolume whose top directory is Ino; EINVAL
 // if there is none. A limit may be below what is used: then it only shrinks. Reply: Attr.

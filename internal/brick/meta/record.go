@@ -35,7 +35,7 @@ type Inode struct {
 	Flags              Flag
 	// WindowSince is when Attr.Window was given its window: the time of that entry.
 	WindowSince int64
-	// Subvolume is the one that the inode is in for all its life, 0 for none. Its
+	// Subvolume is the one that the inode is in, once it is, for all its life; 0 for none. Its
 	// name is the inode of its top directory, which is in it.
 	Subvolume fsop.Ino
 }
