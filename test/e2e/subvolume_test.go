@@ -164,6 +164,29 @@ func TestSubvolume(t *testing.T) {
 		}
 		return nil
 	})
+	// Gluster's words, for a directory with something in it that a program has open.
+	full := p.outside(1, "/mnt/wp/full")
+	if err := os.MkdirAll(filepath.Join(full, "deep"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(full, "deep/f"), os.O_CREATE|os.O_WRONLY|os.O_SYNC, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, 24*4096)); err != nil {
+		t.Fatal(err)
+	}
+	p.mortar(2, "volume", "quota", "wp", "limit-usage", "/full", fmt.Sprint(28*4096))
+	for k := range 5 {
+		if _, err := f.Write(block); k < 4 && err != nil || k == 4 && !errors.Is(err, syscall.EDQUOT) {
+			t.Errorf("block %d of the four that are left: %v", k+1, err)
+		}
+	}
+	if s := p.subvolume(3, "wp/full"); s.UsedSize != 28*4096 || s.UsedInodes != 3 {
+		t.Errorf("%+v", s)
+	}
+
 	p.mortar(2, "subvolume", "delete", "wp/home")
 	if _, err := os.Stat(p.outside(1, "/mnt/wp/home")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("after it was deleted: %v", err)
