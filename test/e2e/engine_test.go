@@ -65,12 +65,25 @@ func TestDockerNoPool(t *testing.T) {
 	}
 	// No daemon either.
 	e.refusedRun(1, "absent", 120*time.Second, "mortar")
+	// What is asked for while the pool is away is there when that is back.
+	waits := p.async(3, 2*time.Minute, "docker", "run", "--rm", "--network", "none", "-v", "there:/d", dockerImage, "touch", "/d/waited")
+	p.within(20*time.Second, "a mount waits for the pool", func() error {
+		for _, proc := range p.Host(3).Processes() {
+			if proc.Name == "mortar" && proc.Pid != p.daemons[2].Pid() {
+				return nil
+			}
+		}
+		return errors.New("there is none")
+	})
 	for _, i := range []int{1, 2} {
 		p.startDaemon(i)
 		p.waitDaemon(i)
 	}
+	if err := waits(); err != nil {
+		t.Errorf("a container that waited for the pool: %v", err)
+	}
 	p.healed(1, 30*time.Second)
-	if got := e.container(3, "there", "touch /data/written; ls /data", "--rm"); got != "written" {
+	if got := e.container(3, "there", "touch /data/written; ls /data", "--rm"); got != "waited\nwritten" {
 		t.Errorf("when the pool is back: %q", got)
 	}
 	if got := e.docker(3, "volume", "ls", "-q"); got != "there" {
