@@ -373,6 +373,27 @@ func TestWordPress(t *testing.T) {
 		t.Logf("%s is back; the database is on %s", dies, now)
 		shown(last, file.String(), 1, 2, 3)
 	}
+
+	// The same without a load balancer in the Swarm: nginx itself is at port 80 of every machine.
+	dir := filepath.Join(p.Dir, "deploy-wordpress")
+	e.docker(1, "stack", "deploy", "--resolve-image", "never", "-c", dir+"/wordpress.yml", "-c", dir+"/wordpress-hostport.yml", "wordpress")
+	p.within(3*time.Minute, "nginx answers by itself on every machine", func() error {
+		if running, _, err := e.tasks(1, "wordpress_lb"); err == nil || len(running) > 0 {
+			return fmt.Errorf("there are load balancers: %+v", running)
+		}
+		_, nodes, err := e.tasks(1, "wordpress_web")
+		if err == nil && len(nodes) != 3 {
+			err = fmt.Errorf("nginx is on %v", nodes)
+		}
+		for via := 1; err == nil && via <= 3; via++ {
+			s.via = via
+			if _, _, err = s.get("/"); err == nil {
+				_, _, err = s.get(last)
+			}
+		}
+		return err
+	})
+	shown(last, file.String(), 1, 2, 3)
 	e.docker(1, "stack", "rm", "wordpress")
 	for i := range p.Hosts() {
 		e.nothingMounted(i + 1)
