@@ -60,8 +60,10 @@ func TestDockerNoPool(t *testing.T) {
 	// n3 is alone: no quorum for a new volume, and no brick in sync for an old one.
 	e.refusedRun(3, "absent", 120*time.Second, "Quorum not met")
 	e.refusedRun(3, "there", 120*time.Second, "there")
-	if got := e.docker(3, "volume", "ls", "-q"); got != "there" {
-		t.Errorf("volume ls on n3 says %q", got)
+	begin := time.Now()
+	got := e.docker(3, "volume", "ls", "-q") + " " + e.docker(3, "volume", "inspect", "there", "--format", "{{.Driver}} {{.Status.volume}}")
+	if took := time.Since(begin); got != "there mortar wp" || took > 5*time.Second {
+		t.Errorf("volume ls and inspect on n3 say %q, after %v", got, took)
 	}
 	// No daemon either.
 	e.refusedRun(1, "absent", 120*time.Second, "mortar")
