@@ -281,7 +281,7 @@ func poolProblem(known *cluster.Map, st control.Status, self cluster.PeerID, con
 	switch need := len(st.Voters)/2 + 1; {
 	case len(down) == 0:
 		return "" // they are about to elect one
-	case len(st.Voters) == 1 && len(known.Peers) == 2:
+	case len(st.Voters) == 1 && state.MayVote(known) == 2:
 		return fmt.Sprintf("%s has the only vote of this pool of two and is not connected, so nothing can be changed, and volumes whose bricks there were in sync wait, until it is back. If it is lost for good, run \"mortar peer recover\" here. With a third machine (\"mortar server --witness\" needs no disk) either of the two may be lost", down[0])
 	default:
 		return fmt.Sprintf("the pool can decide nothing: %d of its %d voting peers are needed, and %s cannot be reached. Bring them back; if they are lost for good, run \"mortar peer recover\" on the machine that is to go on",

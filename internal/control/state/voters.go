@@ -46,16 +46,18 @@ func Voters(n int) int {
 	return 5
 }
 
-// VotersOf returns how many peers of a map vote. Clients never do, however many they are.
-func VotersOf(m *cluster.Map) int {
-	may := 0
+// MayVote returns how many peers of a map may vote. Clients never do, however many they are.
+func MayVote(m *cluster.Map) (n int) {
 	for _, p := range m.Peers {
 		if !p.NoVote {
-			may++
+			n++
 		}
 	}
-	return Voters(may)
+	return n
 }
+
+// VotersOf returns how many peers of a map vote.
+func VotersOf(m *cluster.Map) int { return Voters(MayVote(m)) }
 
 // Group is what the next change of the consensus group depends on.
 type Group struct {
