@@ -284,7 +284,10 @@ func TestInstall(t *testing.T) {
 			}
 			for _, name := range tree(t, dir) {
 				ours := m.purge == nil && name == "/etc/mortar" || slices.ContainsFunc(stays, func(s string) bool { return strings.HasPrefix(name, s) })
-				if !ours && !slices.Contains(before, name) {
+				// Of the directories an .rpm removes those that are its own; the root has no distribution that has the others.
+				fi, err := os.Lstat(dir + name)
+				other := m.purge == nil && err == nil && fi.IsDir() && !strings.Contains(name, "mortar") && !strings.Contains(name, "docker.service.d")
+				if !ours && !other && !slices.Contains(before, name) {
 					t.Errorf("it leaves %s", name)
 				}
 			}

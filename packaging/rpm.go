@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"path"
 	"strings"
 
 	"github.com/google/rpmpack"
@@ -18,10 +19,20 @@ func (p *pkg) rpm(arch string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	const link = 0o120000
+	const (
+		link = 0o120000
+		dir  = 0o040000
+	)
+	// A directory that is the package's alone is removed with it if the package says so; all
+	// others are the distribution's.
+	dirs := map[string]bool{}
 	for _, f := range p.files {
 		if !f.in("rpm") {
 			continue
+		}
+		if at := path.Dir(f.name); !dirs[at] && (path.Base(at) == "mortar" || path.Base(at) == "docker.service.d") {
+			dirs[at] = true
+			r.AddFile(rpmpack.RPMFile{Name: at, Mode: dir | 0o755, Owner: "root", Group: "root", MTime: uint32(p.when.Unix())})
 		}
 		rf := rpmpack.RPMFile{Name: f.name, Body: f.body, Mode: uint(f.mode), Owner: "root", Group: "root", MTime: uint32(p.when.Unix())}
 		if f.link != "" {
