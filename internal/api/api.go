@@ -499,10 +499,9 @@ type Subvolume struct {
 
 // SubvolumeUser is a mount of a subvolume.
 type SubvolumeUser struct {
-	Peer   string `json:"peer"`   // name; empty: it is not of the pool
-	Client string `json:"client"` // host and mount point
-	// Session is its number; a decimal string, since numbers in JSON end at 2^53.
-	Session uint64 `json:"session,string"`
+	Peer    string `json:"peer"`   // name; empty: it is not of the pool
+	Client  string `json:"client"` // host and mount point
+	Session uint64 `json:"session"`
 }
 
 // LocalDocker is what a peer tells another of the uses of a Docker volume on its machine.
