@@ -7,6 +7,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -33,6 +36,7 @@ func (h *History) wrong() []string { return h.Faults }
 // deed is one operation as it was asked for, and answer what came back. Both are
 // about one object: a register, a journal, a lock or a directory of a few names.
 type deed struct {
+	second     int // in which the object is used
 	object, op string
 	a, b       int // names, or the value
 	client     int
@@ -56,6 +60,8 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 	cached := fs.Bool("cached", true, "read journals through the page cache, not past it")
 	of := fs.String("of", strings.Join(historyKinds, ","), "kinds of objects")
 	keep := fs.String("keep", "", "a directory for the histories that have no order")
+	pause := fs.String("pause", "", "a file: while it is there nothing is done")
+	tidy := fs.Bool("tidy", false, "remove objects that have been judged")
 	spoil := fs.Int("spoil", 0, "falsify every so many answers, to see that it is noticed")
 	fs.Parse(args)
 	kinds := strings.Split(*of, ",")
@@ -68,50 +74,140 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 		return nil, fmt.Errorf("%d clients, want %d at most", *each*fs.NArg(), historyClients)
 	}
 	h := &History{Ops: map[string]int{}}
-	var mu sync.Mutex
-	var all []porcupine.Operation
+	book := &ledger{h: h, keep: *keep, open: map[int]map[string][]porcupine.Operation{}, at: make([]atomic.Int64, *each*fs.NArg())}
+	if *tidy {
+		book.dir = fs.Arg(0)
+	}
+	asked := stopped()
+	over := make(chan struct{}) // closed when it is time to end
+	go func() {
+		defer close(over)
+		select {
+		case <-asked:
+		case <-time.After(*duration):
+		}
+	}()
 	var wg sync.WaitGroup
 	begin := time.Now()
-	for i := range *each * fs.NArg() {
-		c := &historian{id: i, kinds: kinds, cached: *cached, dir: fs.Arg(i % fs.NArg()), rng: rand.New(rand.NewPCG(*seed, uint64(i))), files: map[string]int{}}
-		defer c.close() // not before all are done: a lock would go with it
+	for i := range book.at {
+		c := &historian{id: i, kinds: kinds, cached: *cached, dir: fs.Arg(i % fs.NArg()), rng: rand.New(rand.NewPCG(*seed, uint64(i))), files: map[fileKey]int{}}
+		defer c.close(math.MaxInt) // not before all are done: a lock would go with it
 		wg.Go(func() {
-			var ops []porcupine.Operation
+			defer book.at[i].Store(math.MaxInt64)
 			var worst time.Duration
-			var faults []string
-			for n := 1; time.Since(begin) < *duration; n++ {
+			var fault string
+			for n := 1; fault == "" && !closed(over); n++ {
 				// New objects every second: the judge's work grows with a history's length.
-				d := c.choose(int(time.Since(begin) / time.Second))
+				second := int(time.Since(begin) / time.Second)
+				book.at[i].Store(int64(second))
+				c.close(book.oldest())
+				d := c.choose(second)
 				call := time.Since(begin)
 				ans, err := c.do(d)
 				ret := time.Since(begin)
 				if err != nil {
-					faults = append(faults, fmt.Sprintf("%s of %s: %v", d.op, d.object, err))
+					fault = fmt.Sprintf("%s of %s: %v", d.op, d.object, err)
 					break
 				}
 				if *spoil > 0 && n%*spoil == 0 && d.op == "read" {
 					ans.value += "!"
 				}
-				ops = append(ops, porcupine.Operation{ClientId: i, Input: d, Output: ans, Call: int64(call), Return: int64(ret)})
+				book.add(porcupine.Operation{ClientId: i, Input: d, Output: ans, Call: int64(call), Return: int64(ret)})
 				worst = max(worst, ret-call)
 				time.Sleep(*pace)
+				for *pause != "" && isThere(*pause) && !closed(over) {
+					time.Sleep(50 * time.Millisecond)
+				}
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			all = append(all, ops...)
-			h.Faults = append(h.Faults, faults...)
+			book.mu.Lock()
+			defer book.mu.Unlock()
+			if fault != "" {
+				h.Faults = append(h.Faults, fault)
+			}
 			h.Worst = max(h.Worst, float64(worst.Microseconds())/1000)
 		})
 	}
-	wg.Wait()
-	parts := map[string][]porcupine.Operation{}
-	for _, op := range all {
-		d := op.Input.(deed)
-		h.Ops[d.op]++
-		parts[d.object] = append(parts[d.object], op)
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	// What nobody will use any more is judged at once: an hour's history is too long to keep.
+	for !closed(done) {
+		select {
+		case <-done:
+		case <-time.After(time.Second):
+		}
+		if err := book.judge(); err != nil {
+			return nil, err
+		}
 	}
-	h.Parts = len(parts)
-	for object, ops := range parts {
+	return h, book.judge()
+}
+
+// isThere reports whether a file is there.
+func isThere(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// closed reports whether a channel is.
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// ledger has the operations that have not been judged yet.
+type ledger struct {
+	keep string         // where to write what has no order; "": nowhere
+	dir  string         // where to remove the objects that have been judged; "": nowhere
+	at   []atomic.Int64 // of whose objects each client is using one: of this second or a later one
+
+	mu   sync.Mutex
+	h    *History                                 // guarded by mu
+	open map[int]map[string][]porcupine.Operation // by second and object; guarded by mu
+}
+
+// oldest is the first second whose objects may still be used.
+func (l *ledger) oldest() int {
+	low := int64(math.MaxInt)
+	for i := range l.at {
+		low = min(low, l.at[i].Load())
+	}
+	return int(low)
+}
+
+func (l *ledger) add(op porcupine.Operation) {
+	d := op.Input.(deed)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.h.Ops[d.op]++
+	of := l.open[d.second]
+	if of == nil {
+		of = map[string][]porcupine.Operation{}
+		l.open[d.second] = of
+	}
+	of[d.object] = append(of[d.object], op)
+}
+
+// judge judges the objects that nobody will use any more.
+func (l *ledger) judge() error {
+	before := l.oldest()
+	ready := map[string][]porcupine.Operation{}
+	l.mu.Lock()
+	for second, of := range l.open {
+		if second < before {
+			maps.Copy(ready, of)
+			delete(l.open, second)
+		}
+	}
+	l.h.Parts += len(ready)
+	l.mu.Unlock()
+	for object, ops := range ready {
 		fault := ""
 		switch judge(ops) {
 		case porcupine.Illegal:
@@ -119,16 +215,26 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 		case porcupine.Unknown:
 			fault = fmt.Sprintf("the %d operations on %s were not judged in time", len(ops), object)
 		default:
-			continue
+			if l.dir == "" {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(l.dir, object)); err == nil {
+				continue
+			} else {
+				fault = fmt.Sprintf("removing %s: %v", object, err)
+			}
 		}
-		h.Faults = append(h.Faults, fault)
-		if *keep != "" {
-			if err := os.WriteFile(filepath.Join(*keep, object), transcript(ops), 0o644); err != nil {
-				return nil, err
+		l.mu.Lock()
+		l.h.Faults = append(l.h.Faults, fault)
+		l.mu.Unlock()
+		fmt.Fprintf(os.Stderr, "%s: %s\n", time.Now().Format(time.TimeOnly), fault) // whoever waits for an hour wants to know now
+		if l.keep != "" {
+			if err := os.WriteFile(filepath.Join(l.keep, object), transcript(ops), 0o644); err != nil {
+				return err
 			}
 		}
 	}
-	return h, nil
+	return nil
 }
 
 // judge looks for an order of operations on one object: for one in which each
@@ -301,12 +407,23 @@ type historian struct {
 	cached bool
 	rng    *rand.Rand
 	n      int
-	files  map[string]int // descriptors
+	files  map[fileKey]int // descriptors
 }
 
-func (c *historian) close() {
-	for _, fd := range c.files {
-		unix.Close(fd)
+// fileKey says what a descriptor is of.
+type fileKey struct {
+	second int
+	object string
+	flags  int
+}
+
+// close closes the files of objects of before a second.
+func (c *historian) close(before int) {
+	for key, fd := range c.files {
+		if key.second < before {
+			unix.Close(fd)
+			delete(c.files, key)
+		}
 	}
 }
 
@@ -317,13 +434,13 @@ func (c *historian) choose(t int) deed {
 	pick := func(ops ...string) string { return ops[c.rng.IntN(len(ops))] }
 	switch pick(c.kinds...) {
 	case "register":
-		return deed{object: fmt.Sprintf("register-%d-%d", t, c.rng.IntN(3)), op: pick("read", "write"), a: unique}
+		return deed{second: t, object: fmt.Sprintf("register-%d-%d", t, c.rng.IntN(3)), op: pick("read", "write"), a: unique}
 	case "journal":
-		return deed{object: fmt.Sprintf("journal-%d-%d", t, c.rng.IntN(2)), op: pick("read", "append"), a: unique}
+		return deed{second: t, object: fmt.Sprintf("journal-%d-%d", t, c.rng.IntN(2)), op: pick("read", "append"), a: unique}
 	case "lock":
-		return deed{object: fmt.Sprintf("lock-%d-%d", t, c.rng.IntN(2)), op: pick("lock", "lock", "unlock"), client: c.id}
+		return deed{second: t, object: fmt.Sprintf("lock-%d-%d", t, c.rng.IntN(2)), op: pick("lock", "lock", "unlock"), client: c.id}
 	}
-	d := deed{object: fmt.Sprintf("names-%d-%d", t, c.rng.IntN(2)), op: pick("make", "make", "look", "look", "remove", "rename", "noreplace"), a: c.rng.IntN(historyNames), client: c.id}
+	d := deed{second: t, object: fmt.Sprintf("names-%d-%d", t, c.rng.IntN(2)), op: pick("make", "make", "look", "look", "remove", "rename", "noreplace"), a: c.rng.IntN(historyNames), client: c.id}
 	switch d.op {
 	case "make":
 		d.b = unique
@@ -338,12 +455,12 @@ func (c *historian) choose(t int) deed {
 // Writers and readers have a descriptor each. Through one that is for both, the
 // kernel puts what is written in its page cache before it sends it: others on that
 // machine see it sooner than any other machine (doc/semantics.md).
-func (c *historian) file(object string, flags int) (int, error) {
-	key := fmt.Sprint(object, flags)
+func (c *historian) file(d deed, flags int) (int, error) {
+	key := fileKey{d.second, d.object, flags}
 	if fd, ok := c.files[key]; ok {
 		return fd, nil
 	}
-	fd, err := unix.Open(filepath.Join(c.dir, object), unix.O_CREAT|unix.O_CLOEXEC|flags, 0o644)
+	fd, err := unix.Open(filepath.Join(c.dir, d.object), unix.O_CREAT|unix.O_CLOEXEC|flags, 0o644)
 	if err == nil {
 		c.files[key] = fd
 	}
@@ -362,7 +479,7 @@ func (c *historian) do(d deed) (answer, error) {
 		case d.op == "append" || d.object[0] == 'j' && !c.cached:
 			flags = unix.O_RDWR | unix.O_APPEND
 		}
-		fd, err := c.file(d.object, flags)
+		fd, err := c.file(d, flags)
 		if err != nil {
 			return answer{}, err
 		}
@@ -393,7 +510,7 @@ func (c *historian) do(d deed) (answer, error) {
 		// believed, plus the record; if others have appended meanwhile, that is in the middle of one.
 		return answer{value: string(buf[:bytes.LastIndexByte(buf[:n], ' ')+1])}, nil
 	case "lock", "unlock":
-		fd, err := c.file(d.object, unix.O_RDWR)
+		fd, err := c.file(d, unix.O_RDWR)
 		if err != nil {
 			return answer{}, err
 		}

@@ -72,6 +72,8 @@ func stress(fs *flag.FlagSet, args []string) (verdict, error) {
 	seed := fs.Uint64("seed", 1, "of the choices")
 	workers := fs.Int("workers", 2, "how many at once")
 	limit := fs.Duration("limit", 0, "an operation that takes longer is a fault")
+	pace := fs.Duration("pace", 0, "pause after each operation")
+	pause := fs.String("pause", "", "a file: while it is there nothing is done")
 	fs.Parse(args)
 	s := &Stressing{Ops: map[string]int{}, Lost: map[string]int{}}
 	if *ready {
@@ -89,11 +91,20 @@ func stress(fs *flag.FlagSet, args []string) (verdict, error) {
 	}
 	var wg sync.WaitGroup
 	end := time.Now().Add(*duration)
+	asked, over := stopped(), make(chan struct{})
+	go func() {
+		<-asked
+		close(over)
+	}()
 	for i := range *workers {
 		w := &stresser{s: s, root: *dir, limit: *limit, anchors: *anchors, id: *seed<<32 | uint64(i)<<24, rng: rand.New(rand.NewPCG(*seed, uint64(i)))}
 		wg.Go(func() {
-			for time.Now().Before(end) {
+			for time.Now().Before(end) && !closed(over) {
 				w.step()
+				time.Sleep(*pace)
+				for *pause != "" && isThere(*pause) && !closed(over) {
+					time.Sleep(50 * time.Millisecond)
+				}
 			}
 			w.end()
 		})
