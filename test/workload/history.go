@@ -122,7 +122,7 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 			book.mu.Lock()
 			defer book.mu.Unlock()
 			if fault != "" {
-				h.Faults = append(h.Faults, fault)
+				book.fault(fault)
 			}
 			h.Worst = max(h.Worst, float64(worst.Microseconds())/1000)
 		})
@@ -194,6 +194,12 @@ func (l *ledger) add(op porcupine.Operation) {
 	of[d.object] = append(of[d.object], op)
 }
 
+// fault takes down what is wrong. l.mu is held.
+func (l *ledger) fault(text string) {
+	l.h.Faults = append(l.h.Faults, text)
+	fmt.Fprintf(os.Stderr, "%s: %s\n", time.Now().Format(time.TimeOnly), text) // whoever waits for an hour wants to know now
+}
+
 // judge judges the objects that nobody will use any more.
 func (l *ledger) judge() error {
 	before := l.oldest()
@@ -225,9 +231,8 @@ func (l *ledger) judge() error {
 			}
 		}
 		l.mu.Lock()
-		l.h.Faults = append(l.h.Faults, fault)
+		l.fault(fault)
 		l.mu.Unlock()
-		fmt.Fprintf(os.Stderr, "%s: %s\n", time.Now().Format(time.TimeOnly), fault) // whoever waits for an hour wants to know now
 		if l.keep != "" {
 			if err := os.WriteFile(filepath.Join(l.keep, object), transcript(ops), 0o644); err != nil {
 				return err
