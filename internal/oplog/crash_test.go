@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"mortar/internal/cluster"
 	"mortar/internal/disk"
@@ -62,6 +63,12 @@ func (f *life) now() *world { return &f.worlds[0] }
 // observe takes photos: at every call that makes something durable or changes
 // names or sizes, and at some of the writes.
 func (f *life) observe(op disk.Op, name string) {
+	f.mu.Lock()
+	slow := (op == disk.OpSync || op == disk.OpRename) && f.rng.IntN(3) == 0
+	f.mu.Unlock()
+	if slow { // more than a few changes come meanwhile
+		time.Sleep(300 * time.Microsecond)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch op {

@@ -42,9 +42,14 @@
 //   - A record header which says that a sequence at or behind the place was
 //     durable: corruption. The brick is refused, and healed from another one.
 //
-// Only the last segment can be torn: the next one begins when all of it is
+// Only the last segment can be torn: the next one gets its name when all of it is
 // synced. The other segments end with the base of their successor, and whatever
 // follows there means nothing.
+//
+// A segment takes records before it has its name, lest whoever appends wait for a
+// disk that is slow: it is next.tmp then. No record in it counts as durable, and no
+// third one is begun. A process that is killed leaves all of it, and Open names it;
+// without power, it is forgotten if what it goes on from is not complete.
 //
 // Old bytes are never taken for records. A record's checksum covers where it
 // lies, and a salt that is new for every segment, so neither what a former file
@@ -68,8 +73,8 @@
 // # When a crash can come, and what it leaves
 //
 //	while records are written       a torn tail, or a prefix of them
-//	while a segment is prepared     next.tmp, which is removed
-//	between header and rename       the same
+//	while a segment is prepared     next.tmp without a header, which is removed
+//	between header and rename       next.tmp, which is named, or removed if the segment before it is torn
 //	after the rename                an empty segment, or void ones, which are removed
 //	while segments are trimmed      some of those to be trimmed: the log begins earlier
 //

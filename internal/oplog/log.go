@@ -109,6 +109,8 @@ type Log struct {
 
 	prepared disk.File     // the next segment's file, allocated, under nextName; nil: none
 	nextBusy chan struct{} // set while somebody makes or renames nextName, closed afterwards
+	unnamed  *segment      // the active one, if it is still nextName; then nextBusy is set
+	naming   chan struct{} // set while somebody gives it its name, closed afterwards
 }
 
 // segment is one file of the log.
@@ -217,8 +219,7 @@ func (l *Log) poison(doing string, err error) error {
 	if l.err == nil {
 		l.err = fmt.Errorf("op log %s failed while %s, its brick serves no more until it was opened and checked again: %w", l.dir, doing, err)
 		close(l.failed)
-		close(l.round)
-		l.round = make(chan struct{})
+		l.wakeSyncs()
 		l.logger.Error("op log failed", "dir", l.dir, "doing", doing, "err", err)
 	}
 	return l.err
@@ -464,10 +465,7 @@ func (l *Log) Sync(ctx context.Context, seq uint64) error {
 			return fmt.Errorf("change %d was undone while it was being synced: %w", seq, ErrTrimmed)
 		}
 		l.wanted = max(l.wanted, seq)
-		if !l.syncing {
-			l.syncing = true
-			l.keeping.Go(l.syncRounds)
-		}
+		l.startRounds()
 		round := l.round
 		l.mu.Unlock()
 		var err error
@@ -483,46 +481,69 @@ func (l *Log) Sync(ctx context.Context, seq uint64) error {
 	}
 }
 
-// syncRounds flushes the disk until nobody waits any more.
+// startRounds has rounds run. l.mu is held.
+func (l *Log) startRounds() {
+	if !l.syncing {
+		l.syncing = true
+		l.keeping.Go(l.syncRounds)
+	}
+}
+
+// syncRounds flushes the disk until nobody waits any more, and every segment has its name.
 func (l *Log) syncRounds() {
-	for {
+	for again := true; again; again = l.endRound() {
 		if err := l.Flush(); err != nil { // has poisoned the log or found it so
-			l.endRound(nil)
+			continue
+		}
+		l.syncRound()
+	}
+}
+
+// syncRound makes everything durable that was handed to the kernel.
+func (l *Log) syncRound() {
+	l.mu.Lock()
+	for l.unnamed != nil {
+		l.mu.Unlock()
+		if err := l.settle(); err != nil { // has poisoned the log or found it so
 			return
 		}
 		l.mu.Lock()
-		seg, target, cuts := l.active(), l.written, l.cuts
-		seg.refs++
+	}
+	seg, target, cuts := l.active(), l.written, l.cuts
+	if target <= l.durable {
 		l.mu.Unlock()
+		return
+	}
+	seg.refs++
+	l.mu.Unlock()
 
-		err := seg.file.SyncData()
+	err := seg.file.SyncData()
 
-		l.mu.Lock()
-		switch {
-		case err != nil:
-			l.poison("syncing", err)
-		case cuts == l.cuts:
-			l.durable = max(l.durable, target)
-		}
-		l.mu.Unlock()
-		if !l.endRound(seg) {
-			return
-		}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unref(seg)
+	switch {
+	case err != nil:
+		l.poison("syncing "+segmentName(seg.num), err)
+	case cuts == l.cuts:
+		l.durable = max(l.durable, target)
 	}
 }
 
 // endRound tells the waiters and reports whether another round is needed.
-func (l *Log) endRound(seg *segment) bool {
+func (l *Log) endRound() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if seg != nil {
-		l.unref(seg)
-	}
+	l.wakeSyncs()
+	l.wanted = min(l.wanted, l.tail.Seq)
+	l.syncing = l.usable() == nil && (l.wanted > l.durable || l.unnamed != nil)
+	return l.syncing
+}
+
+// wakeSyncs has everybody who waits in Sync look again. l.mu is held.
+func (l *Log) wakeSyncs() {
 	close(l.round)
 	l.round = make(chan struct{})
-	l.wanted = min(l.wanted, l.tail.Seq)
-	l.syncing = l.usable() == nil && l.wanted > l.durable
-	return l.syncing
 }
 
 func (l *Log) unref(s *segment) {

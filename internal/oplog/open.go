@@ -17,7 +17,8 @@ import (
 // the zero position.
 //
 // It syncs what a process that was killed left unsynced, and reads the last
-// segment from the disk, not from memory: after a failed sync these differ. A
+// segment from the disk, not from memory: after a failed sync these differ. If that
+// process had begun another segment, which has no name yet, that gets one now. A
 // torn tail, which is what a power cut leaves of records that were not synced,
 // is cut off. Bytes that are wrong although they once were durable are an
 // *ErrCorrupt. Of the other segments only the headers are read now, their
@@ -73,11 +74,13 @@ func (l *Log) load() error {
 			return fmt.Errorf("op log: %w", err)
 		}
 	}
-	// What a crash left of a segment being prepared.
-	if err := l.fs.Remove(l.fs.PathJoin(l.dir, nextName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	// What a crash left of a segment being prepared, or of one whose turn never came: that must not come back when
+	// the log has come to where it was to go on.
+	err = l.fs.Remove(l.fs.PathJoin(l.dir, nextName))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("op log: %w", err)
 	}
-	if len(void) > 0 {
+	if err == nil || len(void) > 0 {
 		if err := l.fs.SyncDir(l.dir); err != nil {
 			return fmt.Errorf("op log: %w", err)
 		}
@@ -147,7 +150,27 @@ func (l *Log) list() ([]uint64, error) {
 
 // openSegment opens a segment and reads its header.
 func (l *Log) openSegment(num uint64) (*segment, error) {
-	seg := &segment{name: l.fs.PathJoin(l.dir, segmentName(num)), refs: 1}
+	seg, err := l.openFile(segmentName(num))
+	if err == nil && seg.num != num {
+		err = &ErrCorrupt{seg.name, 0, fmt.Sprintf("the header is that of %s: the file was renamed or copied", segmentName(seg.num))}
+		seg.file.Close()
+	}
+	return seg, err
+}
+
+// openNext opens the segment that has no name yet, if there is one. Without a header it never had a record, or none
+// that was ever called durable.
+func (l *Log) openNext() (*segment, error) {
+	seg, err := l.openFile(nextName)
+	var corrupt *ErrCorrupt
+	if errors.As(err, &corrupt) || errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return seg, err
+}
+
+func (l *Log) openFile(name string) (*segment, error) {
+	seg := &segment{name: l.fs.PathJoin(l.dir, name), refs: 1}
 	flag := os.O_RDWR
 	if l.ro {
 		flag = os.O_RDONLY
@@ -157,14 +180,14 @@ func (l *Log) openSegment(num uint64) (*segment, error) {
 		return nil, fmt.Errorf("op log: %w", err)
 	}
 	seg.file = f
-	if err := seg.readHeader(num); err != nil {
+	if err := seg.readHeader(); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return seg, nil
 }
 
-func (s *segment) readHeader(num uint64) error {
+func (s *segment) readHeader() error {
 	st, err := s.file.Stat()
 	if err != nil {
 		return fmt.Errorf("op log: %w", err)
@@ -188,32 +211,102 @@ func (s *segment) readHeader(num uint64) error {
 	if reason := s.decode(b); reason != "" {
 		return &ErrCorrupt{s.name, 0, reason}
 	}
-	if s.num != num {
-		return &ErrCorrupt{s.name, 0, fmt.Sprintf("the header is that of %s: the file was renamed or copied", segmentName(s.num))}
-	}
 	// How far the records of a sealed segment reach is found out when it is
 	// read; until then all of the file may be.
 	s.alloc, s.end, s.flushed = st.Size(), st.Size(), st.Size()
 	return nil
 }
 
-// loadTail reads the last segment and finds the tail. If a crash left anything
-// behind it, the log goes on in a new segment, which makes that void.
+// ending is where the records of a segment end, as far as they can be read.
+type ending struct {
+	off  int64
+	pos  cluster.Pos
+	stop string // why there; "": it is the end of the file
+	// found is how many records are behind it, and durable the highest sequence that one of them says was durable.
+	found   int
+	durable uint64
+}
+
+// loadTail reads the last segment, and the one without a name that may go on from it, and finds the tail. If a
+// crash left anything behind it, the log goes on in a new segment, which makes that void.
 func (l *Log) loadTail() error {
 	seg := l.active()
-	if !l.ro {
-		if err := seg.file.SyncData(); err != nil {
-			return fmt.Errorf("op log: %w", err)
-		}
-		if err := seg.file.Evict(0, 0); err != nil {
-			return fmt.Errorf("op log: %w", err)
-		}
+	l.history = slices.Clone(seg.history)
+	end, err := l.findEnd(seg)
+	if err != nil {
+		return err
 	}
-	sc := &scanner{
+	next, err := l.openNext()
+	if err != nil {
+		return err
+	}
+	switch {
+	case next == nil:
+	case end.found == 0 && next.prev == seg.num && next.num >= l.next && next.base == end.pos:
+		// A process was killed before the segment had its name.
+		l.segments, l.next, l.tracked = append(l.segments, next), next.num+1, l.tracked+next.alloc
+		if seg = next; !l.ro {
+			err = l.settleNext(next)
+		}
+		if err == nil {
+			end, err = l.findEnd(next)
+		}
+	default:
+		// The power went before all that it goes on from was on the disk. What it says was durable was.
+		if next.prev == seg.num {
+			sc := l.scanner(next)
+			sc.pos = end.pos
+			_, durable := sc.after()
+			end.durable, err = max(end.durable, durable), sc.err
+		}
+		next.file.Close()
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("op log: %w", err)
+	case end.durable > end.pos.Seq:
+		return &ErrCorrupt{seg.name, end.off, fmt.Sprintf("%s, but a later record says that %d was durable", end.stop, end.durable)}
+	}
+	l.tail = end.pos
+	l.durable, l.written = l.tail.Seq, l.tail.Seq
+	l.setBase(l.segments[0].base)
+	if end.found == 0 || l.ro {
+		return nil
+	}
+	l.logger.Warn("op log: cutting a torn tail", "file", seg.name, "offset", end.off, "tail", l.tail, "records", end.found, "reason", end.stop)
+	if err := l.begin(seg.num, l.tail); err != nil {
+		return fmt.Errorf("op log: cutting a torn tail: %w", err)
+	}
+	return nil
+}
+
+// settleNext gives a segment that was found without a name the one that is due to it.
+func (l *Log) settleNext(seg *segment) error {
+	seg.name = l.fs.PathJoin(l.dir, segmentName(seg.num))
+	if err := l.name(seg); err != nil {
+		return err
+	}
+	return l.reopen(seg)
+}
+
+func (l *Log) scanner(seg *segment) *scanner {
+	return &scanner{
 		read: (&Segment{l: l, seg: seg}).readAt, h: &seg.segmentHeader, name: seg.name,
 		chunk: maxChunk, reuse: true, off: seg.size(), pos: seg.base,
 	}
-	l.history = slices.Clone(seg.history)
+}
+
+// findEnd reads a segment from the disk, learns where its records are and where epochs begin, and returns its end.
+func (l *Log) findEnd(seg *segment) (end ending, err error) {
+	if !l.ro {
+		if err := seg.file.SyncData(); err != nil {
+			return end, fmt.Errorf("op log: %w", err)
+		}
+		if err := seg.file.Evict(0, 0); err != nil {
+			return end, fmt.Errorf("op log: %w", err)
+		}
+	}
+	sc := l.scanner(seg)
 	for {
 		if _, ok := sc.next(); !ok {
 			break
@@ -223,29 +316,16 @@ func (l *Log) loadTail() error {
 			l.history = append(l.history, sc.rec.pos)
 		}
 	}
-	stop := sc.stop
-	found, durable := 0, uint64(0)
-	if stop != "" {
-		found, durable = sc.after()
+	end.stop = sc.stop
+	if sc.stop != "" {
+		end.found, end.durable = sc.after()
 	}
-	switch {
-	case sc.err != nil:
-		return sc.end()
-	case durable > sc.pos.Seq:
-		return &ErrCorrupt{seg.name, sc.off, fmt.Sprintf("%s, but a later record says that %d was durable", stop, durable)}
+	if sc.err != nil {
+		return end, sc.end()
 	}
-	l.tail = sc.pos
-	l.durable, l.written = l.tail.Seq, l.tail.Seq
-	l.setBase(l.segments[0].base)
+	end.off, end.pos = sc.off, sc.pos
 	seg.flushed, seg.end, seg.zeroed = sc.off, sc.off, sc.off
-	if found == 0 || l.ro {
-		return nil
-	}
-	l.logger.Warn("op log: cutting a torn tail", "file", seg.name, "offset", sc.off, "tail", l.tail, "records", found, "reason", stop)
-	if err := l.begin(seg.num, l.tail); err != nil {
-		return fmt.Errorf("op log: cutting a torn tail: %w", err)
-	}
-	return nil
+	return end, nil
 }
 
 // Verify reads every record and compares it with its checksum. It returns the

@@ -11,7 +11,7 @@ import (
 	"mortar/internal/disk"
 )
 
-// nextName is the segment being prepared. It has no header yet, and no record.
+// nextName is the segment being prepared, and what becomes of it until it has a name of its own (settle).
 const nextName = "next.tmp"
 
 // aheadStep is how far beyond its records a write to fresh blocks goes on with
@@ -89,14 +89,8 @@ func (l *Log) keeper() {
 
 		if seg != last {
 			l.mu.Lock()
-			if old := last; old != nil {
-				rest := streamed(old.large, old.flushed)
-				l.mu.Unlock()
-				if rest { // roll has synced it
-					l.evict(old, 0, 0)
-				}
-				l.mu.Lock()
-				l.unref(old)
+			if last != nil {
+				l.unref(last)
 			}
 			last = seg
 			last.refs++
@@ -160,10 +154,7 @@ func (l *Log) allocate() (disk.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an op log segment: %w", err)
 	}
-	if err = f.Allocate(0, l.size); err == nil {
-		err = f.Sync()
-	}
-	if err != nil {
+	if err := f.Allocate(0, l.size); err != nil { // it is synced when it gets its name
 		f.Close()
 		l.fs.Remove(name) // gives the space back if there was too little of it
 		return nil, fmt.Errorf("making an op log segment of %d bytes: %w", l.size, err)
@@ -171,32 +162,140 @@ func (l *Log) allocate() (disk.File, error) {
 	return f, nil
 }
 
-// roll ends the active segment and begins the next one. l.write is held.
+// roll ends the active segment and begins the next one, which has no name yet. Nobody waits here for a
+// disk to write: settle does that, in a round of syncs, and only a roll that follows before that is done
+// has to wait for it. l.write is held.
 func (l *Log) roll() error {
 	if err := l.flushLocked(); err != nil {
 		return err
 	}
+	seg, err := l.make(l.active().num, l.Tail())
+	if err != nil {
+		return err
+	}
 	l.mu.Lock()
-	old, tail := l.active(), l.tail
-	dirty := l.durable < tail.Seq
+	defer l.mu.Unlock()
+	l.unnamed = seg
+	l.add(seg)
+	l.startRounds()
+	return nil
+}
+
+// settle gives the active segment its name, if it has none yet, when what was before it and its own header are
+// synced: only the last segment that has a name may end in records that were not, since what a crash leaves in
+// the middle of the log would look like corruption. One goroutine does it and others wait for it; it does not
+// need l.write.
+func (l *Log) settle() error {
+	l.mu.Lock()
+	for l.naming != nil {
+		done := l.naming
+		l.mu.Unlock()
+		<-done
+		l.mu.Lock()
+	}
+	seg, err := l.unnamed, l.usable()
+	if seg == nil || err != nil {
+		l.mu.Unlock()
+		return err
+	}
+	old, written, dirty := l.segments[len(l.segments)-2], l.written, l.durable < seg.base.Seq // TrimBefore leaves it there
+	old.refs++
+	seg.refs++
+	l.naming = make(chan struct{})
 	l.mu.Unlock()
-	// Only the last segment may end in records that were not synced: what a
-	// crash leaves in the middle of the log would look like corruption.
+
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.unref(old)
+		l.unref(seg)
+		close(l.naming)
+		l.naming = nil
+	}()
 	if dirty {
 		if err := old.file.SyncData(); err != nil {
-			return l.poisonLock("syncing", err)
+			return l.poisonLock("syncing "+segmentName(old.num), err)
 		}
-		l.mu.Lock()
-		l.durable = max(l.durable, tail.Seq)
-		l.mu.Unlock()
 	}
-	return l.begin(old.num, tail)
+	l.mu.Lock()
+	l.proven(seg.base.Seq)
+	stream := streamed(old.large, old.flushed)
+	l.mu.Unlock()
+	if stream {
+		l.evict(old, 0, 0)
+	}
+	if err := l.name(seg); err != nil {
+		return l.poisonLock("naming "+segmentName(seg.num), err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unnamed = nil
+	l.nextDone()
+	l.proven(written)
+	return nil
+}
+
+// proven says that every record up to seq is synced, in segments that have their names. l.mu is held.
+func (l *Log) proven(seq uint64) {
+	if seq > l.durable {
+		l.durable = seq
+		l.wakeSyncs()
+	}
+}
+
+// name makes a segment's header, and what else is in it, durable under its name.
+func (l *Log) name(seg *segment) error {
+	if err := seg.file.Sync(); err != nil {
+		return err
+	}
+	if err := l.fs.Rename(l.fs.PathJoin(l.dir, nextName), seg.name); err != nil {
+		return err
+	}
+	return l.fs.SyncDir(l.dir)
 }
 
 // begin makes a new active segment that continues segment prev after base. What
 // prev has after base, and the segments after prev, are void from the moment
-// that the new one has its name; with prev 0 everything is. l.write is held.
+// that the new one has its name; with prev 0 everything is. l.write is held, and the
+// active segment, if there is one, has its name.
 func (l *Log) begin(prev uint64, base cluster.Pos) error {
+	seg, err := l.make(prev, base)
+	if err != nil {
+		return err
+	}
+	err = l.name(seg)
+	l.mu.Lock()
+	l.nextDone()
+	l.mu.Unlock()
+	if err != nil {
+		seg.file.Close()
+		return l.poisonLock("naming "+segmentName(seg.num), err)
+	}
+	if err := l.reopen(seg); err != nil {
+		return l.poisonLock("opening a segment", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.add(seg)
+	return nil
+}
+
+// reopen opens a segment's file under the name that it has got, so that its errors say where it can be found.
+func (l *Log) reopen(seg *segment) error {
+	seg.file.Close() // it was synced
+	f, err := l.fs.OpenFile(seg.name, os.O_RDWR)
+	if err == nil {
+		seg.file = f
+	}
+	return err
+}
+
+// make makes a segment that is to continue segment prev after base: a file under nextName, with a header, of which
+// nothing is synced. The caller has l.nextBusy set if it succeeds, and l.write.
+func (l *Log) make(prev uint64, base cluster.Pos) (*segment, error) {
+	if err := l.settle(); err != nil { // nextName may still be the active segment's
+		return nil, err
+	}
 	l.mu.Lock()
 	for l.nextBusy != nil {
 		done := l.nextBusy
@@ -205,16 +304,10 @@ func (l *Log) begin(prev uint64, base cluster.Pos) error {
 		l.mu.Lock()
 	}
 	l.nextBusy = make(chan struct{})
-	defer func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.nextDone()
-	}()
 	f := l.prepared
 	l.prepared = nil
 	seg := &segment{
 		segmentHeader: segmentHeader{num: l.next, prev: prev, base: base, history: slices.Clone(l.history)},
-		file:          f,
 		refs:          1,
 	}
 	l.mu.Unlock()
@@ -223,44 +316,33 @@ func (l *Log) begin(prev uint64, base cluster.Pos) error {
 	seg.salt = le.Uint64(salt[:])
 	seg.setSeed()
 	seg.name = l.fs.PathJoin(l.dir, segmentName(seg.num))
+	err := error(nil)
 	if f == nil {
-		var err error
-		if f, err = l.allocate(); err != nil {
-			return err
+		f, err = l.allocate()
+	}
+	if err == nil {
+		if _, err = f.WriteAt(seg.encode(), 0); err != nil {
+			f.Close() // a file that means nothing
+			err = fmt.Errorf("making op log segment %s: %w", seg.name, err)
 		}
-		seg.file = f
-	}
-	// Up to the rename a failure costs a file that means nothing.
-	head := seg.encode()
-	_, err := f.WriteAt(head, 0)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = l.fs.Rename(l.fs.PathJoin(l.dir, nextName), seg.name)
 	}
 	if err != nil {
-		f.Close()
-		return fmt.Errorf("making op log segment %s: %w", seg.name, err)
-	}
-	if err := l.fs.SyncDir(l.dir); err != nil {
-		f.Close()
-		return l.poisonLock("naming a segment", err)
-	}
-	// Opened again, the file's errors have the name by which it can be found.
-	f.Close() // it was synced
-	if f, err = l.fs.OpenFile(seg.name, os.O_RDWR); err != nil {
-		return l.poisonLock("opening a segment", err)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.nextDone()
+		return nil, err
 	}
 	seg.file = f
 	seg.flushed, seg.end, seg.alloc = seg.size(), seg.size(), max(l.size, seg.size())
 	seg.zeroed = seg.size()
-	l.mu.Lock()
-	defer l.mu.Unlock() // runs before the deferred call above, which locks again
-	l.next++
+	return seg, nil
+}
+
+// add makes a segment the active one. l.mu is held.
+func (l *Log) add(seg *segment) {
+	l.next = seg.num + 1
 	l.segments = append(slices.Clip(l.segments), seg)
 	l.tracked += seg.alloc
-	return nil
 }
 
 // remove deletes a segment's file. Whoever has it open can go on reading.
@@ -277,7 +359,7 @@ func (l *Log) remove(seg *segment) error {
 }
 
 // TrimBefore drops the segments of which every record is older than seq. The
-// active segment stays.
+// active segment stays, and the one before it as long as that has no name.
 func (l *Log) TrimBefore(seq uint64) error {
 	l.write.Lock()
 	defer l.write.Unlock()
@@ -288,7 +370,7 @@ func (l *Log) TrimBefore(seq uint64) error {
 			l.mu.Unlock()
 			return err
 		}
-		if len(l.segments) < 2 || l.segments[1].base.Seq >= seq {
+		if len(l.segments) < 2 || l.segments[1].base.Seq >= seq || l.segments[1] == l.unnamed {
 			l.mu.Unlock()
 			break
 		}
@@ -350,6 +432,9 @@ func (l *Log) TruncateAfter(seq uint64) error {
 		return fmt.Errorf("undoing the changes after %d, the op log begins after %v: %w", seq, base, ErrTrimmed)
 	}
 	if err := l.flushLocked(); err != nil {
+		return err
+	}
+	if err := l.settle(); err != nil {
 		return err
 	}
 	seg := l.find(seq)
@@ -448,6 +533,9 @@ func (l *Log) Close() error {
 	err := error(nil)
 	if !l.ro {
 		err = l.SyncAll()
+		if serr := l.settle(); err == nil {
+			err = serr
+		}
 	}
 	l.write.Lock()
 	l.mu.Lock()
