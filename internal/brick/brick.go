@@ -142,15 +142,16 @@ func (o *Options) defaults() {
 //
 // Lock order: settling, wmu, held.mu, mu, and then those of cache, names, backlog and space.
 type Brick struct {
-	opts Options
-	id   Identity
-	set  uint16
-	salt uint64 // of cookies
-	home string
-	clog *slog.Logger
-	lock io.Closer
-	log  *oplog.Log
-	data *data.Files
+	opts   Options
+	id     Identity
+	set    uint16
+	salt   uint64 // of cookies
+	home   string
+	clog   *slog.Logger
+	lock   io.Closer
+	anchor io.Closer // of the directory
+	log    *oplog.Log
+	data   *data.Files
 
 	reading readBuffers
 	blocks  blockBuffers
@@ -225,6 +226,26 @@ type garbage struct {
 // is behind the log.
 func Open(o Options) (*Brick, error) {
 	o.defaults()
+	home := o.FS.PathJoin(o.Dir, homeName)
+	anchored, anchor, err := disk.Anchor(o.FS, home)
+	if err != nil {
+		if _, err := readIdentity(o.FS, o.Dir); err != nil {
+			return nil, err // which says what is missing
+		}
+		return nil, fmt.Errorf("opening brick %s: %w", o.Dir, err)
+	}
+	o.FS = anchored
+	b, err := openIn(o, home)
+	if err != nil {
+		anchor.Close()
+		return nil, err
+	}
+	b.anchor = anchor
+	return b, nil
+}
+
+// openIn is Open in a directory that stays what it is.
+func openIn(o Options, home string) (*Brick, error) {
 	id, err := readIdentity(o.FS, o.Dir)
 	if err != nil {
 		return nil, err
@@ -236,7 +257,7 @@ func Open(o Options) (*Brick, error) {
 		return nil, err
 	}
 	b := &Brick{
-		opts: o, id: id, set: uint16(id.Set), home: o.FS.PathJoin(o.Dir, homeName),
+		opts: o, id: id, set: uint16(id.Set), home: home,
 		salt:   binary.BigEndian.Uint64(id.Volume[:8]),
 		clog:   o.Log.With("brick", o.Dir),
 		began:  time.Now(),
@@ -519,6 +540,9 @@ func (b *Brick) closeFiles() (err error) {
 	}
 	b.data.CloseAll()
 	keep(b.lock.Close())
+	if b.anchor != nil {
+		b.anchor.Close()
+	}
 	return err
 }
 
@@ -615,6 +639,9 @@ func (b *Brick) distrust() error {
 func (b *Brick) fail(err error) error {
 	b.failOnce.Do(func() {
 		err = damage(err)
+		if errors.Is(err, disk.ErrMoved) {
+			err = fmt.Errorf("%w: put the right one back, and run 'mortar volume start VOLUME force'", err)
+		}
 		if meta.Damaged(err) && !strings.Contains(err.Error(), b.home) {
 			err = fmt.Errorf("%s: %w", b.path(metaName), err) // the KV does not always say where it is
 		}
@@ -751,10 +778,13 @@ func (b *Brick) Entries(after uint64, maxBytes int) ([][]byte, error) {
 	return raws, err
 }
 
-// Reconsider ends the service of a brick that knows its log to be damaged, once it is not
-// alone any more: then the log can be made anew. As long as it was, it was better
-// than nothing.
+// Reconsider ends the service of a brick whose directory is not the one any more that was opened, and of
+// one that knows its log to be damaged, once it is not alone any more: then the log can be made anew. As long
+// as it was, it was better than nothing.
 func (b *Brick) Reconsider() {
+	if _, err := b.opts.FS.Stat(b.home); errors.Is(err, disk.ErrMoved) {
+		b.fail(err)
+	}
 	if bad := b.logDamage.Load(); bad != nil && !b.alone() {
 		b.fail(bad)
 	}

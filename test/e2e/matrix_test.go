@@ -290,7 +290,7 @@ func TestFailingDisk(t *testing.T) {
 
 // What administrators do to the directories of bricks. Two that change places are
 // refused by name, and taken back when they are where they belong; one that an
-// older copy has replaced is healed; one that is removed while it is served leaves the set, and is not made again by itself.
+// older copy has replaced is healed; one that is replaced or removed while it is served leaves the set, and is not made again by itself.
 func TestBrickDirectoriesMoved(t *testing.T) {
 	p := start(t, setup{})
 	p.run(1, "sh", "-c", "echo kept > /mnt/wp/file")
@@ -351,9 +351,30 @@ func TestBrickDirectoriesMoved(t *testing.T) {
 	}
 	p.identical(stays)
 
+	// The older copy takes the place of a brick that is served: that one leaves the set and writes
+	// nothing into the copy. It is taken back when it is where it belongs.
 	at := p.primary(stays)
 	writer := p.other(at)
-	l := p.startLoadOn(writer, "removed", stall)
+	l := p.startLoadOn(writer, "swapped", stall)
+	p.run(at, "sh", "-c", "cp -a "+p.Dir+"/image "+p.Dir+"/copy; mv "+brickDir+" "+p.Dir+"/original; mv "+p.Dir+"/copy "+brickDir)
+	p.within(15*time.Second, "the brick leaves the set and says why", func() error {
+		st, err := p.status(writer)
+		if b := st.Bricks; err == nil && (b[at-1].InSync || !strings.Contains(b[at-1].Problem, brickDir) || !strings.Contains(b[at-1].Problem, "moved, removed or replaced")) {
+			err = fmt.Errorf("%+v", b[at-1])
+		}
+		return err
+	})
+	l.goesOn(10 * time.Second)
+	p.run(at, "diff", "-r", p.Dir+"/image", brickDir)
+	p.run(at, "sh", "-c", "mv "+brickDir+" "+p.Dir+"/copy; mv "+p.Dir+"/original "+brickDir)
+	p.mortar(writer, "volume", "start", "wp", "force")
+	p.healed(writer, 30*time.Second)
+	l.end()
+	l.check(writer, at)
+
+	at = p.primary(stays)
+	writer = p.other(at)
+	l = p.startLoadOn(writer, "removed", stall)
 	p.run(at, "sh", "-c", "until rm -rf "+brickDir+"; do :; done") // until nothing is put back any more
 	p.within(15*time.Second, "the brick leaves the set and says why", func() error {
 		st, err := p.status(writer)
