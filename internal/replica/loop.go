@@ -546,7 +546,7 @@ func (l *loop) handOver() {
 	l.bg.Go(func() error {
 		ctx, cancel := context.WithTimeout(l.ctx, handOverTimeout)
 		defer cancel()
-		if err := l.leave(ctx, func(cfg *cluster.SetConfig) bool { return cfg.IsDrained(l.self) }); err != nil && l.ctx.Err() == nil {
+		if err := l.leave(ctx, func(cfg *cluster.SetConfig) bool { return cfg.IsDrained(l.self) || l.m.Slow(l.now) }); err != nil && l.ctx.Err() == nil {
 			l.log.Info("not handed over yet", "err", err)
 		}
 		l.mail.post(func(l *loop) { l.handingOver = false })
@@ -554,7 +554,7 @@ func (l *loop) handOver() {
 	})
 }
 
-// handOverTimeout is for how long a drained brick tries at a time.
+// handOverTimeout is for how long a drained brick, or one whose disk crawls, tries at a time.
 const handOverTimeout = 2 * time.Second
 
 // suspect tells the control plane that the epoch has no primary.

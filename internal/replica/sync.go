@@ -35,6 +35,8 @@ type syncer struct {
 	took     core.Instant // the last one that ended
 	ask      uint64       // what the loop is to ask for when it acts; 0: nothing
 
+	slow lag // of whom the oldest of waiting waits for
+
 	first uint64        // the first entry that is held back for the next round; 0: none
 	bytes int           // of those
 	held  []core.Stream // what the machine wants sent of them
@@ -53,7 +55,16 @@ type syncRequest struct {
 	seq   uint64
 	req   *request
 	reply proto.DoReply
-	asked core.Instant
+	came  core.Instant
+	asked core.Instant // last
+}
+
+// lag is what is known of the bricks that hold up a sync which others have done their part of.
+type lag struct {
+	of    *syncRequest
+	since core.Instant // the first brick was done; 0: none is
+	told  cluster.BrickID
+	said  bool
 }
 
 // flusher makes this brick's log durable. One flush is under way at a time.
@@ -99,7 +110,7 @@ func (l *loop) orderFsync(q *request) {
 // waitSync answers s when every in-sync brick is durable so far.
 func (l *loop) waitSync(s *syncRequest) {
 	y := &l.fsync
-	s.asked = l.now
+	s.came, s.asked = l.now, l.now
 	y.waiting = append(y.waiting, s)
 	y.gathered++
 	y.crowd = max(y.crowd, len(y.waiting))
@@ -306,8 +317,54 @@ func (l *loop) answerFsync() {
 	}
 }
 
+// findLag tells the machine of the brick that the oldest sync waits for, when another is done: of this one first,
+// since to hand over takes longer than to drop a backup. As long again as the first took is nothing to speak of:
+// disks that are all busy do not end together.
+func (l *loop) findLag() {
+	y := &l.fsync
+	var behind cluster.BrickID
+	if s := y.oldest(); s != nil && l.m.Role() == core.Primary {
+		if y.slow.of != s {
+			y.slow.of, y.slow.since, y.slow.said = s, 0, false
+		}
+		done := 0
+		for _, b := range l.m.Counting() { // this one is the last
+			if y.durable[b] >= s.seq {
+				done++
+			} else if b == l.self || behind.IsZero() {
+				behind = b
+			}
+		}
+		if done == 0 {
+			behind = cluster.BrickID{}
+		} else if y.slow.since == 0 {
+			y.slow.since = l.now + (l.now - s.came)
+		}
+	}
+	if told := y.slow.told; told != behind && !told.IsZero() {
+		l.m.Lags(told, 0)
+	}
+	if y.slow.told = behind; behind.IsZero() {
+		return
+	}
+	l.m.Lags(behind, y.slow.since)
+	if l.now >= y.slow.since+time.Second && !y.slow.said {
+		y.slow.said = true
+		l.log.Warn("everybody who syncs waits for the disk of one brick: if the set can do without it, it leaves the in-sync set for a while",
+			"brick", behind, "waiting", (l.now - y.slow.of.came).Round(time.Millisecond))
+	}
+}
+
+func (y *syncer) oldest() *syncRequest {
+	if len(y.waiting) == 0 {
+		return nil
+	}
+	return y.waiting[0]
+}
+
 func (l *loop) tickSync() {
 	l.releaseAck()
+	l.findLag()
 	l.fsync.first = 0 // a round may take long
 	for _, s := range l.fsync.waiting {
 		if l.now >= s.asked+core.SyncRetry {
@@ -322,6 +379,7 @@ func (y *syncer) reset() {
 	clear(y.durable)
 	y.gathered, y.crowd = 0, 0
 	y.first, y.held = 0, nil // every stream begins anew
+	y.slow = lag{}
 	y.reask()
 }
 

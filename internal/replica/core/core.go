@@ -164,6 +164,8 @@ type Machine struct {
 
 	links map[BrickID]bool // which bricks messages can reach, whatever the role
 
+	lags Instant // since when a sync waits for this brick alone (Lags)
+
 	// Of Leave.
 	leaving bool
 	leftAt  Instant
@@ -375,6 +377,7 @@ func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 		m.trusted = true
 		m.out.Lead = true
 	}
+	m.lags = 0
 	keep := m.progress
 	m.progress = map[BrickID]*Progress{}
 	for _, b := range m.cfg.Members {
@@ -387,6 +390,7 @@ func (m *Machine) lead(now Instant, old cluster.SetConfig) {
 		}
 		if k := keep[b]; k != nil {
 			p.grantedUntil, p.known, p.dead = k.grantedUntil, max(k.known, k.acked), k.dead
+			p.barred, p.bars = k.barred, k.bars
 		} else if old.IsInSync(b) {
 			p.known = m.commit
 		}
@@ -577,7 +581,7 @@ func (m *Machine) Tick(now Instant) {
 		return
 	}
 	m.clearUp(now)
-	if m.cfg.IsDrained(m.self) && m.cfg.IsInSync(m.self) && m.cfg.Spares() > 0 && m.role != Waiting {
+	if m.cfg.IsDrained(m.self) && m.cfg.IsInSync(m.self) && m.cfg.Spares() > 0 && m.role != Waiting || m.Slow(now) {
 		m.out.Leave = true
 	}
 	if m.role == Primary {

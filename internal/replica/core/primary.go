@@ -47,6 +47,9 @@ type Progress struct {
 	// where it was asked to, while it is to join the in-sync set, and askedAt when.
 	durable, asked uint64
 	askedAt        Instant
+	lags           Instant // since when a sync waits for it alone (Lags); 0: none does
+	barred         Instant // not taken in before, if it is not needed
+	bars           int     // how often it was barred lately
 	known          uint64  // what it certainly had when it was last heard of, in any round
 	joins          uint64  // the commit when it was begun to count: to be flushed before it is proposed
 	joined         uint64  // the tail when the round began: in sync only from there on
@@ -103,7 +106,7 @@ func (m *Machine) beat(now Instant, b BrickID) {
 		Epoch: m.cfg.Epoch, Round: p.round, Stamp: uint64(now),
 		Commit: m.commit, Tail: m.tail.Seq, Echo: p.ackStamp,
 	}
-	if m.inSync(b, p) && p.ackAt > 0 && !p.stalled(now, noGrantAfter) {
+	if m.inSync(b, p) && p.ackAt > 0 && !p.stalled(now, noGrantAfter) && !m.slow(now, p.lags, noGrantAfter) {
 		end := min(p.ackAt+cluster.Lease, m.primaryLease())
 		if end > p.ackAt {
 			msg.Grant = uint64(end - p.ackAt)
@@ -320,7 +323,33 @@ func (m *Machine) tickPrimary(now Instant) {
 
 // silent reports whether b gives no sign of life, or lives without doing its work.
 func (m *Machine) silent(now Instant, p *Progress) bool {
+	return p.mute(now) || m.slow(now, p.lags, stuckAfter)
+}
+
+func (p *Progress) mute(now Instant) bool {
 	return p.dead || now >= p.heard+cluster.Suspicion || p.state == Healing || p.stalled(now, stuckAfter)
+}
+
+// Lags tells that a sync has waited since then for the flush of b, which may be this brick, and for no other; 0: none
+// does. A disk that crawls looks well in every other respect: changes are applied in memory. A brick that the
+// others have waited for long enough is dropped, if the set can do without it, and not taken in again at once; a
+// primary hands over.
+func (m *Machine) Lags(b BrickID, since Instant) {
+	if b == m.self {
+		m.lags = since
+	} else if p := m.progress[b]; p != nil {
+		p.lags = since
+	}
+}
+
+// slow reports whether a sync has waited for d for a brick that lags since then, and the set can do without it.
+func (m *Machine) slow(now, lags Instant, d time.Duration) bool {
+	return lags > 0 && now >= lags+d && m.cfg.Spares() > 0
+}
+
+// Slow reports whether this brick leads and holds everybody up.
+func (m *Machine) Slow(now Instant) bool {
+	return m.role == Primary && m.slow(now, m.lags, stuckAfter)
 }
 
 // A backup that answers heartbeats, but applies nothing of what it was sent, has
@@ -329,6 +358,18 @@ const (
 	noGrantAfter = 400 * time.Millisecond
 	stuckAfter   = time.Second
 )
+
+// bar keeps a brick that was dropped because its disk crawls from being taken in again at once, though it has all: for
+// twice as long each time that it is dropped within a minute.
+func (p *Progress) bar(now Instant) {
+	if now >= p.barred+time.Minute {
+		p.bars = 0
+	}
+	if now >= p.barred {
+		p.barred = now + time.Second<<min(p.bars, 6)
+		p.bars++
+	}
+}
 
 // stalled reports whether b has applied nothing for d although there was something to apply.
 func (p *Progress) stalled(now Instant, d time.Duration) bool {
@@ -343,6 +384,8 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 	for _, b := range m.cfg.InSync {
 		if b == m.self || !m.silent(now, m.progress[b]) {
 			next.InSync = append(next.InSync, b)
+		} else if p := m.progress[b]; !p.mute(now) {
+			p.bar(now)
 		}
 	}
 	next.Floor = m.floor
@@ -357,7 +400,7 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 			continue // it follows, and does not count
 		}
 		ready := p.state == Streaming && !m.silent(now, p) && p.acked >= p.joined &&
-			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0
+			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0 && (now >= p.barred || m.cfg.Spares() <= 0)
 		if b == m.adding && !ready && !m.asked {
 			m.adding = BrickID{} // nobody has heard of it
 			m.advance(now)

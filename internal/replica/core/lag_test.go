@@ -1,0 +1,124 @@
+package core
+
+import (
+	"testing"
+	"time"
+
+	"mortar/internal/cluster"
+	"mortar/internal/proto"
+)
+
+// A backup for whose flush everybody waits gets no leases, then it is dropped, and it is not taken in again
+// at once: each time later. A set that cannot do without it waits.
+func TestLags(t *testing.T) {
+	now := 10 * time.Second
+	m, a, b, rounds := trio(t, now)
+	live := func() (granted bool, p *cluster.SetConfig) {
+		for _, to := range []BrickID{a, b} {
+			m.BeatAck(now, to, &proto.BeatAck{Epoch: m.cfg.Epoch, Round: rounds[to], Echo: uint64(now), Stamp: uint64(now), Applied: m.tail.Seq, Acked: m.tail.Seq})
+		}
+		now += cluster.Heartbeat
+		m.Tick(now)
+		r := m.Ready()
+		for _, msg := range r.Messages {
+			beat, ok := msg.Body.(*proto.Beat)
+			granted = granted || ok && msg.To == b && beat.Grant > 0
+		}
+		return granted, r.Propose
+	}
+	began := now
+	m.Lags(b, began)
+	for {
+		granted, p := live()
+		if want := now < began+noGrantAfter; granted != want {
+			t.Fatalf("%v after it began to lag it is given a lease: %v", now-began, granted)
+		}
+		if p != nil {
+			if p.IsInSync(b) || !p.IsInSync(a) || p.Epoch != 2 {
+				t.Fatalf("proposed: %+v", p)
+			}
+			break
+		}
+		if now > began+2*time.Second {
+			t.Fatal("it is not dropped")
+		}
+	}
+	if now < began+stuckAfter {
+		t.Errorf("dropped after %v", now-began)
+	}
+
+	// It has everything, and flushed, a moment later.
+	for _, bar := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} {
+		dropped := now
+		cfg := m.cfg.Clone()
+		cfg.Epoch, cfg.InSync = cfg.Epoch+1, []BrickID{m.self, a}
+		m.Configure(now, cfg)
+		m.Ready()
+		for _, to := range []BrickID{a, b} {
+			m.Connected(now, to)
+			rounds[to] = sent[proto.Probe](t, m, to)[0].Round
+			m.ProbeAck(now, to, &proto.ProbeAck{Epoch: m.cfg.Epoch, Round: rounds[to], Tail: m.tail, History: m.history, Whole: true})
+			m.AppendAck(now, to, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: rounds[to], Seq: m.tail.Seq})
+			m.SyncAck(to, &proto.SyncAck{Epoch: m.cfg.Epoch, Seq: m.tail.Seq})
+		}
+		for {
+			if _, p := live(); p != nil {
+				if !p.IsInSync(b) {
+					t.Fatalf("proposed: %+v", p)
+				}
+				break
+			}
+			if now > dropped+time.Minute {
+				t.Fatal("it is not taken in again")
+			}
+		}
+		if now < dropped+bar || now > dropped+bar+2*cluster.Heartbeat {
+			t.Errorf("it is taken in again after %v, want %v", now-dropped, bar)
+		}
+		m.ProposeDone(now, m.cfg.Epoch+1, true)
+		cfg.Epoch, cfg.InSync = cfg.Epoch+1, []BrickID{m.self, a, b}
+		m.Configure(now, cfg)
+		m.Ready()
+		for _, to := range []BrickID{a, b} {
+			m.Connected(now, to)
+			rounds[to] = sent[proto.Probe](t, m, to)[0].Round
+			m.ProbeAck(now, to, &proto.ProbeAck{Epoch: m.cfg.Epoch, Round: rounds[to], Tail: m.tail, History: m.history, Whole: true})
+			m.AppendAck(now, to, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: rounds[to], Seq: m.tail.Seq})
+		}
+		m.Lags(b, now-stuckAfter)
+		if _, p := live(); p == nil || p.IsInSync(b) {
+			t.Fatalf("proposed: %+v", p)
+		}
+	}
+}
+
+// A set that cannot do without a brick waits for it, and its primary does not hand over; one that can does.
+func TestLagsAndIsNeeded(t *testing.T) {
+	for _, needed := range []bool{true, false} {
+		now := 10 * time.Second
+		m, a, b, rounds := trio(t, now)
+		if needed {
+			m.cfg.MinInSync = 3
+		}
+		for range 2 {
+			for _, to := range []BrickID{a, b} {
+				m.BeatAck(now, to, &proto.BeatAck{Epoch: 1, Round: rounds[to], Echo: uint64(now), Stamp: uint64(now), Applied: 1, Acked: 1})
+			}
+		}
+		m.Lags(b, now-stuckAfter)
+		m.Tick(now)
+		if p := m.Ready().Propose; p != nil == needed {
+			t.Errorf("needed %v: proposed %+v", needed, p)
+		}
+		m.Lags(b, 0)
+		m.Lags(m.self, now-stuckAfter+1)
+		m.Tick(now)
+		if m.Ready().Leave || m.Slow(now) {
+			t.Error("it hands over too soon")
+		}
+		m.Tick(now + 1)
+		if leaves := m.Ready().Leave; leaves == needed || leaves != m.Slow(now+1) {
+			t.Errorf("needed %v: it hands over: %v", needed, leaves)
+		}
+	}
+}

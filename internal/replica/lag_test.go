@@ -1,0 +1,101 @@
+package replica_test
+
+import (
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"mortar/internal/fsop"
+)
+
+// A disk that takes 20 s for a flush, and everything else as ever: who syncs waits no longer than for a brick
+// that is silent, if the set can do without it; and longer if it cannot. When the disk is well again the
+// brick is in sync again.
+func TestFlushThatLags(t *testing.T) {
+	const crawl = 20 * time.Second
+	for _, c := range []struct {
+		name    string
+		primary bool
+		min     int
+		longest time.Duration
+	}{
+		{"a backup's disk", false, 2, 2 * time.Second},
+		{"the primary's disk", true, 2, 2 * time.Second},
+		{"a backup's disk, and all are needed", false, 3, crawl + time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 3, c.min)
+				client := &client{w: w, id: 1, home: 2}
+				synced := func(i int) time.Duration {
+					t.Helper()
+					began := time.Now()
+					if err := client.set(t.Context(), "k", strconv.Itoa(i)); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := client.do(t.Context(), &fsop.Fsync{Ino: 1}); err != nil {
+						t.Fatal(err)
+					}
+					return time.Since(began)
+				}
+				for _, id := range w.order {
+					w.slow(id, 2*time.Millisecond)
+				}
+				synced(0)
+				time.Sleep(2 * time.Second)
+				who := w.order[1]
+				if c.primary {
+					who = w.order[0]
+				}
+				w.slow(who, crawl)
+				took := synced(1)
+				t.Logf("the sync took %v", took)
+				if took > c.longest || took < time.Second {
+					t.Errorf("the sync took %v, want at most %v", took, c.longest)
+				}
+				if c.min == 3 {
+					return
+				}
+				var worst time.Duration
+				for i := range 200 {
+					worst = max(worst, synced(2+i))
+				}
+				if worst > 100*time.Millisecond {
+					t.Errorf("without that disk a sync took %v", worst)
+				}
+				w.mu.Lock()
+				if w.cfg.IsInSync(who) || w.cfg.Primary == who {
+					t.Errorf("the set is %+v", w.cfg)
+				}
+				w.mu.Unlock()
+				w.slow(who, 2*time.Millisecond)
+				w.settled(crawl + 15*time.Second)
+			})
+		})
+	}
+}
+
+// Disks that are all busy, and do not end together, are none that lags.
+func TestFlushesThatAllTakeLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		for i, id := range w.order {
+			w.slow(id, time.Duration(2000+1400*i)*time.Millisecond)
+		}
+		client := &client{w: w, id: 1, home: 2}
+		for i := range 5 {
+			if err := client.set(t.Context(), "k", strconv.Itoa(i)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.do(t.Context(), &fsop.Fsync{Ino: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.cfg.Epoch != 1 {
+			t.Errorf("the set is %+v", w.cfg)
+		}
+	})
+}
