@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"regexp"
 	"runtime"
 	"slices"
@@ -92,17 +91,8 @@ func TestChance(t *testing.T) {
 		}, func(i int) { p.mortar(i, "peer", "undrain", p.Host(i).Name) }},
 	}
 
-	p.run(1, "mkdir", "/mnt/wp/history")
 	p.run(1, workload, "stress", "-dir", "/mnt/wp/names", "-make")
-	keep := t.ArtifactDir()
-	args := []string{"history", "-clients", "1", "-pace", "4ms", "-tidy", "-seed", fmt.Sprint(*chanceSeed), "-duration", "24h", "-keep", keep, "-pause", *chancePause}
-	clients := exec.Command(workload, append(args, p.mountsOf("/mnt/wp/history")...)...)
-	var histories strings.Builder
-	clients.Stdout, clients.Stderr, clients.WaitDelay = &histories, os.Stderr, time.Second
-	must(clients.Start())
-	ended := make(chan error, 1)
-	go func() { ended <- clients.Wait() }()
-	t.Cleanup(func() { clients.Process.Kill() })
+	clients := p.startHistories("history", "-pace", "4ms", "-tidy", "-seed", fmt.Sprint(*chanceSeed), "-pause", *chancePause)
 	var stress []*cluster.Process
 	for i := 1; i <= 3; i++ {
 		proc, err := p.Host(i).Spawn("stress", workload, "stress", "-dir", "/mnt/wp/names", "-seed", fmt.Sprint(i), "-workers", "1",
@@ -149,20 +139,7 @@ func TestChance(t *testing.T) {
 	p.healed(1, 60*time.Second)
 	took := active()
 
-	var h struct {
-		Ops   map[string]int
-		Parts int
-		Worst float64 `json:"worst_ms"`
-	}
-	must(clients.Process.Signal(syscall.SIGTERM))
-	select {
-	case err := <-ended:
-		if json.Unmarshal([]byte(histories.String()), &h) != nil || err != nil {
-			t.Errorf("the histories: %v (they are in %s)\n%s", err, keep, histories.String())
-		}
-	case <-time.After(2 * time.Minute):
-		t.Fatal("the clients do not end")
-	}
+	h := clients.end()
 	names := 0
 	for i, proc := range stress {
 		must(proc.Signal(syscall.SIGTERM))

@@ -152,7 +152,24 @@ func TestWitness(t *testing.T) {
 	done()
 	p.back(2)
 	p.healed(1, 30*time.Second)
-	p.identical(1)
+
+	// All three die, and come back in every order; with two of them the volume goes on, whichever they are.
+	for _, order := range pick([][]int{{3, 2, 1}}, [][]int{{3, 2, 1}, {3, 1, 2}, {2, 3, 1}, {2, 1, 3}, {1, 3, 2}, {1, 2, 3}}) {
+		l := p.startLoad("order"+strings.Trim(strings.ReplaceAll(fmt.Sprint(order), " ", "-"), "[]"), 40*time.Second, "-fsync")
+		for i := 1; i <= 3; i++ {
+			p.killDaemon(i)
+		}
+		for n, i := range order {
+			p.back(i)
+			if n == 1 {
+				l.goesOn(20 * time.Second)
+			}
+		}
+		p.healed(1, 30*time.Second)
+		l.goesOn(10 * time.Second)
+		l.end()
+		l.check(1, 2)
+	}
 }
 
 // The machine that has everything is lost for good. Nothing is given up by

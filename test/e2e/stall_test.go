@@ -34,6 +34,12 @@ func TestStalls(t *testing.T) {
 	unplug, plug := func(i int) { must(p.Host(i).Unplug()) }, func(i int) { must(p.Host(i).Plug()) }
 	drain := func(i int) { p.mortar(p.other(i), "peer", "drain", p.Host(i).Name) }
 	undrain := func(i int) { p.mortar(p.other(i), "peer", "undrain", p.Host(i).Name) }
+	var undo func()
+	crawl := func(i int) {
+		var err error
+		undo, err = p.crawl(i, 1<<20)
+		must(err)
+	}
 	const lets = 2500 * time.Millisecond // how long a silent one stays so: longer than its lease
 	for _, c := range []struct {
 		name    string
@@ -58,6 +64,8 @@ func TestStalls(t *testing.T) {
 		{"drain of the primary's peer", true, drain, undrain, false, false},
 		{"drain of the primary's peer, at home", true, drain, undrain, false, true},
 		{"a backup's disk hangs", false, func(i int) { p.run(i, "fsfreeze", "-f", "/bricks") }, func(i int) { p.run(i, "fsfreeze", "-u", "/bricks") }, true, false},
+		{"a backup's disk takes 1 MB/s", false, crawl, func(int) { undo() }, true, false},
+		{"the primary's disk takes 1 MB/s", true, crawl, func(int) { undo() }, true, false},
 		{"the primary's disk hangs", true, func(i int) { p.run(i, "fsfreeze", "-f", "/bricks") }, func(i int) { p.run(i, "fsfreeze", "-u", "/bricks") }, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
