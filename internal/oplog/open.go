@@ -246,10 +246,12 @@ func (l *Log) loadTail() error {
 		// A process was killed before the segment had its name.
 		l.segments, l.next, l.tracked = append(l.segments, next), next.num+1, l.tracked+next.alloc
 		if seg = next; !l.ro {
-			err = l.settleNext(next)
+			if err := l.settleNext(next); err != nil {
+				return fmt.Errorf("op log: naming %s: %w", segmentName(next.num), err)
+			}
 		}
-		if err == nil {
-			end, err = l.findEnd(next)
+		if end, err = l.findEnd(next); err != nil {
+			return err
 		}
 	default:
 		// The power went before all that it goes on from was on the disk. What it says was durable was.
@@ -260,11 +262,11 @@ func (l *Log) loadTail() error {
 			end.durable, err = max(end.durable, durable), sc.err
 		}
 		next.file.Close()
+		if err != nil {
+			return fmt.Errorf("reading op log segment %s: %w", next.name, err)
+		}
 	}
-	switch {
-	case err != nil:
-		return fmt.Errorf("op log: %w", err)
-	case end.durable > end.pos.Seq:
+	if end.durable > end.pos.Seq {
 		return &ErrCorrupt{seg.name, end.off, fmt.Sprintf("%s, but a later record says that %d was durable", end.stop, end.durable)}
 	}
 	l.tail = end.pos

@@ -169,7 +169,7 @@ func (l *Log) roll() error {
 	if err := l.flushLocked(); err != nil {
 		return err
 	}
-	seg, err := l.make(l.active().num, l.Tail())
+	seg, err := l.create(l.active().num, l.Tail())
 	if err != nil {
 		return err
 	}
@@ -259,7 +259,7 @@ func (l *Log) name(seg *segment) error {
 // that the new one has its name; with prev 0 everything is. l.write is held, and the
 // active segment, if there is one, has its name.
 func (l *Log) begin(prev uint64, base cluster.Pos) error {
-	seg, err := l.make(prev, base)
+	seg, err := l.create(prev, base)
 	if err != nil {
 		return err
 	}
@@ -290,9 +290,9 @@ func (l *Log) reopen(seg *segment) error {
 	return err
 }
 
-// make makes a segment that is to continue segment prev after base: a file under nextName, with a header, of which
+// create makes a segment that is to continue segment prev after base: a file under nextName, with a header, of which
 // nothing is synced. The caller has l.nextBusy set if it succeeds, and l.write.
-func (l *Log) make(prev uint64, base cluster.Pos) (*segment, error) {
+func (l *Log) create(prev uint64, base cluster.Pos) (*segment, error) {
 	if err := l.settle(); err != nil { // nextName may still be the active segment's
 		return nil, err
 	}
