@@ -81,7 +81,7 @@ func TestFlushesThatAllTakeLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)
 		for i, id := range w.order {
-			w.slow(id, time.Duration(2000+1400*i)*time.Millisecond)
+			w.slow(id, time.Duration(2000+2000*i)*time.Millisecond)
 		}
 		client := &client{w: w, id: 1, home: 2}
 		for i := range 5 {

@@ -62,7 +62,7 @@ type syncRequest struct {
 // lag is what is known of the bricks that hold up a sync which others have done their part of.
 type lag struct {
 	of    *syncRequest
-	since core.Instant // the first brick was done; 0: none is
+	since core.Instant // when it begins to count; 0: no brick is done
 	told  cluster.BrickID
 	said  bool
 }
@@ -318,8 +318,8 @@ func (l *loop) answerFsync() {
 }
 
 // findLag tells the machine of the brick that the oldest sync waits for, when another is done: of this one first,
-// since to hand over takes longer than to drop a backup. As long again as the first took is nothing to speak of:
-// disks that are all busy do not end together.
+// since to hand over takes longer than to drop a backup. Three times as long as the first took is nothing to speak
+// of: disks that are all busy do not end together, and may be one.
 func (l *loop) findLag() {
 	y := &l.fsync
 	var behind cluster.BrickID
@@ -338,7 +338,7 @@ func (l *loop) findLag() {
 		if done == 0 {
 			behind = cluster.BrickID{}
 		} else if y.slow.since == 0 {
-			y.slow.since = l.now + (l.now - s.came)
+			y.slow.since = l.now + 2*(l.now-s.came)
 		}
 	}
 	if told := y.slow.told; told != behind && !told.IsZero() {
