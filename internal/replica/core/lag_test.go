@@ -30,7 +30,7 @@ func TestLags(t *testing.T) {
 	m.Lags(b, began)
 	for {
 		granted, p := live()
-		if want := now < began+noGrantAfter; granted != want {
+		if want := now < began+lagsNoGrant; granted != want {
 			t.Fatalf("%v after it began to lag it is given a lease: %v", now-began, granted)
 		}
 		if p != nil {

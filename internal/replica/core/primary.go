@@ -106,7 +106,7 @@ func (m *Machine) beat(now Instant, b BrickID) {
 		Epoch: m.cfg.Epoch, Round: p.round, Stamp: uint64(now),
 		Commit: m.commit, Tail: m.tail.Seq, Echo: p.ackStamp,
 	}
-	if m.inSync(b, p) && p.ackAt > 0 && !p.stalled(now, noGrantAfter) && !m.slow(now, p.lags, noGrantAfter) {
+	if m.inSync(b, p) && p.ackAt > 0 && !p.stalled(now, noGrantAfter) && !m.slow(now, p.lags, lagsNoGrant) {
 		end := min(p.ackAt+cluster.Lease, m.primaryLease())
 		if end > p.ackAt {
 			msg.Grant = uint64(end - p.ackAt)
@@ -356,6 +356,7 @@ func (m *Machine) Slow(now Instant) bool {
 // a disk that hangs. It gets no more leases, and is then taken for dead.
 const (
 	noGrantAfter = 400 * time.Millisecond
+	lagsNoGrant  = 200 * time.Millisecond // of one that lags: that is seen up to 100 ms late
 	stuckAfter   = time.Second
 )
 
