@@ -125,8 +125,8 @@ func TestStoppedAndContinued(t *testing.T) {
 }
 
 // Cables that come and go at random, on all machines; one pair of machines that
-// do not reach each other while both reach the third; packets that are lost and
-// connections that are reset.
+// do not reach each other while both reach the third; packets that are lost,
+// connections that are reset, and a link of 200 kB/s.
 func TestFlappingLinks(t *testing.T) {
 	p := start(t, setup{})
 	const seed = 36
@@ -181,8 +181,13 @@ func TestFlappingLinks(t *testing.T) {
 			}
 			p.run(at, "nft", "delete table inet t")
 		}},
+		{"choked", 10 * time.Second, func(_, at int) {
+			p.run(at, "nft", "add table inet t; add chain inet t in { type filter hook input priority 0; policy accept; }; add rule inet t in iifname eth0 meta l4proto tcp limit rate over 200 kbytes/second drop")
+			pause(5*time.Second, 10*time.Second)
+			p.run(at, "nft", "delete table inet t")
+		}},
 	} {
-		if !long && c.name == "one cable" {
+		if !long && (c.name == "one cable" || c.name == "choked") {
 			continue // TestSilence pulls it once
 		}
 		t.Run(c.name, func(t *testing.T) {
