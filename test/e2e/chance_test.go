@@ -230,7 +230,7 @@ func (p *pool) goroutinesOfDaemon(i int) (int, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", p.outside(i, "/run/mortar/mortar.sock"))
 	}}}
-	r, err := c.Get("http://daemon/metrics")
+	r, err := c.Get("http://mortar/metrics")
 	if err != nil {
 		return 0, err
 	}
@@ -286,6 +286,8 @@ func (u *usage) look(p *pool) {
 		}
 		if n, err := p.goroutinesOfDaemon(i); err == nil {
 			now[fmt.Sprintf("daemon %d goroutines", i)] = n
+		} else {
+			p.t.Logf("n%d: %v", i, err)
 		}
 	}
 	u.looks = append(u.looks, now)
