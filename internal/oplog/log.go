@@ -437,11 +437,10 @@ func (l *Log) SyncAll() error {
 	seq := l.Tail().Seq
 	for {
 		err := l.Sync(context.Background(), seq)
-		tail := l.Tail().Seq
-		if err == nil || tail >= seq {
+		if err == nil || l.Err() != nil {
 			return err
 		}
-		seq = tail // the rest was undone, and nobody can want it
+		seq = min(seq, l.Tail().Seq) // the rest was undone, and nobody can want it; the log may have grown again since
 	}
 }
 
