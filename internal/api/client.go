@@ -344,6 +344,11 @@ func (c *Client) LocalScrub(ctx context.Context, volume string) (*ScrubReply, er
 	return ask[ScrubReply](ctx, c, "POST", "/local/scrub", url.Values{"volume": {volume}}, nil)
 }
 
+// LocalRetry has a peer try its own bricks of a volume again that are not served.
+func (c *Client) LocalRetry(ctx context.Context, volume string) error {
+	return c.call(ctx, "POST", "/local/retry", url.Values{"volume": {volume}}, nil, nil)
+}
+
 // LocalVerify asks a peer to compare the sets of a volume whose primary it has.
 func (c *Client) LocalVerify(ctx context.Context, volume string) (*HealReply, error) {
 	return ask[HealReply](ctx, c, "POST", "/local/verify", url.Values{"volume": {volume}}, nil)

@@ -60,7 +60,7 @@ func (n *Node) Heal(ctx context.Context, name string, r api.HealRequest) (*api.H
 	if v.Replica < 2 {
 		return nil, api.Errorf(api.Invalid, "Volume %s is not of type replicate or disperse", v.Name)
 	}
-	m.bricks.retryAll(v)
+	m.retry(ctx, v)
 	reply := &api.HealReply{Same: true}
 	if !r.Verify && !r.Full {
 		return reply, nil
@@ -219,6 +219,28 @@ func healState(at pace, p replica.HealProgress) *api.HealState {
 	}
 	h.Percent = min(h.Percent, 100)
 	return h
+}
+
+// retry has the volume's bricks that are not served tried again, on whichever machines they are. Of a machine that
+// cannot be asked the status speaks.
+func (m *member) retry(ctx context.Context, v *cluster.Volume) {
+	_, fails := askPeers(ctx, m, v, func(ctx context.Context, peer cluster.PeerID) (*struct{}, error) {
+		return at(ctx, m, peer,
+			func() (*struct{}, error) { return nil, m.n.LocalRetry(ctx, v.Name) },
+			func(c *api.Client) (*struct{}, error) { return nil, c.LocalRetry(ctx, v.Name) })
+	})
+	for peer, err := range fails {
+		m.log.Info("a peer's bricks are not tried again", "volume", v.Name, "peer", peer, "error", err)
+	}
+}
+
+// LocalRetry implements httpd.Local.
+func (n *Node) LocalRetry(ctx context.Context, name string) error {
+	m, v, err := n.started(ctx, name)
+	if err == nil {
+		m.bricks.retryAll(v)
+	}
+	return err
 }
 
 // retryAll has the volume's bricks on this machine that are not served tried again.

@@ -219,7 +219,7 @@ func (n *Node) StartVolume(ctx context.Context, name string, force bool) error {
 		return err
 	}
 	if force {
-		m.bricks.retryAll(v)
+		m.retry(ctx, v)
 	}
 	m.awaitServed(ctx, v.Name)
 	return nil

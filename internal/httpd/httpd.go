@@ -74,6 +74,7 @@ type Local interface {
 	LocalBricks(ctx context.Context, volume string, detail bool) (*api.LocalBricks, error)
 	LocalVerify(ctx context.Context, volume string) (*api.HealReply, error)
 	LocalScrub(ctx context.Context, volume string) (*api.ScrubReply, error)
+	LocalRetry(ctx context.Context, volume string) error
 	LocalReach(ctx context.Context) (*api.LocalReach, error)
 	LocalSubvolumes(ctx context.Context, r api.SubvolumeRequest) ([]api.Subvolume, error)
 	LocalDocker(ctx context.Context, name string) (*api.LocalDocker, error)
@@ -313,6 +314,11 @@ func (s *Server) table() map[string]map[string]route {
 		},
 		"/local/docker": {
 			"GET": {Peer, func(r *request) (any, error) { return local.LocalDocker(r.Context(), r.URL.Query().Get("name")) }},
+		},
+		"/local/retry": {
+			"POST": {Peer, func(r *request) (any, error) {
+				return nil, local.LocalRetry(r.Context(), r.URL.Query().Get("volume"))
+			}},
 		},
 		"/local/reach": {
 			"GET": {Peer, func(r *request) (any, error) { return local.LocalReach(r.Context()) }},

@@ -57,12 +57,15 @@ func TestFlushThatLags(t *testing.T) {
 				if c.min == 3 {
 					return
 				}
-				var worst time.Duration
-				for i := range 200 {
-					worst = max(worst, synced(2+i))
+				// It is tried now and then whether the disk is well again.
+				var worst, all time.Duration
+				for i := range 2000 {
+					took := synced(2 + i)
+					worst, all = max(worst, took), all+took
 				}
-				if worst > 100*time.Millisecond {
-					t.Errorf("without that disk a sync took %v", worst)
+				t.Logf("2000 syncs took %v, the longest %v", all, worst)
+				if worst > c.longest || all > 30*time.Second {
+					t.Errorf("without that disk 2000 syncs took %v, one of them %v", all, worst)
 				}
 				w.mu.Lock()
 				if w.cfg.IsInSync(who) || w.cfg.Primary == who {

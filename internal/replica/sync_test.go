@@ -153,10 +153,10 @@ func TestHeldWritesGo(t *testing.T) {
 
 // While a backup's disk is busy with a flush that took its acknowledgement of
 // entries along, that of others does not wait for it, nor does the set take the
-// brick for one that does not answer.
+// brick for one that does not answer. (It cannot do without it, see TestFlushThatLags.)
 func TestAcknowledgementsDoNotWaitForTheDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 3, 2)
+		w := newWorld(t, 3, 3)
 		c, other := &client{w: w, id: 1}, &client{w: w, id: 2}
 		for _, c := range []*client{c, other} {
 			if err := c.set(t.Context(), "before", "x"); err != nil {

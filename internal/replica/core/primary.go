@@ -106,7 +106,7 @@ func (m *Machine) beat(now Instant, b BrickID) {
 		Epoch: m.cfg.Epoch, Round: p.round, Stamp: uint64(now),
 		Commit: m.commit, Tail: m.tail.Seq, Echo: p.ackStamp,
 	}
-	if m.inSync(b, p) && p.ackAt > 0 && !p.stalled(now, noGrantAfter) && !m.slow(now, p.lags, lagsNoGrant) {
+	if m.inSync(b, p) && p.ackAt > 0 && !p.stalled(now, noGrantAfter) && !m.slow(now, p, lagsNoGrant) {
 		end := min(p.ackAt+cluster.Lease, m.primaryLease())
 		if end > p.ackAt {
 			msg.Grant = uint64(end - p.ackAt)
@@ -323,7 +323,7 @@ func (m *Machine) tickPrimary(now Instant) {
 
 // silent reports whether b gives no sign of life, or lives without doing its work.
 func (m *Machine) silent(now Instant, p *Progress) bool {
-	return p.mute(now) || m.slow(now, p.lags, stuckAfter)
+	return p.mute(now) || m.slow(now, p, stuckAfter)
 }
 
 func (p *Progress) mute(now Instant) bool {
@@ -342,14 +342,15 @@ func (m *Machine) Lags(b BrickID, since Instant) {
 	}
 }
 
-// slow reports whether a sync has waited for d for a brick that lags since then, and the set can do without it.
-func (m *Machine) slow(now, lags Instant, d time.Duration) bool {
-	return lags > 0 && now >= lags+d && m.cfg.Spares() > 0
+// slow reports whether a sync has waited for d for a backup, and the set can do without that: it always can without
+// one that is only being added.
+func (m *Machine) slow(now Instant, p *Progress, d time.Duration) bool {
+	return p.lags > 0 && now >= p.lags+d && (m.cfg.Spares() > 0 || m.progress[m.adding] == p)
 }
 
 // Slow reports whether this brick leads and holds everybody up.
 func (m *Machine) Slow(now Instant) bool {
-	return m.role == Primary && m.slow(now, m.lags, stuckAfter)
+	return m.role == Primary && m.lags > 0 && now >= m.lags+stuckAfter && m.cfg.Spares() > 0
 }
 
 // A backup that answers heartbeats, but applies nothing of what it was sent, has
@@ -401,8 +402,11 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 			continue // it follows, and does not count
 		}
 		ready := p.state == Streaming && !m.silent(now, p) && p.acked >= p.joined &&
-			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0 && (now >= p.barred || m.cfg.Spares() <= 0)
+			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0 && (now >= p.barred || !m.cfg.Writable())
 		if b == m.adding && !ready && !m.asked {
+			if m.slow(now, p, stuckAfter) && !p.mute(now) {
+				p.bar(now)
+			}
 			m.adding = BrickID{} // nobody has heard of it
 			m.advance(now)
 		}
