@@ -79,7 +79,7 @@ func TestSlowDisk(t *testing.T) {
 		}
 		l := p.startLoadOn(writer, "slow-"+role, stall+2*time.Second, "-fsync")
 		begin := time.Now()
-		bulk := p.async(writer, time.Minute, "dd", "if=/dev/zero", "of=/mnt/wp/bulk-"+role, "bs=1M", "count=40", "conv=fsync", "status=none")
+		bulk := p.async(writer, time.Minute, "dd", "if=/dev/zero", "of=/mnt/wp/bulk-"+role, "bs=1M", "count=16", "conv=fsync", "status=none")
 		p.within(20*time.Second, "the brick leaves the set", func() error {
 			st, err := p.status(writer)
 			if err == nil && (st.Bricks[i-1].InSync || st.Sets[0].InSync != 2 || st.Sets[0].Primary == st.Bricks[i-1].Name || st.Sets[0].Primary == "") {
@@ -89,9 +89,9 @@ func TestSlowDisk(t *testing.T) {
 		})
 		err = bulk()
 		took := time.Since(begin)
-		t.Logf("40 MiB were written and synced in %v", took)
-		if err != nil || took > 20*time.Second { // 40 s by that disk
-			t.Error(errors.Join(err, fmt.Errorf("40 MiB were written and synced in %v", took)))
+		t.Logf("16 MiB were written and synced in %v", took)
+		if err != nil || took > 10*time.Second { // 16 s by that disk
+			t.Error(errors.Join(err, fmt.Errorf("16 MiB were written and synced in %v", took)))
 		}
 		l.goesOn(10 * time.Second)
 		undo()
