@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -211,6 +212,9 @@ func (f *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fu
 	defer f.inflight.remove(r)
 	f.inflight.changing(fsop.Ino(in.NodeId))
 	defer f.inflight.doneChanging(fsop.Ino(in.NodeId))
+	if in.ReadFlags&fuse.READ_LOCKOWNER == 0 { // see Write
+		f.nodes.mark(fsop.Ino(in.NodeId), paged)
+	}
 	reply, err := f.handler.Do(r, &fsop.Read{
 		Ino: fsop.Ino(in.NodeId), Off: in.Offset, Len: min(in.Size, fsop.MaxData),
 	})
@@ -251,6 +255,39 @@ func (r *freedResult) Done() {
 
 // Write implements fuse.RawFileSystem.
 func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	n, st := f.write(cancel, in, data)
+	// The kernel names a lock owner when it writes past its pages. An O_DIRECT descriptor can have
+	// to use them all the same; then they are locked until this is answered.
+	if st == fuse.OK && in.Flags&syscall.O_DIRECT != 0 && in.WriteFlags&fuse.WRITE_LOCKOWNER != 0 {
+		f.wroteAround(fsop.Ino(in.NodeId))
+	}
+	return n, st
+}
+
+// wroteAround has the kernel drop the pages of a file that was written to past them. It drops
+// them itself, before such a write and once more afterwards, but not after an asynchronous one
+// (io_submit): then pages stay that somebody read meanwhile, and so do the attributes
+// that would show that they are old.
+//
+// So the write is not answered before they are gone. Should a READ have locked one just now,
+// it goes before whoever reads next is let to (GetAttr). A READ that comes later is told of the
+// write. Whoever reads a file past its pages, too, as databases do, has none to drop.
+func (m *Mount) wroteAround(ino fsop.Ino) {
+	if !m.nodes.unmark(ino, paged) {
+		return
+	}
+	if err := m.dev.invalAttr(ino); err != nil {
+		return // the kernel does not have the inode, or it is being unmounted
+	}
+	patience := time.NewTimer(pagePatience)
+	defer patience.Stop()
+	select {
+	case <-m.pages.add(m.dev, ino):
+	case <-patience.C:
+	}
+}
+
+func (f *fileSystem) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
 	ino := fsop.Ino(in.NodeId)

@@ -46,6 +46,10 @@
 // the kernel's mapping, locked, before its READ is sent, so a READ overtaken by a
 // change is dropped by that, too.
 //
+// What this mount's own writes past the pages (O_DIRECT) spoil the kernel drops itself, but for
+// pages that are read while an asynchronous one is under way: the mount has it do that, before
+// it answers (Mount.wroteAround).
+//
 // Names. INVAL_ENTRY waits for the directory's lock, which a LOOKUP of an unknown
 // name, a READDIRPLUS and every change in the directory hold until the kernel has
 // digested the reply; so it comes after replies that were made before. A LOOKUP

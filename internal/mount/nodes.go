@@ -83,10 +83,11 @@ const (
 	storable                     // it was opened for reading and writing: programs may store to it through mappings
 	lockable                     // somebody here asked for an fcntl lock of it
 	setID                        // it had set-id bits as it was told last
+	paged                        // pages of it were read since they were dropped last; see wroteAround
 )
 
 // lasting are the marks that stay whatever others change.
-const lasting = immutable | appendOnly | storable | lockable | setID
+const lasting = immutable | appendOnly | storable | lockable | setID | paged
 
 // flagged brings the marks that come from attributes up to date.
 func (m *marks) flagged(a *fsop.Attr) {
@@ -409,6 +410,20 @@ func (t *nodes) mark(ino fsop.Ino, add marks) {
 		n.marks |= add
 		s.known.set(ino, n)
 	}
+}
+
+// unmark takes a mark of ino away, and says whether it had it.
+func (t *nodes) unmark(ino fsop.Ino, gone marks) bool {
+	s := t.shard(ino)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, ok := s.known.get(ino)
+	if !ok || n.marks&gone == 0 {
+		return false
+	}
+	n.marks &^= gone
+	s.known.set(ino, n)
+	return true
 }
 
 // unsized says whether the kernel's idea of ino's size may be old, whatever it is
