@@ -145,6 +145,73 @@ func TestGivenUp(t *testing.T) {
 	})
 }
 
+// TestLockTakenBack gives up a wait for a lock. The set is asked for the same without
+// waiting, under the same number, so that nothing waits for nobody; and whoever gave up
+// is told if he has the lock.
+func TestLockTakenBack(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		errno fsop.Errno
+		cut   bool // the connection, when the first copy of the second question has come
+		want  error
+	}{
+		{"refused", fsop.EAGAIN, false, context.Canceled},
+		{"granted", 0, false, nil},
+		{"refused over a lost connection", fsop.EAGAIN, true, context.Canceled},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSet(t, 1)
+			type asked struct {
+				op     fsop.Setlk
+				number uint64
+			}
+			var all []asked
+			cut := c.cut
+			s.setlk = func(op *fsop.Setlk, number uint64) (fsop.Errno, bool) {
+				all = append(all, asked{*op, number})
+				if op.Wait || cut {
+					if cut && !op.Wait {
+						cut = false
+						go s.daemons[0].cut()
+					}
+					return 0, true
+				}
+				return c.errno, false
+			}
+			cl := newClient(t, s, &fakeKernel{})
+			awaitReady(t, cl)
+			ctx, cancel := context.WithCancel(t.Context())
+			op := fsop.Setlk{Ino: 7, Lock: fsop.Lock{Owner: 3, Type: fsop.LockWrite, Start: 5, End: 9}, Wait: true}
+			result := make(chan error, 1)
+			go func() { _, err := cl.Do(ctx, &op); result <- err }()
+			count := func() int { s.mu.Lock(); defer s.mu.Unlock(); return len(all) }
+			eventually(t, "it waits", func() bool { return count() == 1 })
+			cancel()
+			if err := <-result; !errors.Is(err, c.want) {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+			if !op.Wait {
+				t.Error("the caller's operation was changed")
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			want := op
+			want.Wait = false
+			for i, a := range all[1:] {
+				if a.op != want || a.number != all[0].number {
+					t.Errorf("asked for the %d. time: %+v", i+2, a)
+				}
+			}
+			if n := len(all); n != 2 && !c.cut || n != 3 && c.cut {
+				t.Errorf("asked %d times", n)
+			}
+			if n := cl.numbers.Acked(); n != all[0].number+1 {
+				t.Errorf("all below %d are answered", n)
+			}
+		})
+	}
+}
+
 // TestAbandonedTmpfile gives up the making of a file without a name. Nobody will ever
 // use it, so nobody else closes its window, without which it is not removed.
 func TestAbandonedTmpfile(t *testing.T) {

@@ -38,6 +38,7 @@ type fakeSet struct {
 	acked    uint64
 	closed   bool // CloseSession arrived
 	cutReply func(do *proto.Do) bool
+	setlk    func(op *fsop.Setlk, number uint64) (errno fsop.Errno, waits bool)
 	version  uint64
 	options  []proto.Option
 	status   proto.Status // of the map
@@ -291,6 +292,15 @@ func (c *fakeConn) Message(_ *wire.Conn, m wire.Message) {
 				r := s.do(&do)
 				c.conn.Reply(m, codec.Append(nil, &r))
 			})
+			return
+		}
+		if op, ok := do.Op.(*fsop.Setlk); ok {
+			s.mu.Lock()
+			errno, waits := s.setlk(op, do.Number)
+			s.mu.Unlock()
+			if !waits {
+				c.conn.Reply(m, codec.Append(nil, &proto.DoReply{Errno: errno, Reply: fsop.Reply{Seq: 1, Attr: fsop.Attr{Ino: op.Ino}}}))
+			}
 			return
 		}
 		r := s.do(&do)

@@ -55,6 +55,9 @@ func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		n.c.numbers.End(o.number, err == nil)
 		return reply, err
 	}
+	if lock != nil && lock.Wait && context.Cause(ctx) != errLimit {
+		return n.takeBack(ctx, o, lock)
+	}
 	o.op = clone(op)
 	n.c.wg.Go(func() {
 		// It ends with the session at the latest.
@@ -72,6 +75,20 @@ func (n *numbering) Do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 		}
 	})
 	return nil, err
+}
+
+// takeBack ends a wait for a lock that was sent and whose caller gave it up: the same is asked
+// for without waiting, under the same number. If it was granted, that is the answer;
+// if it is refused, then so is for ever what waits at the primary, or is still on
+// its way there. So whoever asks for the lock next does not meet with a wait of nobody.
+func (n *numbering) takeBack(ctx context.Context, o *outcome, lock *fsop.Setlk) (*fsop.Reply, error) {
+	o.op = &fsop.Setlk{Ino: lock.Ino, Lock: lock.Lock}
+	reply, err := n.next.send(n.c.life, o)
+	n.c.numbers.End(o.number, err == nil)
+	if err == nil {
+		return reply, nil
+	}
+	return nil, ctx.Err()
 }
 
 // effects lists what op made untrue, whose reply was about ino. What a rename

@@ -55,7 +55,6 @@ type dirShard struct {
 // caller, who will not see the answer.
 type request struct {
 	cancel <-chan struct{} // closed by the kernel's INTERRUPT
-	lock   bool            // a waiting lock request
 	pid    uint32          // of the calling thread, 0 if it is out of sight
 	unique uint64          // the kernel's number of it
 	began  began
@@ -87,9 +86,6 @@ func (r *request) KernelRequest() uint64 { return r.unique }
 
 // Done implements context.Context.
 func (r *request) Done() <-chan struct{} {
-	if r.lock {
-		return r.cancel
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.done == nil {
@@ -103,14 +99,6 @@ func (r *request) Done() <-chan struct{} {
 
 // Err implements context.Context.
 func (r *request) Err() error {
-	if r.lock {
-		select {
-		case <-r.cancel:
-			return context.Canceled
-		default:
-			return nil
-		}
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.err

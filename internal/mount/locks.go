@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -325,24 +326,20 @@ func (m *Mount) writeOut(r *request, ino fsop.Ino) {
 
 // waitForLock asks for a lock until it is granted or the caller is interrupted.
 //
-// The request of a caller who gave up may still be granted. It is left to run
-// its course, fsop.LockWait at most, and what it gets is unlocked; until then the
-// owner's next request waits, so that the late unlock cannot hit a lock that
-// was asked for again.
+// The handler takes the request of a caller who gives up back, and says whether it had
+// been granted: then it is the caller's. He waits for that for takeBackPatience; should it take
+// longer, or he be killed, he is told EINTR, and what he had been granted is unlocked when that is
+// known. Until then the owner's next request waits, so that the late unlock cannot hit
+// a lock that was asked for again.
 func (f *fileSystem) waitForLock(r *request, op *fsop.Setlk, k lockKey) fuse.Status {
 	result := make(chan error, 1)
-	gaveUp := make(chan struct{})
-	ctx := context.WithValue(f.life, estate.RequestKey{}, r) // it goes on although its caller may have given up
+	ctx, giveUp := context.WithCancel(context.WithValue(f.life, estate.RequestKey{}, r))
 	f.start(func() {
+		defer giveUp()
 		for {
 			_, err := f.handler.Do(ctx, op)
-			if err == fsop.EAGAIN {
-				select {
-				case <-gaveUp:
-				case <-f.life.Done():
-				default:
-					continue // whoever wants to wait longer asks again
-				}
+			if err == fsop.EAGAIN && ctx.Err() == nil {
+				continue // whoever wants to wait longer asks again
 			}
 			result <- err
 			return
@@ -353,8 +350,19 @@ func (f *fileSystem) waitForLock(r *request, op *fsop.Setlk, k lockKey) fuse.Sta
 		return f.status(r, err)
 	case <-r.cancel:
 	}
+	giveUp()
+	patience := time.NewTimer(takeBackPatience)
+	defer patience.Stop()
+	select {
+	case err := <-result:
+		if err == nil {
+			return fuse.OK
+		}
+		return fuse.EINTR
+	case <-patience.C:
+	case <-r.Done():
+	}
 	f.locks.loosen(k)
-	close(gaveUp)
 	f.start(func() {
 		defer f.locks.tie(k)
 		if err := <-result; err == nil {
@@ -363,6 +371,10 @@ func (f *fileSystem) waitForLock(r *request, op *fsop.Setlk, k lockKey) fuse.Sta
 	})
 	return fuse.EINTR
 }
+
+// takeBackPatience is how long a caller who was interrupted waits to hear whether he has the
+// lock, unless he is being killed: as long as a fail-over may take.
+const takeBackPatience = 2 * time.Second
 
 // unlock releases a lock whose owner is not there to be told of a failure. The
 // handler tries for as long as it takes, or until the file system is unmounted,
