@@ -128,6 +128,9 @@ func (b *Brick) getattr(ino fsop.Ino, r *fsop.Reply) (uint64, error) {
 }
 
 func (b *Brick) lookup(op *fsop.Lookup, r *fsop.Reply) (uint64, error) {
+	if op.ByNumber() {
+		return b.find(op, r)
+	}
 	d, ok, err := b.dentry(op.Parent, op.Name)
 	if err != nil {
 		return 0, err
@@ -154,6 +157,32 @@ func (b *Brick) lookup(op *fsop.Lookup, r *fsop.Reply) (uint64, error) {
 		return dir.Change, fsop.ENAMETOOLONG
 	}
 	return dir.Change, fsop.ENOENT
+}
+
+// find answers a Lookup by number. What has lost its last name lives for those only who
+// hold it already: whoever is to remove it may be asking them.
+func (b *Brick) find(op *fsop.Lookup, r *fsop.Reply) (uint64, error) {
+	n, err := b.inode(op.Parent)
+	if err != nil {
+		return b.gone(err)
+	}
+	dep := n.Change
+	if op.Name == fsop.Above {
+		if !n.IsDir() {
+			return dep, fsop.ENOTDIR
+		}
+		if op.Parent != fsop.RootIno && n.Nlink > 0 {
+			if n, err = b.inode(n.Parent); err != nil {
+				return b.gone(err)
+			}
+			dep = max(dep, n.Change)
+		}
+	}
+	if n.Nlink == 0 {
+		return dep, fsop.ESTALE
+	}
+	r.Attr = b.attr(n)
+	return dep, nil
 }
 
 func (b *Brick) readlink(op *fsop.Readlink, r *fsop.Reply) (uint64, error) {

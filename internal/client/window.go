@@ -204,12 +204,19 @@ func (w *windows) do(ctx context.Context, op fsop.Op) (*fsop.Reply, error) {
 	if err != nil {
 		return reply, err // with an Errno goes the position, at which a name was absent
 	}
+	if op.Kind() == fsop.KindSetlk {
+		return reply, nil // nobody looks at its attributes, and the lock is held even if its caller has gone
+	}
 	return w.refresh(ctx, reply, before)
 }
 
 // subject is the inode that op is about, if it may be a file with writes in its window.
 func subject(op fsop.Op) fsop.Ino {
 	switch op := op.(type) {
+	case *fsop.Lookup:
+		if op.ByNumber() {
+			return op.Parent
+		}
 	case *fsop.Getattr:
 		return op.Ino
 	case *fsop.Read:

@@ -144,6 +144,10 @@ func Decode(b []byte) (Op, error) {
 // --- reads
 
 // Lookup finds a name. Reply: Attr. ENOENT may be cached, with Seq, like any reply.
+//
+// Self and Above are no names of a directory: they ask for an inode by its number, as
+// whoever kept a handle of it does (open_by_handle_at), and for the directory that a directory is in.
+// ESTALE if there is none, or it has no name left.
 type Lookup struct {
 	Parent Ino
 	Name   string
@@ -539,6 +543,15 @@ type Noop struct{}
 
 // --- kinds and codes
 
+// What a Lookup can have for a name besides names.
+const (
+	Self  = "."
+	Above = ".."
+)
+
+// ByNumber says whether o asks for an inode by number: Parent, or what that is in.
+func (o *Lookup) ByNumber() bool { return o.Name == Self || o.Name == Above }
+
 func (*Lookup) Kind() Kind       { return KindLookup }
 func (*Getattr) Kind() Kind      { return KindGetattr }
 func (*Readlink) Kind() Kind     { return KindReadlink }
@@ -854,6 +867,9 @@ type Place struct {
 func Places(op Op) []Place {
 	switch op := op.(type) {
 	case *Lookup:
+		if op.ByNumber() {
+			return nil
+		}
 		return []Place{{op.Parent, op.Name}}
 	case *Create:
 		return []Place{{op.Parent, op.Name}}

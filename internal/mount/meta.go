@@ -231,6 +231,12 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	r := f.begin(cancel, h)
 	defer f.inflight.remove(r)
 	dir := fsop.Ino(h.NodeId)
+	if name == fsop.Self || name == fsop.Above {
+		if f.asker.is(h.Pid) {
+			return fuse.Status(syscall.ESTALE) // it asks about what the kernel has, and waits for nobody
+		}
+		return f.lookupHandle(r, &fsop.Lookup{Parent: dir, Name: name}, out)
+	}
 	if f.foundAgain(r, dir, name, out) {
 		return fuse.OK
 	}
@@ -252,6 +258,27 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 		f.vacate(r, reply.Attr.Ino, dirName{dir, name})
 	}
 	return f.found(r, &reply.Attr, reply.Seq, dir, name, out)
+}
+
+// lookupHandle answers the kernel when it has a handle of an inode that it does not know any
+// more, or of a directory whose place it does not know. It is told of no name.
+func (f *fileSystem) lookupHandle(r *request, op *fsop.Lookup, out *fuse.EntryOut) fuse.Status {
+	reply, err := f.handler.Do(r, op)
+	if err != nil {
+		return f.status(r, err)
+	}
+	a := &reply.Attr
+	if !plausible(a) {
+		f.log.Error("mount: implausible attributes of a handle's inode", "ino", uint64(op.Parent), "attr", *a)
+		f.nodes.unused(a.Ino)
+		return fuse.EIO
+	}
+	if f.nodes.named(a, reply.Seq, r.began) {
+		out.SetAttrTimeout(f.cacheTimeout())
+	}
+	out.NodeId, out.Generation = uint64(a.Ino), generation
+	fillAttr(&out.Attr, a)
+	return fuse.OK
 }
 
 // leased says whether what was cached may still be believed.

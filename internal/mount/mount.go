@@ -243,11 +243,20 @@ func (m *Mount) open(dir string) error {
 }
 
 func (m *Mount) newServer(fd int) (*server, error) {
-	srv, err := newServer(fd, &fileSystem{fuse.NewDefaultRawFileSystem(), m}, m.serverOptions(), m.log)
+	srv, err := newServer(fd, m.protocols(), m.log)
 	if err == nil {
 		srv.estate = m.estate
 	}
 	return srv, err
+}
+
+// protocols has one for each of agreements.
+func (m *Mount) protocols() (all []*fuse.ProtocolServer) {
+	fs := &fileSystem{fuse.NewDefaultRawFileSystem(), m}
+	for _, o := range m.agreements() {
+		all = append(all, fuse.NewProtocolServer(fs, o))
+	}
+	return all
 }
 
 // DeviceOf returns the number of the file system that is mounted on dir, without asking whoever serves it.
@@ -275,7 +284,7 @@ func (m *Mount) start(f func()) {
 // of its own, ExtraCapabilities can.
 func (m *Mount) serverOptions() *fuse.MountOptions {
 	extra := uint64(fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT |
-		fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP)
+		fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_EXPORT_SUPPORT)
 	if !m.o.NoXattr {
 		// What a default ACL decides, the umask does not; who sets an ACL loses the
 		// set-group-id bit if the kernel says so.
@@ -299,6 +308,16 @@ func (m *Mount) serverOptions() *fuse.MountOptions {
 		DisableSplice: true,
 		Logger:        log.New(logWriter{m.log}, "", 0),
 	}
+}
+
+// agreements are all options with which this program can go on where another one ended: its own
+// first, then what earlier versions agreed upon with the kernel. Those asked for less, and whoever serves
+// what more there is serves less as well: without CAP_EXPORT_SUPPORT the kernel never looks
+// an inode up by its number.
+func (m *Mount) agreements() []*fuse.MountOptions {
+	now, before := m.serverOptions(), m.serverOptions()
+	before.ExtraCapabilities &^= fuse.CAP_EXPORT_SUPPORT
+	return []*fuse.MountOptions{now, before}
 }
 
 // maxBackground bounds the reads ahead in flight, and with them the memory

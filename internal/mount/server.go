@@ -33,7 +33,8 @@ import (
 type server struct {
 	file  *os.File // /dev/fuse; owned
 	conn  syscall.RawConn
-	proto *fuse.ProtocolServer
+	proto *fuse.ProtocolServer   // what was agreed upon
+	other []*fuse.ProtocolServer // what earlier versions agreed upon
 	log   *slog.Logger
 
 	in      []byte // where the next request is read to, by whoever has the turn
@@ -78,16 +79,17 @@ const (
 	opReaddirplus = 44
 )
 
-// newServer makes a server of a /dev/fuse descriptor, which it owns from then on.
-func newServer(fd int, fs fuse.RawFileSystem, o *fuse.MountOptions, log *slog.Logger) (*server, error) {
+// newServer makes a server of a /dev/fuse descriptor, which it owns from then on. It agrees with
+// the kernel upon the first of protocols, and goes on with any of them.
+func newServer(fd int, protocols []*fuse.ProtocolServer, log *slog.Logger) (*server, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("/dev/fuse: %w", err)
 	}
 	s := &server{
 		file: os.NewFile(uintptr(fd), "/dev/fuse"), log: log,
-		proto: fuse.NewProtocolServer(fs, o),
-		turn:  make(chan struct{}), dead: make(chan struct{}),
+		proto: protocols[0], other: protocols[1:],
+		turn: make(chan struct{}), dead: make(chan struct{}),
 		serving: map[uint64]uint32{},
 	}
 	s.large.New = func() any { b := make([]byte, largeBuffer); return &b }

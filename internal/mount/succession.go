@@ -68,18 +68,20 @@ func (s *server) agrees(l *estate.Left) (minor uint32, flags uint64, err error) 
 	if len(l.Init) < inHeaderSize+16 || opcode(l.Init) != opInit {
 		return 0, 0, errors.New("the kernel's first request is not there")
 	}
-	answer, minor, flags := s.greet(l.Init)
-	if !bytes.Equal(answer, l.InitAnswer) {
-		return 0, 0, errGreeting
+	for _, s.proto = range append([]*fuse.ProtocolServer{s.proto}, s.other...) {
+		answer, minor, flags := s.greet(l.Init)
+		if bytes.Equal(answer, l.InitAnswer) {
+			return minor, flags, nil
+		}
 	}
-	return minor, flags, nil
+	return 0, 0, errGreeting
 }
 
 // Check reports why this program could not go on with a mount whose process before it left l, of
 // which only the greeting counts.
 func Check(o Options, l *estate.Left) error {
-	m := New(o)
-	s := &server{proto: fuse.NewProtocolServer(&fileSystem{fuse.NewDefaultRawFileSystem(), m}, m.serverOptions())}
+	all := New(o).protocols()
+	s := &server{proto: all[0], other: all[1:]}
 	_, _, err := s.agrees(l)
 	return err
 }

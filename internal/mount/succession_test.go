@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -142,6 +143,17 @@ func TestCheck(t *testing.T) {
 	}
 	if err := Check(Options{}, left); err != nil {
 		t.Errorf("the same program: %v", err)
+	}
+	was := *left
+	of := New(Options{}).protocols()
+	for i, p := range of {
+		was.InitAnswer, _, _ = (&server{proto: p}).greet(left.Init)
+		if err := Check(Options{}, &was); err != nil {
+			t.Errorf("what version %d before this one agreed upon: %v", i, err)
+		}
+		if same := bytes.Equal(was.InitAnswer, left.InitAnswer); same != (i == 0) {
+			t.Errorf("version %d before this one agreed upon the same as this one: %v", i, same)
+		}
 	}
 	if err := Check(Options{LocksNode: true}, left); !errors.Is(err, errGreeting) {
 		t.Errorf("one that asks the kernel for less: %v", err)

@@ -182,6 +182,9 @@ type call struct {
 func (c *call) do(op fsop.Op) (*fsop.Reply, error) {
 	switch op := op.(type) {
 	case *fsop.Lookup:
+		if op.ByNumber() {
+			return attrReply(c.find(op))
+		}
 		n, err := c.child(op.Parent, op.Name)
 		return attrReply(n, err)
 	case *fsop.Getattr:
@@ -310,6 +313,20 @@ func (c *call) regular(ino fsop.Ino) (*node, error) {
 		return nil, fsop.EINVAL
 	}
 	return n, nil
+}
+
+// find is Lookup by number.
+func (c *call) find(op *fsop.Lookup) (*node, error) {
+	n, err := c.node(op.Parent)
+	if err == nil && op.Name == fsop.Above && n.attr.Nlink > 0 {
+		if n, err = c.dir(op.Parent); err == nil && op.Parent != fsop.RootIno {
+			n, err = c.node(n.parent)
+		}
+	}
+	if err == nil && n.attr.Nlink == 0 {
+		err = fsop.ESTALE
+	}
+	return n, err
 }
 
 func (c *call) child(dir fsop.Ino, name string) (*node, error) {
