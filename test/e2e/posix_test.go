@@ -1,10 +1,10 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"mortar/test/posix"
 )
@@ -17,21 +17,60 @@ func TestPosix(t *testing.T) {
 		t.Skip("SKIPPED: " + why)
 	}
 	p := start(t, setup{})
-	for _, through := range []int{1, 3} {
-		t.Run(fmt.Sprintf("mounts=%d", through), func(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		through int
+		deaths  bool
+	}{{"mounts=1", 1, false}, {"mounts=3", 3, false}, {"mounts=3, daemons are killed", 3, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.deaths && !long {
+				t.Skip("the table takes a minute while daemons are killed: MORTAR_TEST_LONG=1 has it done")
+			}
 			p.as(t)
+			dir := strings.NewReplacer(" ", "-", ",", "").Replace(c.name)
 			var dirs []string
-			for i := 1; i <= through; i++ {
-				dirs = append(dirs, p.outside(i, fmt.Sprintf("/mnt/wp/through-%d", through)))
+			for i := 1; i <= c.through; i++ {
+				dirs = append(dirs, p.outside(i, "/mnt/wp/"+dir))
 			}
 			if err := os.Mkdir(dirs[0], 0o755); err != nil {
 				t.Fatal(err)
 			}
+			end := func() int { return 0 }
+			if c.deaths {
+				end = p.deaths()
+			}
 			n := posix.Run(t, posix.Place{FS: "mortar", Dirs: dirs})
-			t.Logf("%d expectations", n)
+			t.Logf("%d expectations, %d daemons killed", n, end())
 		})
 	}
 	p.identical(1)
+}
+
+// deaths has a backup's daemon and the primary's be killed in turn, each when all are well
+// again. end waits for the last one's return, and says how many there were.
+func (p *pool) deaths() (end func() int) {
+	stop, n := make(chan struct{}), make(chan int, 1)
+	go func() {
+		killed := 0
+		defer func() { n <- killed }() // if it fails, too
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			i := p.primary(1)
+			if killed%2 == 0 {
+				i = p.other(i)
+			}
+			p.killDaemon(i)
+			killed++
+			p.startDaemon(i)
+			p.waitDaemon(i)
+			p.healed(p.other(i), 30*time.Second)
+		}
+	}()
+	return func() int { close(stop); return <-n }
 }
 
 // TestRightsTools: what administrators set on one machine is shown and obeyed on
