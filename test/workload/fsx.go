@@ -23,20 +23,18 @@ func (e *Exercise) wrong() []string { return e.Faults }
 // the same one, as several mounts show it.
 func exercise(fs *flag.FlagSet, args []string) (verdict, error) {
 	seed := fs.Uint64("seed", 1, "the first one")
-	seeds := fs.Int("seeds", 1, "how many")
+	seeds := fs.Int("seeds", 1, "how many, however long that takes")
 	ops := fs.Int("ops", 1000, "operations of each seed")
-	duration := fs.Duration("duration", 0, "begin again with further seeds for as long, and end then")
+	duration := fs.Duration("duration", 0, "go on with further seeds until then")
 	turns := fs.Bool("turns", false, "work through all mounts in turn")
 	shrink := fs.Duration("shrink", 20*time.Second, "for how long to shorten a sequence that fails")
 	fs.Parse(args)
 	e := &Exercise{Kinds: map[string]int{}, Skipped: map[string]int{}}
 	o := fsx.Options{Dirs: fs.Args(), Turns: *turns, Ops: *ops, Shrink: *shrink}
-	if *duration > 0 {
-		o.Until = time.Now().Add(*duration)
-	}
-	for i := 0; i < *seeds || *duration > 0; i++ {
-		if *duration > 0 && time.Now().After(o.Until) {
-			break
+	until := time.Now().Add(*duration)
+	for i := 0; i < *seeds || time.Now().Before(until); i++ {
+		if i >= *seeds {
+			o.Until = until
 		}
 		o.Seed = *seed + uint64(i)
 		r, err := fsx.Run(o)
