@@ -178,11 +178,11 @@ func TestMountAndKeeperKilled(t *testing.T) {
 	p.run(1, "sh", "-c", "echo there > /mnt/wp/f")
 	keeper, serving := p.mortarProcess(1, "mount-keeper"), p.mountProcess(1)
 	slept, served := switches(t, keeper), switches(t, serving)
-	p.run(1, "sh", "-c", "for i in $(seq 1000); do : < /mnt/wp/f; done")
+	p.run(1, "sh", "-c", "for i in $(seq 3000); do : < /mnt/wp/f; done")
 	slept, served = switches(t, keeper)-slept, switches(t, serving)-served
-	t.Logf("1000 opens: the keeper was woken %d times, the mount's process %d times", slept, served)
-	if slept > 100 {
-		t.Errorf("the keeper was woken %d times by 1000 opens", slept)
+	t.Logf("3000 opens: the keeper was woken %d times, the mount's process %d times", slept, served)
+	if slept > 500 { // its runtime looks around some 60 times before it sleeps
+		t.Errorf("the keeper was woken %d times by 3000 opens", slept)
 	}
 	if err := p.Host(1).KillAll(); err != nil {
 		t.Fatal(err)
