@@ -86,7 +86,7 @@ func TestManagedPlugin(t *testing.T) {
 	})
 	e.docker(3, "plugin", "disable", "-f", "mortar")
 
-	p.mortar(1, "--mode=script", "peer", "detach", "n3")
+	p.mortar(1, "--mode=script", "peer", "detach", "n3", "force")
 	p.run(3, "sh", "-c", "rm -rf /var/lib/mortar/*")
 	p.json(&inv, 1, "peer", "invite", "--json")
 	e.docker(3, "plugin", "set", "mortar", "MORTAR_TOKEN="+inv.Token, "MORTAR_ROLE=peer", "bricks.source=/bricks")
