@@ -62,8 +62,7 @@ func TestHealsEnd(t *testing.T) {
 }
 
 // A machine that was away while 100,000 small files were made is in sync again in 30 s, and applications feel
-// little of it; one that was away while three changed, in a volume of 100,000 whose log does not reach
-// back, in 5 s.
+// little of it.
 func TestHealsOfMany(t *testing.T) {
 	if !long {
 		t.Skip("SKIPPED: it takes five minutes; MORTAR_TEST_LONG=1 runs it")
@@ -91,31 +90,6 @@ func TestHealsOfMany(t *testing.T) {
 		if d.Count > 500 && d.P99 > 2*b.P99+5 {
 			t.Errorf("%s: p99 went from %.1f to %.1f ms", kind, b.P99, d.P99)
 		}
-	}
-	p.identical(1)
-
-	p.leadElsewhereThan(3)
-	p.killDaemon(3)
-	p.run(1, "sh", "-c", "echo changed > /mnt/wp/many/0/1; echo new > /mnt/wp/many/500/new; rm /mnt/wp/many/999/99999; dd if=/dev/zero of=/mnt/wp/large bs=1M count=1000 conv=fsync status=none; rm /mnt/wp/large; sync /mnt/wp")
-	p.back(3)
-	compared := false
-	begin := time.Now()
-	p.within(time.Minute, "all bricks are in sync again", func() error {
-		st, err := p.status(1)
-		if err != nil {
-			return err
-		}
-		h := st.Bricks[2].Heal
-		compared = compared || h != nil && h.Phase == "compare"
-		if st.Sets[0].InSync != 3 {
-			return fmt.Errorf("%+v, heal %+v", st.Bricks[2], h)
-		}
-		return nil
-	})
-	took = time.Since(begin)
-	t.Logf("three files: in sync after %v; it was compared: %v", took, compared)
-	if took > 5*time.Second {
-		t.Errorf("the heal of three files took %v, want 5 s", took)
 	}
 	p.identical(1)
 }
