@@ -113,7 +113,7 @@ func TestManagedPlugin(t *testing.T) {
 		}
 		return nil
 	})
-	e.docker(1, "volume", "rm", "three")
+	e.docker(3, "volume", "rm", "three") // whose engine else takes the plugin to be in use
 	e.docker(3, "plugin", "disable", "-f", "mortar")
 	e.docker(3, "plugin", "rm", "mortar")
 }
