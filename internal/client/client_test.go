@@ -345,6 +345,40 @@ func TestHomes(t *testing.T) {
 	}
 }
 
+// A home that knows an older epoch of the set than its client does is asked nothing: it would
+// refuse what may be carried out in an epoch of which it has not heard.
+func TestHomeIsBehind(t *testing.T) {
+	s := newSet(t, 2)
+	ahead, behind := s.daemons[0], s.daemons[1]
+	ahead.set(func() { ahead.epoch = 3 })
+	behind.set(func() { behind.epoch = 2 })
+	c := newClient(t, s, &fakeKernel{})
+	awaitReady(t, c)
+	if n := ahead.attachedConns(); n != 1 {
+		t.Fatalf("%d connections to the first home", n)
+	}
+	ahead.stop()
+	made := make(chan error, 1)
+	go func() {
+		_, err := c.Do(t.Context(), &fsop.Create{Node: fsop.Node{Parent: 1, Name: "x"}})
+		made <- err
+	}()
+	came := func() (n int) {
+		behind.set(func() { n = len(behind.attaches) })
+		return n
+	}
+	eventually(t, "it comes, goes and comes again", func() bool { return came() >= 2 })
+	select {
+	case err := <-made:
+		t.Fatalf("a home that is behind was asked: %v", err)
+	default:
+	}
+	behind.set(func() { behind.epoch = 3 })
+	if err := <-made; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestGoesHome has a session begin elsewhere because its own machine's brick is
 // not in sync, and go home when it is.
 func TestGoesHome(t *testing.T) {

@@ -56,6 +56,7 @@ type fakeDaemon struct {
 	inSync   bool
 	serving  bool // answers pings with a lease
 	mute     bool // answers nothing
+	epoch    cluster.Epoch
 	conns    map[*fakeConn]bool
 	attaches []proto.Attach
 	pre      []proto.Hold
@@ -245,7 +246,7 @@ func (c *fakeConn) Message(_ *wire.Conn, m wire.Message) {
 		decode(&a)
 		a.Holds = append(d.pre, a.Holds...)
 		d.pre = nil
-		r := proto.AttachReply{Seq: 1, Opened: 1 + int64(a.Session>>1)}
+		r := proto.AttachReply{Seq: 1, Opened: 1 + int64(a.Session>>1), Epoch: d.epoch}
 		s.mu.Lock()
 		ended := s.ended == a.Session
 		s.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"mortar/internal/cluster"
@@ -117,7 +118,24 @@ func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply
 			h.leave(err)
 			return nil, err
 		}
+		h.c.epoch.raise(d.Epoch)
 		h.epoch.CompareAndSwap(epoch, uint64(d.Epoch)) // or another was told this or more
+	}
+}
+
+// epoch is the newest epoch that was heard of.
+type epoch struct{ atomic.Uint64 }
+
+// raise notes that there is e, and returns the newest.
+func (n *epoch) raise(e cluster.Epoch) cluster.Epoch {
+	for {
+		was := n.Load()
+		if was >= uint64(e) {
+			return cluster.Epoch(was)
+		}
+		if n.CompareAndSwap(was, uint64(e)) {
+			return e
+		}
 	}
 }
 

@@ -22,7 +22,7 @@ type client struct {
 	ops    []*op // not yet answered, in the order in which they were begun
 
 	home  *brick
-	epoch cluster.Epoch // as the home said last
+	epoch cluster.Epoch // the newest that any home said
 	s     *session
 	life  int // of the home
 	gen   int // counts homes
@@ -255,6 +255,10 @@ func (c *client) attach() {
 				b.toClient(c, gen, func() {
 					if s == nil {
 						c.leave()
+						return
+					}
+					if epoch < c.epoch {
+						c.leave() // it would refuse what may be carried out in an epoch that it has not heard of
 						return
 					}
 					c.lapse()

@@ -87,6 +87,7 @@ var mutants = []mutant{
 	{"8 a change that was carried out is refused", "sim/request.go", "switch seq := b.disk.st.answered(q.c.i, q.number); {", "switch seq := uint64(0); {"},
 	{"8 what a former home forwards is carried out late", "sim/request.go", "if q.epoch != b.m.Config().Epoch || q.turn < b.turns[q.c.i] {", "if false {"},
 	{"8 a home asks in an epoch that its client does not know", "sim/request.go", "	q := *a.q\n", "	q := *a.q\n	q.epoch = b.m.Config().Epoch\n"},
+	{"8 a client goes to a home that is behind", "sim/client.go", "if epoch < c.epoch {", "if false {"},
 	{"8 what had no room is carried out later", "sim/request.go", "	if b.refusedBefore(q) {\n", "	if false {\n"},
 	{"8 a copy of what was answered is carried out", "sim/request.go", "q.number < b.below[q.c.i] || ", ""},
 	{"8 a change that is sent again is carried out again", "sim/request.go", "if !b.disk.st.executed(&e) {", "{"},
