@@ -96,7 +96,7 @@ func TestChance(t *testing.T) {
 	var stress []*cluster.Process
 	for i := 1; i <= 3; i++ {
 		proc, err := p.Host(i).Spawn("stress", workload, "stress", "-dir", "/mnt/wp/names", "-seed", fmt.Sprint(i), "-workers", "1",
-			"-pace", "10ms", "-duration", "24h", "-pause", *chancePause)
+			"-pace", "10ms", "-lossy", "-duration", "24h", "-pause", *chancePause)
 		must(err)
 		stress = append(stress, proc)
 	}

@@ -73,6 +73,7 @@ func stress(fs *flag.FlagSet, args []string) (verdict, error) {
 	workers := fs.Int("workers", 2, "how many at once")
 	limit := fs.Duration("limit", 0, "an operation that takes longer is a fault")
 	pace := fs.Duration("pace", 0, "pause after each operation")
+	lossy := fs.Bool("lossy", false, "mounts stand still: what was written may be lost, if fsync or close says so")
 	pause := fs.String("pause", "", "a file: while it is there nothing is done")
 	fs.Parse(args)
 	s := &Stressing{Ops: map[string]int{}, Lost: map[string]int{}}
@@ -97,7 +98,7 @@ func stress(fs *flag.FlagSet, args []string) (verdict, error) {
 		close(over)
 	}()
 	for i := range *workers {
-		w := &stresser{s: s, root: *dir, limit: *limit, anchors: *anchors, id: *seed<<32 | uint64(i)<<24, rng: rand.New(rand.NewPCG(*seed, uint64(i)))}
+		w := &stresser{s: s, root: *dir, limit: *limit, lossy: *lossy, anchors: *anchors, id: *seed<<32 | uint64(i)<<24, rng: rand.New(rand.NewPCG(*seed, uint64(i)))}
 		wg.Go(func() {
 			for time.Now().Before(end) && !closed(over) {
 				w.step()
@@ -124,6 +125,7 @@ type stresser struct {
 	s       *Stressing
 	root    string
 	limit   time.Duration
+	lossy   bool
 	anchors int
 	id      uint64 // of the next file
 	rng     *rand.Rand
@@ -251,7 +253,7 @@ func (w *stresser) create(path string) {
 		w.s.faultf("write of new file %s: %d of %d bytes, %v", path, n, len(data), err)
 	}
 	if w.rng.IntN(3) > 0 {
-		if err := unix.Close(fd); err != nil {
+		if err := unix.Close(fd); err != nil && !w.told(err) {
 			w.s.faultf("close of new file %s: %v", path, err)
 		}
 		return
@@ -264,23 +266,38 @@ func (w *stresser) create(path string) {
 
 // drop closes a file that was held.
 func (w *stresser) drop(i int) {
-	if err := unix.Close(w.held[i].fd); err != nil {
+	if err := unix.Close(w.held[i].fd); err != nil && !w.told(err) {
 		w.s.faultf("close of a file that was held: %v", err)
 	}
 	w.held = slices.Delete(w.held, i, i+1)
 }
 
+// told reports whether an error of close or fsync says that writes are lost, which may be.
+func (w *stresser) told(err error) bool {
+	if !w.lossy || !errors.Is(err, unix.EIO) {
+		return false
+	}
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.s.Lost["write"]++
+	return true
+}
+
 // look reads the files that are held.
 func (w *stresser) look() {
-	for _, h := range w.held {
+	for i := 0; i < len(w.held); i++ {
+		h := w.held[i]
 		var st unix.Stat_t
-		if err := unix.Fstat(h.fd, &st); err != nil || st.Size != int64(len(h.data)) {
-			w.s.faultf("fstat of a file that is held: size %d, want %d, %v", st.Size, len(h.data), err)
-		}
+		serr := unix.Fstat(h.fd, &st)
 		got := make([]byte, len(h.data)+1)
 		n, err := unix.Pread(h.fd, got, 0)
-		if err != nil || !bytes.Equal(got[:max(n, 0)], h.data) {
-			w.s.faultf("a file that is held, %d links: read %d bytes, want %d: %v", st.Nlink, n, len(h.data), err)
+		if serr != nil || err != nil || st.Size != int64(len(h.data)) || !bytes.Equal(got[:max(n, 0)], h.data) {
+			if w.told(unix.Fsync(h.fd)) {
+				w.drop(i)
+				i--
+				continue
+			}
+			w.s.faultf("a file that is held, %d links: size %d, %v; read %d bytes, %v; want %d", st.Nlink, st.Size, serr, n, err, len(h.data))
 		}
 		w.s.mu.Lock()
 		w.s.Held++
