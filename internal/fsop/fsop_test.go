@@ -97,7 +97,7 @@ func TestComplete(t *testing.T) {
 			made[reflect.TypeOf(k.make()).Elem().Name()] = true
 		}
 	}
-	f, err := parser.ParseFile(token.NewFileSet(), "ops.go", nil, 0)
+	f, err := parser.ParseFile(token.NewFileSet(), "code.go", nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
