@@ -27,7 +27,6 @@ type home struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 	invals invals
-	epoch  atomic.Uint64 // of the set, as the replica said last
 
 	inflight atomic.Int64
 	goodbye  sync.Once
@@ -185,7 +184,6 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 		return &refusal{proto.NotServing, fmt.Sprintf("it knows of epoch %d of the set, and this client of %d", a.Epoch, newest)}
 	}
 	h.as = ask.Session
-	h.epoch.Store(uint64(a.Epoch))
 	c.mu.Lock()
 	c.opened = a.Opened
 	c.cfg.Estate.SetSession(uint64(ask.Session), a.Opened)

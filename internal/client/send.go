@@ -108,7 +108,7 @@ func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply
 	h.inflight.Add(1)
 	defer h.inflight.Add(-1)
 	for {
-		epoch := h.epoch.Load()
+		epoch := h.c.epoch.Load()
 		d, err := h.doIn(ctx, cluster.Epoch(epoch), o, acked)
 		if err != nil || d.Status != proto.Anew {
 			return d, err
@@ -119,7 +119,6 @@ func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply
 			return nil, err
 		}
 		h.c.epoch.raise(d.Epoch)
-		h.epoch.CompareAndSwap(epoch, uint64(d.Epoch)) // or another was told this or more
 	}
 }
 
