@@ -42,9 +42,18 @@ func because(problem string) string {
 // askTimeout is how long another peer may take to tell of its bricks.
 const askTimeout = 2 * time.Second
 
-// askPeers asks every peer that has bricks of a volume once, all at the same time. One
-// that cannot be asked has an error in place of an answer.
+// askPeers asks every peer that has bricks of a volume.
 func askPeers[T any](ctx context.Context, m *member, v *cluster.Volume, ask func(context.Context, cluster.PeerID) (*T, error)) (map[cluster.PeerID]*T, map[cluster.PeerID]error) {
+	var peers []cluster.PeerID
+	for _, b := range v.Bricks {
+		peers = append(peers, b.Peer)
+	}
+	return askEach(ctx, m, peers, ask)
+}
+
+// askEach asks each of the peers once, all at the same time. One that cannot be asked has an
+// error in place of an answer.
+func askEach[T any](ctx context.Context, m *member, peers []cluster.PeerID, ask func(context.Context, cluster.PeerID) (*T, error)) (map[cluster.PeerID]*T, map[cluster.PeerID]error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var (
@@ -54,25 +63,25 @@ func askPeers[T any](ctx context.Context, m *member, v *cluster.Volume, ask func
 		fails = map[cluster.PeerID]error{}
 	)
 	asked := map[cluster.PeerID]bool{}
-	for _, b := range v.Bricks {
-		if asked[b.Peer] {
+	for _, peer := range peers {
+		if asked[peer] {
 			continue
 		}
-		asked[b.Peer] = true
+		asked[peer] = true
 		wg.Go(func() {
-			up, _, problem := m.links.state(b.Peer)
+			up, _, problem := m.links.state(peer)
 			var r *T
 			err := fmt.Errorf("its peer is not connected%s", because(problem))
-			if up || b.Peer == m.keeper.ID() {
-				r, err = ask(ctx, b.Peer)
+			if up || peer == m.keeper.ID() {
+				r, err = ask(ctx, peer)
 			}
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				fails[b.Peer] = err
+				fails[peer] = err
 				return
 			}
-			all[b.Peer] = r
+			all[peer] = r
 		})
 	}
 	wg.Wait()

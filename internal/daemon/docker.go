@@ -10,9 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"mortar/internal/api"
@@ -316,28 +314,24 @@ func (p dockerPool) users(ctx context.Context, known *cluster.Map, name string) 
 	if m == nil {
 		return ""
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	by := make([]string, len(known.Peers))
-	var wg sync.WaitGroup
-	for i, peer := range known.Peers {
-		if up, _, _ := m.links.state(peer.ID); !up && peer.ID != m.keeper.ID() {
-			continue
-		}
-		wg.Go(func() {
-			r, err := at(ctx, m, peer.ID,
-				func() (*api.LocalDocker, error) { return p.n.LocalDocker(ctx, name) },
-				func(c *api.Client) (*api.LocalDocker, error) { return c.LocalDocker(ctx, name) })
-			switch {
-			case err != nil:
-				p.n.log.Info("whether a machine uses a Docker volume that is removed is not known", "volume", name, "peer", peer.Name, "error", err)
-			case r.Containers > 0:
-				by[i] = fmt.Sprintf("%s (%d)", peer.Name, r.Containers)
-			}
-		})
+	var peers []cluster.PeerID
+	for _, peer := range known.Peers {
+		peers = append(peers, peer.ID)
 	}
-	wg.Wait()
-	return strings.Join(slices.DeleteFunc(by, func(s string) bool { return s == "" }), ", ")
+	all, fails := askEach(ctx, m, peers, func(ctx context.Context, id cluster.PeerID) (*api.LocalDocker, error) {
+		return at(ctx, m, id,
+			func() (*api.LocalDocker, error) { return p.n.LocalDocker(ctx, name) },
+			func(c *api.Client) (*api.LocalDocker, error) { return c.LocalDocker(ctx, name) })
+	})
+	var by []string
+	for _, peer := range known.Peers {
+		if err := fails[peer.ID]; err != nil {
+			p.n.log.Info("whether a machine uses a Docker volume that is removed is not known", "volume", name, "peer", peer.Name, "error", err)
+		} else if r := all[peer.ID]; r.Containers > 0 {
+			by = append(by, fmt.Sprintf("%s (%d)", peer.Name, r.Containers))
+		}
+	}
+	return strings.Join(by, ", ")
 }
 
 // LocalDocker implements httpd.Local. Who asks has told the pool that the volume goes. With this machine's copy of that
