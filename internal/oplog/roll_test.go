@@ -22,6 +22,18 @@ func (r *rig) across() {
 	must(r.t, r.l.Flush())
 }
 
+// unnamed makes a log of which the first segment is full and not synced before until is closed, and
+// then fails to be: the second one has records and no name.
+func unnamed(t *testing.T) (mem *disk.Mem, r *rig, until chan struct{}) {
+	t.Helper()
+	mem, until = disk.NewMem(), make(chan struct{})
+	fs := disk.NewFaulty(mem)
+	r = newRig(t, fs, 64<<10)
+	fs.Add(disk.Fault{Op: disk.OpSync, Path: segmentName(1), Err: errBoom, Until: until})
+	r.across()
+	return mem, r, until
+}
+
 // TestRollDoesNotWait fills a segment on a disk that does not answer: appends go on in the
 // next one, and nothing there counts as durable before all before it does.
 func TestRollDoesNotWait(t *testing.T) {
@@ -64,12 +76,7 @@ func TestRollDoesNotWait(t *testing.T) {
 // TestKilledBeforeTheName ends a process that has begun a segment which has no name yet: what it had
 // flushed is there, also for those who only look.
 func TestKilledBeforeTheName(t *testing.T) {
-	mem := disk.NewMem()
-	fs := disk.NewFaulty(mem)
-	r := newRig(t, fs, 64<<10)
-	until := make(chan struct{})
-	fs.Add(disk.Fault{Op: disk.OpSync, Path: segmentName(1), Err: errBoom, Until: until})
-	r.across()
+	mem, r, until := unnamed(t)
 	killed := r.l
 	defer killed.Close()
 	defer close(until)
@@ -102,12 +109,7 @@ func TestKilledBeforeTheName(t *testing.T) {
 // TestPowerCutBeforeTheName loses the end of a segment, and not what goes on from it without a name. That is
 // forgotten, and does not come back when the log has come to the same place with other records.
 func TestPowerCutBeforeTheName(t *testing.T) {
-	mem := disk.NewMem()
-	fs := disk.NewFaulty(mem)
-	r := newRig(t, fs, 64<<10)
-	until := make(chan struct{})
-	fs.Add(disk.Fault{Op: disk.OpSync, Path: segmentName(1), Err: errBoom, Until: until})
-	r.across()
+	mem, r, until := unnamed(t)
 	defer close(until)
 	base := r.l.segments[1].base.Seq
 	f, err := mem.OpenFile(r.opt.Dir+"/"+nextName, 2)

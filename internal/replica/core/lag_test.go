@@ -26,6 +26,19 @@ func TestLags(t *testing.T) {
 		}
 		return granted, r.Propose
 	}
+	// configure has the next configuration begin, in which both have all entries at once.
+	configure := func(inSync ...BrickID) {
+		cfg := m.cfg.Clone()
+		cfg.Epoch, cfg.InSync = cfg.Epoch+1, inSync
+		m.Configure(now, cfg)
+		m.Ready()
+		for _, to := range []BrickID{a, b} {
+			m.Connected(now, to)
+			rounds[to] = sent[proto.Probe](t, m, to)[0].Round
+			m.ProbeAck(now, to, &proto.ProbeAck{Epoch: m.cfg.Epoch, Round: rounds[to], Tail: m.tail, History: m.history, Whole: true})
+			m.AppendAck(now, to, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: rounds[to], Seq: m.tail.Seq})
+		}
+	}
 	began := now
 	m.Lags(b, began)
 	for {
@@ -50,15 +63,8 @@ func TestLags(t *testing.T) {
 	// It has everything, and flushed, a moment later.
 	for _, bar := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} {
 		dropped := now
-		cfg := m.cfg.Clone()
-		cfg.Epoch, cfg.InSync = cfg.Epoch+1, []BrickID{m.self, a}
-		m.Configure(now, cfg)
-		m.Ready()
+		configure(m.self, a)
 		for _, to := range []BrickID{a, b} {
-			m.Connected(now, to)
-			rounds[to] = sent[proto.Probe](t, m, to)[0].Round
-			m.ProbeAck(now, to, &proto.ProbeAck{Epoch: m.cfg.Epoch, Round: rounds[to], Tail: m.tail, History: m.history, Whole: true})
-			m.AppendAck(now, to, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: rounds[to], Seq: m.tail.Seq})
 			m.SyncAck(to, &proto.SyncAck{Epoch: m.cfg.Epoch, Seq: m.tail.Seq})
 		}
 		for {
@@ -76,15 +82,7 @@ func TestLags(t *testing.T) {
 			t.Errorf("it is taken in again after %v, want %v", now-dropped, bar)
 		}
 		m.ProposeDone(now, m.cfg.Epoch+1, true)
-		cfg.Epoch, cfg.InSync = cfg.Epoch+1, []BrickID{m.self, a, b}
-		m.Configure(now, cfg)
-		m.Ready()
-		for _, to := range []BrickID{a, b} {
-			m.Connected(now, to)
-			rounds[to] = sent[proto.Probe](t, m, to)[0].Round
-			m.ProbeAck(now, to, &proto.ProbeAck{Epoch: m.cfg.Epoch, Round: rounds[to], Tail: m.tail, History: m.history, Whole: true})
-			m.AppendAck(now, to, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: rounds[to], Seq: m.tail.Seq})
-		}
+		configure(m.self, a, b)
 		m.Lags(b, now-stuckAfter)
 		if _, p := live(); p == nil || p.IsInSync(b) {
 			t.Fatalf("proposed: %+v", p)
