@@ -54,8 +54,8 @@ func (c *Crew) run(f func()) {
 }
 
 // Wait returns when all functions have returned, and ends the goroutines. It may be
-// called more than once. A function that is given to Go after that still runs; as with a
-// WaitGroup, nobody may then be waiting already unless functions were under way.
+// called more than once; what is given to Go after that still runs. As with a WaitGroup, Go and
+// Wait may only overlap while a function runs.
 func (c *Crew) Wait() {
 	c.once.Do(func() { close(c.end) })
 	c.wg.Wait()
