@@ -33,7 +33,7 @@ var errForgetful = errors.New("this peer's control store is new and does not kno
 // amnesia refuses requests for votes as long as the peer may have forgotten
 // something.
 func (c *Control) amnesia(rpc raft.RPC) error {
-	if !c.forgetful.Load() {
+	if c.recalled() {
 		return nil
 	}
 	switch req := rpc.Command.(type) {
@@ -44,10 +44,8 @@ func (c *Control) amnesia(rpc raft.RPC) error {
 		for old := c.behind.Load(); req.LastLogIndex > old && !c.behind.CompareAndSwap(old, req.LastLogIndex); old = c.behind.Load() {
 		}
 	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
-		if !c.recalled() {
-			c.abstained.Add(1)
-			return errForgetful
-		}
+		c.abstained.Add(1)
+		return errForgetful
 	}
 	return nil
 }

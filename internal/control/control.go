@@ -118,7 +118,7 @@ type Control struct {
 	// forgetful is set while the peer may have forgotten what it promised; see
 	// amnesia.go.
 	forgetful atomic.Bool
-	behind    atomic.Uint64 // the highest commit index heard of while forgetful
+	behind    atomic.Uint64 // the highest commit index heard of while forgetful; stays
 	abstained atomic.Uint64 // requests for votes that were refused for it
 
 	// moved is closed and replaced when another leader, or none, is known. It has

@@ -73,7 +73,8 @@ func (c *Control) appliedLocked(index uint64) {
 	if self != nil && c.incarnation != 0 && self.Incarnation > c.incarnation {
 		c.fail(clonedError(self))
 	}
-	detached := slices.Contains(c.st.Detached, c.cfg.Self)
+	// What was decided before this store joined is about a former life of this peer, however late it is read.
+	detached := slices.Contains(c.st.Detached, c.cfg.Self) && index >= c.behind.Load()
 	if detached && !c.detached {
 		c.log.Warn("this peer was detached from the pool", "pool", c.st.Map.Pool)
 	}
@@ -134,7 +135,7 @@ func (c *Control) preview() error {
 	}
 	c.st, c.applied = st, last
 	c.pooled = c.store.pooled()
-	c.detached = slices.Contains(st.Detached, c.cfg.Self)
+	c.detached = slices.Contains(st.Detached, c.cfg.Self) && !c.forgetful.Load() // see appliedLocked
 	return nil
 }
 

@@ -337,8 +337,9 @@ func (w *world) pool() []*node {
 func (w *world) settled(nodes ...*node) *node {
 	w.t.Helper()
 	var leader *node
+	agreed := false
 	defer func() {
-		if leader == nil {
+		if !agreed {
 			for _, nd := range nodes {
 				c := nd.control()
 				w.t.Logf("%s: start %d, map %d, %+v, raft %v", nd.name, c.Incarnation(), c.Map().Version, c.Status(), c.raft.Stats())
@@ -361,7 +362,8 @@ func (w *world) settled(nodes ...*node) *node {
 				leader = nd
 			}
 		}
-		return leader != nil
+		agreed = leader != nil
+		return agreed
 	})
 	return leader
 }

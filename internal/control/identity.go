@@ -72,10 +72,8 @@ func (c *Control) incarnate(ctx context.Context) error {
 			return err
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, state.ErrConflict), errors.Is(err, state.ErrNoPeer):
-			after = m.Version // this copy is late, or somebody else's start came in between
-		case errors.Is(err, state.ErrDetached):
-			return nil
+		case errors.Is(err, state.ErrConflict), errors.Is(err, state.ErrNoPeer), errors.Is(err, state.ErrDetached):
+			after = m.Version // this copy is late, or somebody else's start came in between; or Run ends soon
 		default:
 			c.log.Warn("this peer's start could not be announced to the pool", "error", err)
 			return nil

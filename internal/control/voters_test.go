@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/raft"
+
 	"mortar/internal/control/state"
 )
 
@@ -79,6 +81,47 @@ func TestDetachLeader(t *testing.T) {
 	}
 	lead.over <- nil
 	w.volume("w", last[0])
+}
+
+// A peer that was detached and has joined again reads of the first when it reads
+// the pool's log; it is not about what it is now.
+func TestRejoinReadsOfItsRemoval(t *testing.T) {
+	w := newWorld(t, 2)
+	nd, other := w.node(2), w.node(1)
+	if err := nd.open(); err != nil {
+		t.Fatal(err)
+	}
+	c := nd.control()
+	index := uint64(0)
+	apply := func(cmd state.Command) {
+		t.Helper()
+		raw, err := cmd.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		index++
+		if err, _ := (*fsm)(c).Apply(&raft.Log{Index: index, Data: raw}).(error); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The leader's first word: four commands are decided.
+	if err := c.amnesia(raft.RPC{Command: &raft.AppendEntriesRequest{LeaderCommitIndex: 4}}); err != nil {
+		t.Fatal(err)
+	}
+	apply(state.Command{Init: &state.Init{Pool: testID(0xff), Peer: other.peer()}})
+	apply(state.Command{AddPeer: &state.AddPeer{Peer: nd.peer()}})
+	apply(state.Command{RemovePeer: &state.RemovePeer{Peer: nd.id}})
+	if err := c.Detached(); err != nil {
+		t.Errorf("on its way to the present: %v", err)
+	}
+	apply(state.Command{AddPeer: &state.AddPeer{Peer: nd.peer()}})
+	if err := c.Detached(); err != nil {
+		t.Errorf("in the pool: %v", err)
+	}
+	apply(state.Command{RemovePeer: &state.RemovePeer{Peer: nd.id}})
+	if err := c.Detached(); !errors.Is(err, state.ErrDetached) {
+		t.Errorf("detached again: %v", err)
+	}
 }
 
 // A peer that was away when it was detached is told when it comes back.
