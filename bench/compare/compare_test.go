@@ -30,6 +30,32 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+// Every target is measured once in every round, and none follows the same other in all of them.
+func TestOrder(t *testing.T) {
+	for n := 1; n <= len(targets); n++ {
+		after := map[[2]string]int{}
+		const rounds = 4
+		for r := range rounds {
+			seen := map[string]bool{}
+			all := order(targets[:n], r)
+			for i, tg := range all {
+				seen[tg.name] = true
+				if i > 0 {
+					after[[2]string{all[i-1].name, tg.name}]++
+				}
+			}
+			if len(seen) != n {
+				t.Errorf("round %d of %d targets measures %d", r, n, len(seen))
+			}
+		}
+		for pair, times := range after {
+			if times == rounds || n == 5 && times > 1 {
+				t.Errorf("of %d targets %s follows %s in %d rounds", n, pair[1], pair[0], times)
+			}
+		}
+	}
+}
+
 func TestTable(t *testing.T) {
 	chosen, _ := choose("local,gluster,mortar")
 	tab := table{rounds: 2, targets: chosen}

@@ -130,8 +130,7 @@ func run() (err error) {
 
 	t := table{delay: *delay, rate: *rate, rounds: *rounds, targets: chosen}
 	for r := range *rounds {
-		for i := range chosen {
-			target := chosen[(i+r)%len(chosen)] // no one always follows the same other
+		for _, target := range order(chosen, r) {
 			begin := time.Now()
 			figures, use, err := l.measure(target, wp, *only, *scale, r == *rounds-1)
 			if err != nil {
@@ -147,6 +146,31 @@ func run() (err error) {
 		return os.WriteFile(*results, []byte(text), 0o644)
 	}
 	return nil
+}
+
+// order is who is measured after whom in a round: who comes first changes from round to round, and so does
+// who follows whom, since what one product leaves behind (dirty pages, a disk's credit) is the next one's burden.
+// Of a prime number of targets each follows every other once in as many rounds less one.
+func order(targets []*target, round int) []*target {
+	n := len(targets)
+	var strides []int
+	for s := 1; s < max(n, 2); s++ {
+		if coprime(s, n) {
+			strides = append(strides, s)
+		}
+	}
+	out := make([]*target, n)
+	for i := range out {
+		out[i] = targets[(round+i*strides[round%len(strides)])%n]
+	}
+	return out
+}
+
+func coprime(a, b int) bool {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a == 1
 }
 
 func targetNames() string {
