@@ -38,16 +38,24 @@ func (c *Control) amnesia(rpc raft.RPC) error {
 	}
 	switch req := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
-		for old := c.behind.Load(); req.LeaderCommitIndex > old && !c.behind.CompareAndSwap(old, req.LeaderCommitIndex); old = c.behind.Load() {
-		}
+		c.isBehind(req.LeaderCommitIndex)
 	case *raft.InstallSnapshotRequest:
-		for old := c.behind.Load(); req.LastLogIndex > old && !c.behind.CompareAndSwap(old, req.LastLogIndex); old = c.behind.Load() {
-		}
+		c.isBehind(req.LastLogIndex)
 	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
 		c.abstained.Add(1)
 		return errForgetful
 	}
 	return nil
+}
+
+// isBehind notes that the pool has decided what is at index.
+func (c *Control) isBehind(index uint64) {
+	for {
+		known := c.behind.Load()
+		if index <= known || c.behind.CompareAndSwap(known, index) {
+			return
+		}
+	}
 }
 
 // recalled takes the mark away if it is time, and reports whether it is gone.
