@@ -116,7 +116,6 @@ type Client struct {
 	numbers *estate.Numbers
 	windows *windows     // nil if there are none
 	ioLimit atomic.Int64 // io-timeout in nanoseconds, 0: none
-	epoch   epoch        // of the set, the newest that any home said
 
 	// gate is held for reading while a reply is given out, and for writing while
 	// caches are dropped: what is given out later must not be older.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"mortar/internal/cluster"
+	"mortar/internal/estate"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
 )
@@ -377,6 +378,49 @@ func TestHomeIsBehind(t *testing.T) {
 	if err := <-made; err != nil {
 		t.Error(err)
 	}
+}
+
+// The next process of a mount knows the newest epoch that the one before it had heard of: changes that it asked
+// for may be carried out in that one.
+func TestHomeIsBehindWhatWasLeft(t *testing.T) {
+	s := newSet(t, 1)
+	home := s.daemons[0]
+	home.set(func() { home.epoch = 3 })
+	e, err := estate.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if err := e.SetInit(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	before := New(Config{Volume: "v", Name: "test", Kernel: &fakeKernel{}, Dial: dialerOf(s), Addrs: []string{home.name + ":1"}, Estate: e})
+	ctx, kill := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- before.Run(ctx) }()
+	awaitReady(t, before)
+	kill()
+	<-ended
+	left, err := estate.Read(e.Fd())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	came := func() (n int) {
+		home.set(func() { n = len(home.attaches) })
+		return n
+	}
+	home.set(func() { home.epoch = 2 }) // it was started again, from an older copy of the pool's state
+	already := came()
+	c := newClient(t, s, &fakeKernel{}, func(cfg *Config) { cfg.Left = left })
+	eventually(t, "it comes, goes and comes again", func() bool { return came() >= already+2 })
+	select {
+	case <-c.Ready():
+		t.Fatal("a home is taken that is behind what the former process had heard")
+	default:
+	}
+	home.set(func() { home.epoch = 3 })
+	awaitReady(t, c)
 }
 
 // TestGoesHome has a session begin elsewhere because its own machine's brick is

@@ -178,7 +178,7 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 	if a.Status != proto.OK {
 		return &refusal{a.Status, a.Text}
 	}
-	if newest := c.epoch.raise(a.Epoch); newest > a.Epoch {
+	if newest := c.heard(a.Epoch); newest > a.Epoch {
 		// What it refuses may be carried out in the epoch that it has not heard of, in which
 		// this client has asked (doc/decisions/0042).
 		return &refusal{proto.NotServing, fmt.Sprintf("it knows of epoch %d of the set, and this client of %d", a.Epoch, newest)}

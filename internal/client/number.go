@@ -107,6 +107,7 @@ func effects(op fsop.Op, ino fsop.Ino) (all []proto.Effect) {
 func (c *Client) inherit(l *estate.Left) {
 	c.session, c.opened = cluster.SessionID(l.Session), l.Opened
 	c.cfg.Estate.SetSession(l.Session, l.Opened)
+	c.heard(cluster.Epoch(l.Epoch))
 	if l.Use != 0 {
 		c.uses, c.usedAs = []fsop.Ino{fsop.Ino(l.Use)}, c.session
 		c.cfg.Estate.SetUse(l.Use)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"mortar/internal/cluster"
@@ -108,34 +107,24 @@ func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply
 	h.inflight.Add(1)
 	defer h.inflight.Add(-1)
 	for {
-		epoch := h.c.epoch.Load()
-		d, err := h.doIn(ctx, cluster.Epoch(epoch), o, acked)
+		epoch := h.c.heard(0)
+		d, err := h.doIn(ctx, epoch, o, acked)
 		if err != nil || d.Status != proto.Anew {
 			return d, err
 		}
-		if uint64(d.Epoch) <= epoch {
+		if d.Epoch <= epoch {
 			err := fmt.Errorf("%w: asked in epoch %d, the answer is to ask in %d", wire.ErrFrame, epoch, d.Epoch)
 			h.leave(err)
 			return nil, err
 		}
-		h.c.epoch.raise(d.Epoch)
+		h.c.heard(d.Epoch)
 	}
 }
 
-// epoch is the newest epoch that was heard of.
-type epoch struct{ atomic.Uint64 }
-
-// raise notes that there is e, and returns the newest.
-func (n *epoch) raise(e cluster.Epoch) cluster.Epoch {
-	for {
-		was := n.Load()
-		if was >= uint64(e) {
-			return cluster.Epoch(was)
-		}
-		if n.CompareAndSwap(was, uint64(e)) {
-			return e
-		}
-	}
+// heard notes that there is an epoch of the set, and returns the newest that any home has said, to this
+// process or to one before it: what those asked for may still be carried out.
+func (c *Client) heard(e cluster.Epoch) cluster.Epoch {
+	return cluster.Epoch(c.cfg.Estate.RaiseEpoch(uint64(e)))
 }
 
 func (h *home) doIn(ctx context.Context, epoch cluster.Epoch, o *outcome, acked uint64) (*proto.DoReply, error) {

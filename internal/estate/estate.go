@@ -9,6 +9,7 @@
 //   - which inodes the kernel knows, and how often it was told of each (Nodes): what
 //     keeps an unlinked file alive
 //   - which session of the volume this is, and which numbers of changes it has given (Numbers)
+//   - the newest epoch of the set that was heard of, in which the changes were asked for
 //   - which of them belong to which request of the kernel: the kernel sends requests
 //     without an answer again, and under the number that it had before a change is not
 //     carried out twice
@@ -65,6 +66,7 @@ const (
 	wordInit2 // and of the answer
 	wordMade  // 1 when all of the above is there
 	wordTables
+	wordEpoch = wordTables + tables // 0 if a program left it that did not say
 )
 
 // The tables.
@@ -212,6 +214,22 @@ func (e *Estate) SetSession(session uint64, opened int64) {
 	e.store(wordOpened, uint64(opened))
 }
 
+// Epoch is the newest epoch of the set that was heard of.
+func (e *Estate) Epoch() uint64 { return atomic.LoadUint64(&e.header[wordEpoch]) }
+
+// RaiseEpoch notes that there is an epoch, and returns the newest.
+func (e *Estate) RaiseEpoch(to uint64) uint64 {
+	for {
+		was := e.Epoch()
+		if was >= to {
+			return was
+		}
+		if atomic.CompareAndSwapUint64(&e.header[wordEpoch], was, to) {
+			return to
+		}
+	}
+}
+
 // NextHandle returns a number for an open file that no other has.
 func (e *Estate) NextHandle() uint64 { return atomic.AddUint64(&e.header[wordHandle], 1) }
 
@@ -252,6 +270,7 @@ func (e *Estate) SetUnsent(ino uint64, is bool) {
 type Left struct {
 	Session    uint64
 	Opened     int64
+	Epoch      uint64
 	Next       uint64 // number of a change that was not given yet
 	Handle     uint64
 	Use        uint64
@@ -312,7 +331,7 @@ func parse(mem []byte) (*Left, error) {
 		return nil, errors.New("estate: the greeting is too long")
 	}
 	l := &Left{
-		Session: word(wordSession), Opened: int64(word(wordOpened)), Next: word(wordNext),
+		Session: word(wordSession), Opened: int64(word(wordOpened)), Epoch: word(wordEpoch), Next: word(wordNext),
 		Handle: word(wordHandle), Use: word(wordUse),
 		Init:       append([]byte(nil), mem[initAt:initAt+word(wordInit)]...),
 		InitAnswer: append([]byte(nil), mem[initAt+initMax:initAt+initMax+word(wordInit2)]...),
