@@ -74,7 +74,7 @@ func sink() {
 
 func run1(t *testing.T, h *Host, argv ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	r, err := h.Run(ctx, argv...)
 	if err != nil {
@@ -107,9 +107,7 @@ func TestHostsAreMachines(t *testing.T) {
 					t.Errorf("%s sees %s processes", h.Name, got)
 				}
 				for _, other := range c.Hosts() {
-					if !pings(h, other.Name) {
-						t.Errorf("%s does not reach %s", h.Name, other.Name)
-					}
+					waitFor(t, h.Name+" reaches "+other.Name, func() bool { return pings(h, other.Name) })
 				}
 			}
 			if got := run1(t, c.Host(1), "cat", c.Dir+"/n2"); got != "n2\n" {
@@ -127,7 +125,7 @@ func TestHostsAreMachines(t *testing.T) {
 func TestProcesses(t *testing.T) {
 	c := Start(t, Options{Hosts: 2})
 	h := c.Host(1)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 
 	r, err := h.Run(ctx, "sh", "-c", "echo out; echo err >&2; exit 7")
@@ -159,11 +157,11 @@ func TestProcesses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, func() bool {
+	waitFor(t, "all have begun", func() bool {
 		return h.Log("daemon") == "started\n" && strings.Count(h.Log("large"), "large") == 5 && len(h.Processes()) == 2+2*5
 	})
 	p.Signal(syscall.SIGSTOP)
-	waitFor(t, func() bool { return process{dir: fmt.Sprintf("/proc/%d", p.Pid())}.stat().state == 'T' })
+	waitFor(t, "it is stopped", func() bool { return process{dir: fmt.Sprintf("/proc/%d", p.Pid())}.stat().state == 'T' })
 	p.Signal(syscall.SIGCONT)
 	if err := h.KillAll(); err != nil {
 		t.Fatal(err)
@@ -175,7 +173,7 @@ func TestProcesses(t *testing.T) {
 		t.Errorf("killed process: %v", err)
 	}
 	// The orphan was adopted by process 1, which must not keep its remains.
-	waitFor(t, func() bool {
+	waitFor(t, "no remains", func() bool {
 		n, _ := strconv.Atoi(strings.TrimSpace(run1(t, h, "sh", "-c", "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l")))
 		return n == 0
 	})
@@ -218,13 +216,13 @@ func TestCables(t *testing.T) {
 				t.Helper()
 				do(c.MendNetwork())
 				// Neighbours that were given up are asked for again in a moment.
-				waitFor(t, func() bool { return pings(a, b.Addr) && pings(b, a.Addr) && pings(a, d.Addr) })
+				waitFor(t, "all are there again", func() bool { return pings(a, b.Addr) && pings(b, a.Addr) && pings(a, d.Addr) })
 			}
 			check("at first", true, true, true)
 			do(a.Unplug())
 			check("unplugged", false, false, true)
 			do(a.Plug())
-			waitFor(t, func() bool { return pings(a, b.Addr) && pings(a, d.Addr) })
+			waitFor(t, "the cable carries", func() bool { return pings(a, b.Addr) && pings(a, d.Addr) })
 			check("plugged in", true, true, true)
 			do(a.Isolate())
 			check("isolated", false, false, true)
@@ -292,7 +290,7 @@ func TestWireTimes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, func() bool { return strings.Contains(c.Host(2).Log("sink"), "listening") })
+	waitFor(t, "somebody listens", func() bool { return strings.Contains(c.Host(2).Log("sink"), "listening") })
 	begin = time.Now()
 	run1(t, c.Host(1), "bash", "-c", fmt.Sprintf("head -c %d /dev/zero >/dev/tcp/n2/9999", size))
 	<-p.Done()
@@ -349,11 +347,12 @@ func TestNothingStays(t *testing.T) {
 	}
 }
 
-func waitFor(t *testing.T, cond func() bool) {
+func waitFor(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
+	const patience = time.Minute // nothing here has a bound of its own
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("not within 10 s")
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }

@@ -259,7 +259,7 @@ func (h *Host) Processes() []Proc {
 		if l, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", p.pid)); err != nil || l != ns || p.pid == h.init.cmd.Process.Pid {
 			continue
 		}
-		if st := p.stat(); st.state != 'Z' {
+		if st := p.stat(); p.runs(st) { // it may have ended since the link was read
 			out = append(out, Proc{Pid: p.pid, Name: st.comm, CPU: st.cpu, RSS: p.rss()})
 		}
 	}
