@@ -219,12 +219,7 @@ func (r *run) line(l string) error {
 	}
 	if want == "blocks" {
 		p.send(call)
-		select {
-		case got := <-p.answers:
-			return fmt.Errorf("answered %q, want it to wait", got)
-		case <-time.After(blocked):
-			return nil
-		}
+		return p.waits()
 	}
 	for begin := time.Now(); ; {
 		got, err := p.ask(call)
@@ -265,6 +260,31 @@ func (p *proc) answer(limit time.Duration) (string, error) {
 		return got, nil
 	case <-time.After(limit):
 		return "", fmt.Errorf("no answer for %v", limit)
+	}
+}
+
+// waits returns when a call that was sent has begun to wait. A busy machine may take its time before the
+// process makes it, and a signal that came first would end nothing.
+func (p *proc) waits() error {
+	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+		// proc(5): the number of the call that a thread sleeps in.
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", p.tid))
+		number, _, _ := strings.Cut(string(text), " ")
+		if n, err := strconv.Atoi(number); err == nil && (n == unix.SYS_FLOCK || n == unix.SYS_FCNTL) {
+			break
+		}
+		if len(p.answers) > 0 {
+			break
+		}
+		if time.Since(begin) > patience {
+			return fmt.Errorf("not made for %v: the thread is in %q", patience, text)
+		}
+	}
+	select {
+	case got := <-p.answers:
+		return fmt.Errorf("answered %q, want it to wait", got)
+	case <-time.After(blocked):
+		return nil
 	}
 }
 
