@@ -211,10 +211,17 @@ func TestDocker(t *testing.T) {
 	defer e.stopEngines()
 
 	e.docker(1, "volume", "create", "-d", "mortar", "-o", "size=20MB", "-o", "mode=1777", "demo")
+	listed := func(i int, want string) { // of what another machine has done just now, a machine's own copy of the map hears a moment later
+		t.Helper()
+		p.within(10*time.Second, fmt.Sprintf("the engine of n%d lists %q", i, want), func() error {
+			if ls := e.docker(i, "volume", "ls", "--format", "{{.Driver}} {{.Name}}"); ls != want {
+				return fmt.Errorf("it lists %q", ls)
+			}
+			return nil
+		})
+	}
 	for i := range p.Hosts() {
-		if ls := e.docker(i+1, "volume", "ls", "--format", "{{.Driver}} {{.Name}}"); ls != "mortar demo" {
-			t.Errorf("volume ls on n%d says %q", i+1, ls)
-		}
+		listed(i+1, "mortar demo")
 	}
 	if got := e.docker(2, "volume", "inspect", "demo", "--format", "{{.Driver}} {{.Scope}} {{.Status.volume}} {{.Status.directory}} {{.Mountpoint}}"); got != "mortar global wp /demo" {
 		t.Errorf("inspect says %q", got)
@@ -269,10 +276,14 @@ func TestDocker(t *testing.T) {
 		t.Errorf("the mount's process is %d, and was %d", now, pid)
 	}
 	e.docker(2, "rm", "-f", "one")
-	if n := len(e.uses(2)["demo"]); n != 1 {
-		t.Errorf("%d uses for one container", n)
-	}
+	p.within(10*time.Second, "one use for one container", func() error {
+		if n := len(e.uses(2)["demo"]); n != 1 {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
 	e.docker(2, "rm", "-f", "two")
+	e.nothingMounted(1)
 	e.nothingMounted(2)
 	if long {
 		e.deaths(beat, beats)
@@ -286,9 +297,7 @@ func TestDocker(t *testing.T) {
 		e.docker(3, "volume", "rm", "demo")
 	}
 	for i := range p.Hosts() {
-		if ls := e.docker(i+1, "volume", "ls", "-q"); ls != "" {
-			t.Errorf("volume ls on n%d says %q", i+1, ls)
-		}
+		listed(i+1, "")
 		if subs := p.mortar(i+1, "subvolume", "list", "wp"); strings.Contains(subs, "demo") {
 			t.Errorf("subvolume list on n%d:\n%s", i+1, subs)
 		}
@@ -301,6 +310,7 @@ func TestDocker(t *testing.T) {
 	if got := e.container(1, "scratch", "echo x > /data/f; cat /data/f", "--rm") + e.docker(3, "volume", "inspect", "scratch", "--format", "{{.Status.volume}}"); got != "xhere" {
 		t.Errorf("a volume of one copy: %q", got)
 	}
+	e.nothingMounted(1)
 	e.docker(3, "volume", "rm", "scratch")
 
 	// W2, step 3: a bind mount of a directory in a mounted volume serves containers too.
