@@ -21,7 +21,9 @@ type stat struct {
 	state byte
 	ppid  int
 	cpu   time.Duration
-	start uint64 // clock ticks after boot
+	// reaped is what children had that have been waited for, and theirs.
+	reaped time.Duration
+	start  uint64 // clock ticks after boot
 }
 
 func processes(proc string) []process {
@@ -57,10 +59,17 @@ func (p process) stat() stat {
 		return stat{}
 	}
 	num := func(i int) uint64 { n, _ := strconv.ParseUint(f[i], 10, 64); return n }
+	span := func(i int) time.Duration { return ticks(f[i]) + ticks(f[i+1]) }
 	return stat{
 		comm: text[open+1 : shut], state: f[0][0], ppid: int(num(1)),
-		cpu: time.Duration(num(11)+num(12)) * clockTick, start: num(19),
+		cpu: span(11), reaped: span(13), start: num(19),
 	}
+}
+
+// ticks reads a time of /proc.
+func ticks(text string) time.Duration {
+	n, _ := strconv.ParseUint(text, 10, 64)
+	return time.Duration(n) * clockTick
 }
 
 // runs reports whether any thread of the process still runs. The first one of them may have

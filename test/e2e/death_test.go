@@ -29,6 +29,7 @@ func TestCertifiedDeath(t *testing.T) {
 				p.killDaemon(i)
 				l.goesOn(10 * time.Second)
 				worst := time.Duration(l.end().Worst * float64(time.Millisecond))
+				bound := l.machine.Bound(bound)
 				if worst > bound && n == trials {
 					t.Errorf("the longest operation took %v in the last of %d trials, want at most %v\nthe mount of n%d:\n%s",
 						worst, n, bound, i, p.run(i, "tail", "-n", "12", "/var/log/mortar/mnt-wp.log"))

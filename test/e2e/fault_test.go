@@ -37,10 +37,12 @@ type recording struct {
 
 // load is a recording in progress.
 type load struct {
-	p    *pool
-	host int
-	name string
-	proc *cluster.Process
+	p       *pool
+	host    int
+	name    string
+	proc    *cluster.Process
+	limit   time.Duration // of a single operation, on a machine with nothing else to do
+	machine cluster.Shared
 }
 
 // startLoad begins to record on machine 1, in a directory of that name.
@@ -52,12 +54,13 @@ func (p *pool) startLoad(name string, limit time.Duration, flags ...string) *loa
 // startLoadOn begins to record on machine i, in a directory of that name.
 func (p *pool) startLoadOn(i int, name string, limit time.Duration, flags ...string) *load {
 	p.t.Helper()
-	argv := append([]string{workload, "record", "-dir", "/mnt/wp/" + name, "-log", filepath.Join(p.Dir, name+".log"), "-limit", limit.String()}, flags...)
+	argv := append([]string{workload, "record", "-dir", "/mnt/wp/" + name, "-log", filepath.Join(p.Dir, name+".log")}, flags...)
+	machine := cluster.Share()
 	proc, err := p.Host(i).Spawn("record-"+name, argv...)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	l := &load{p, i, name, proc}
+	l := &load{p, i, name, proc, limit, machine}
 	p.within(15*time.Second, "the writer works", func() error {
 		select {
 		case <-proc.Done():
@@ -107,7 +110,10 @@ func (l *load) end() recording {
 			worst, kind = h.Max, k+" at "+h.MaxFrom
 		}
 	}
-	l.p.t.Logf("%s: %d steps in %.1f s, longest %.0f ms (%s), %d errors", l.name, l.acked(), r.Seconds, worst, kind, r.NErrors)
+	l.p.t.Logf("%s: %d steps in %.1f s, longest %.0f ms (%s), %d errors; with %s", l.name, l.acked(), r.Seconds, worst, kind, r.NErrors, l.machine)
+	if longest := time.Duration(worst * float64(time.Millisecond)); longest > l.machine.Bound(l.limit) {
+		l.p.t.Errorf("the application on machine %d saw an operation take %v (%s), want at most %v; with %s", l.host, longest, kind, l.limit, l.machine)
+	}
 	if err != nil {
 		l.p.t.Errorf("the application on machine %d saw trouble: %v\n%s", l.host, err, out[strings.LastIndex(out, "}")+1:])
 	}
@@ -298,7 +304,7 @@ func TestWriterCutOff(t *testing.T) {
 				p.leadElsewhereThan(1)
 			}
 			l := p.startLoad(strings.ReplaceAll("cut off "+at, " ", "-"), time.Hour) // judged below
-			begin := time.Now()
+			begin, machine := time.Now(), cluster.Share()
 			if err := p.Host(1).Unplug(); err != nil {
 				t.Fatal(err)
 			}
@@ -320,8 +326,8 @@ func TestWriterCutOff(t *testing.T) {
 				t.Errorf("what was written meanwhile reads %q on the machine that was cut off", got)
 			}
 			p.healed(1, 30*time.Second)
-			if worst := time.Duration(l.end().Worst * float64(time.Millisecond)); worst > away+stall {
-				t.Errorf("the longest operation took %v, and the machine was cut off for %v", worst, away)
+			if worst := time.Duration(l.end().Worst * float64(time.Millisecond)); worst > away+machine.Bound(stall) {
+				t.Errorf("the longest operation took %v, and the machine was cut off for %v; with %s", worst, away, machine)
 			}
 			l.check(1, 2, 3)
 		})
@@ -459,7 +465,7 @@ func TestHeal(t *testing.T) {
 			}
 			p.startDaemon(3)
 			p.waitDaemon(3)
-			begin := time.Now()
+			begin, machine := time.Now(), cluster.Share()
 			var last int64 = -1
 			for done := false; !done; {
 				var info struct {
@@ -486,14 +492,14 @@ func TestHeal(t *testing.T) {
 					t.Errorf("heal info says %d pending, and of the bricks %+v", info.Pending, info.Bricks)
 				}
 				last = info.Pending
-				if time.Since(begin) > 2*c.limit+30*time.Second {
+				if time.Since(begin) > machine.Bound(2*c.limit+30*time.Second) {
 					t.Fatalf("not healed after %v: %d pending", time.Since(begin), last)
 				}
 			}
 			took := time.Since(begin)
-			t.Logf("healed in %v", took)
-			if took > c.limit {
-				t.Errorf("the heal took %v, want less than %v", took, c.limit)
+			t.Logf("healed in %v, with %s", took, machine)
+			if took > machine.Bound(c.limit) {
+				t.Errorf("the heal took %v, want less than %v; with %s", took, c.limit, machine)
 			}
 			p.identical(2)
 		})

@@ -6,6 +6,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"mortar/test/cluster"
 )
 
 // Three mounts do everything to the names of common directories. Errors are
@@ -27,10 +29,11 @@ func TestNames(t *testing.T) {
 			if c.faults {
 				duration, limit = pick(5*time.Second, 5*time.Minute), stall // most of which they wait
 			}
+			machine := cluster.Share()
 			var waits []func(any) error
 			for i := 1; i <= 3; i++ {
 				waits = append(waits, p.startWorkload(i, duration+30*time.Second, "stress", "-dir", "/mnt/wp/names",
-					"-duration", duration.String(), "-seed", fmt.Sprint(10*k+i), "-limit", limit.String()))
+					"-duration", duration.String(), "-seed", fmt.Sprint(10*k+i)))
 			}
 			if c.faults {
 				for _, whom := range []func() int{func() int { return p.primary(1) }, func() int { return p.other(p.primary(1)) }} {
@@ -56,6 +59,9 @@ func TestNames(t *testing.T) {
 					lost += n
 				}
 				t.Logf("n%d: %d operations, %d lost races, %d stale, %d looks at held files, %d listings, longest %.0f ms (%s)", i+1, ops, lost, r.Stale, r.Held, r.Lists, r.Worst, r.From)
+				if limit := machine.Bound(limit); r.Worst > ms(limit) {
+					t.Errorf("n%d: %s took %.0f ms, want %.0f at most; with %s", i+1, r.From, r.Worst, ms(limit), machine)
+				}
 				if r.Stale > (ops+lost)/50 {
 					t.Errorf("n%d: %d of %d operations met ESTALE", i+1, r.Stale, ops+lost)
 				}

@@ -27,6 +27,8 @@ func setXattr(path, name, value string) error {
 	return err
 }
 
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
 func readFile(path string) string {
 	b, _ := os.ReadFile(path)
 	return string(b)

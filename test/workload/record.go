@@ -107,8 +107,7 @@ type Recording struct {
 	Kinds   map[string]*histogram `json:"kinds"`
 	Errors  []string              `json:"errors"` // the first of them
 	NErrors int                   `json:"n_errors"`
-	Worst   float64               `json:"worst_ms"` // the longest of all operations
-	Limit   float64               `json:"limit_ms,omitempty"`
+	Worst   float64               `json:"worst_ms"`   // the longest of all operations
 	Stalled float64               `json:"stalled_ms"` // of the machine itself; taken off the operations' times
 }
 
@@ -116,13 +115,6 @@ func (r *Recording) wrong() []string {
 	var w []string
 	if r.NErrors > 0 {
 		w = append(w, fmt.Sprintf("%d operations failed, first: %s", r.NErrors, strings.Join(r.Errors, "; ")))
-	}
-	if r.Limit > 0 && r.Worst > r.Limit {
-		for kind, h := range r.Kinds {
-			if h.Max > r.Limit {
-				w = append(w, fmt.Sprintf("%s took %.0f ms (from %s), want at most %.0f", kind, h.Max, h.MaxFrom, r.Limit))
-			}
-		}
 	}
 	return w
 }
@@ -135,7 +127,6 @@ func record(fs *flag.FlagSet, args []string) (verdict, error) {
 	writers := fs.Int("writers", 2, "number of writers, each in a directory of its own")
 	readers := fs.Int("readers", 1, "number of readers of what the writers left")
 	flush := fs.Bool("fsync", false, "flush every file and its directory before it counts as acknowledged")
-	limit := fs.Duration("limit", 0, "an operation that takes longer is an error")
 	pace := fs.Duration("pace", time.Millisecond, "rest of a worker between operations")
 	fs.Parse(args)
 	if *dir == "" || *logName == "" {
@@ -178,7 +169,7 @@ func record(fs *flag.FlagSet, args []string) (verdict, error) {
 		return nil, err
 	}
 	out := &Recording{Seconds: time.Since(begin).Seconds(), Kinds: r.kinds, Errors: r.errors, NErrors: r.nerr,
-		Limit: float64(limit.Microseconds()) / 1000, Stalled: float64(machine.during(begin, time.Now()).Microseconds()) / 1000}
+		Stalled: float64(machine.during(begin, time.Now()).Microseconds()) / 1000}
 	for _, h := range r.kinds {
 		h.finish(&machine)
 		out.Worst = max(out.Worst, h.Max)

@@ -71,7 +71,6 @@ func stress(fs *flag.FlagSet, args []string) (verdict, error) {
 	duration := fs.Duration("duration", 5*time.Second, "how long")
 	seed := fs.Uint64("seed", 1, "of the choices")
 	workers := fs.Int("workers", 2, "how many at once")
-	limit := fs.Duration("limit", 0, "an operation that takes longer is a fault")
 	pace := fs.Duration("pace", 0, "pause after each operation")
 	lossy := fs.Bool("lossy", false, "mounts stand still: what was written may be lost, if fsync or close says so")
 	pause := fs.String("pause", "", "a file: while it is there nothing is done")
@@ -98,7 +97,7 @@ func stress(fs *flag.FlagSet, args []string) (verdict, error) {
 		close(over)
 	}()
 	for i := range *workers {
-		w := &stresser{s: s, root: *dir, limit: *limit, lossy: *lossy, anchors: *anchors, id: *seed<<32 | uint64(i)<<24, rng: rand.New(rand.NewPCG(*seed, uint64(i)))}
+		w := &stresser{s: s, root: *dir, lossy: *lossy, anchors: *anchors, id: *seed<<32 | uint64(i)<<24, rng: rand.New(rand.NewPCG(*seed, uint64(i)))}
 		wg.Go(func() {
 			for time.Now().Before(end) && !closed(over) {
 				w.step()
@@ -124,7 +123,6 @@ func anchorName(i int) string { return fmt.Sprintf("%s%04d", anchorPrefix, i) }
 type stresser struct {
 	s       *Stressing
 	root    string
-	limit   time.Duration
 	lossy   bool
 	anchors int
 	id      uint64 // of the next file
@@ -169,13 +167,10 @@ func (w *stresser) do(op, what string, f func() error) bool {
 	if err != nil && !known {
 		w.s.faultf("%s %s: %v after %v", op, strings.ReplaceAll(what, w.root+"/", ""), err, took)
 	}
-	if w.limit > 0 && took > w.limit {
-		w.s.faultf("%s %s took %v", op, what, took)
-	}
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
 	if ms := float64(took.Microseconds()) / 1000; ms > w.s.Worst {
-		w.s.Worst, w.s.From = ms, op+" at "+begin.Format("15:04:05.000")
+		w.s.Worst, w.s.From = ms, op+" "+what+" at "+begin.Format("15:04:05.000")
 	}
 	if err == nil {
 		w.s.Ops[op]++
