@@ -26,6 +26,7 @@ var groups = []group{
 	{"large", "one large file: sequential and random, read and write, 4 KiB, 128 KiB and 1 MiB", (*bench).large},
 	{"sync", "flushed writes: 8 KiB + fdatasync, append + fsync, sqlite3", (*bench).sync},
 	{"php", "pages of WordPress by nginx and php-fpm, and what they send over the network", (*bench).php},
+	{"db", "transactions that write, by sysbench on a MariaDB with its data there", (*bench).db},
 }
 
 // workers runs f(0) to f(n-1), shared out to w goroutines in runs, and returns the first error.

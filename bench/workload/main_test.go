@@ -12,7 +12,7 @@ import (
 	"mortar/bench/figure"
 )
 
-// Every group but php, which needs a tree of half a gigabyte and a minute, runs to its
+// Every group but php and db, which need half a gigabyte of programs and a minute, runs to its
 // end on a plain directory, measures something each round, and leaves nothing there.
 func TestAllGroups(t *testing.T) {
 	if os.Geteuid() != 0 {
