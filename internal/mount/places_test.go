@@ -15,7 +15,8 @@ import (
 // A directory is moved by another machine while this mount is out of touch: a
 // fail-over, after which all that the kernel has is asked for again. The first to
 // use the directory at its new place is a rename, which holds the very locks
-// that the kernel needs to move it there.
+// that the kernel needs to move it there: those of its directories, and that of all
+// renames between directories.
 func TestRenameOfMoved(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
@@ -23,25 +24,71 @@ func TestRenameOfMoved(t *testing.T) {
 			a := mountHandler(t, kind.o, func(*Mount) fsop.Handler { return mem.Session(nil) }) // told of nothing
 			b := newMount(t, mem, Options{})
 			in := func(m *mounted, p string) string { return filepath.Join(m.dir, p) }
-			for _, d := range []string{"p1", "p2", "p3", "p1/x"} {
-				if err := os.Mkdir(in(a, d), 0o755); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := os.WriteFile(in(a, "p1/x/f"), nil, 0o644); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Rename(in(b, "p1/x"), in(b, "p2/y")); err != nil {
-				t.Fatal(err)
-			}
-			if err := a.DropAll(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if err := unix.Rename(in(a, "p2/y"), in(a, "p3/z")); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := os.Stat(in(a, "p3/z/f")); err != nil {
-				t.Error(err)
+			for _, c := range []struct {
+				name, from, to string
+				inUse          bool
+			}{
+				{"to a third directory", "p2/y", "p3/z", false},
+				{"to a third directory, and it is in use", "p2/y", "p3/z", true},
+				{"within its new directory", "p2/y", "p2/z", false},
+				{"back to its old directory", "p2/y", "p1/z", false},
+				{"back to its old directory, and it is in use", "p2/y", "p1/z", true},
+				{"back to its old name", "p2/y", "p1/x", false},
+				{"over it", "p3/empty", "p2/y", false},
+				{"over it, from its old directory", "p1/empty", "p2/y", false},
+				{"over it, from its old directory, and it is in use", "p1/empty", "p2/y", true},
+			} {
+				t.Run(c.name, func(t *testing.T) {
+					over := c.to == "p2/y"
+					for _, d := range []string{"p1", "p2", "p3", "p1/x", "p1/empty", "p3/empty"} {
+						if err := os.Mkdir(in(a, d), 0o755); err != nil {
+							t.Fatal(err)
+						}
+					}
+					defer func() {
+						for _, d := range []string{"p1", "p2", "p3"} {
+							if err := os.RemoveAll(in(a, d)); err != nil {
+								t.Error(err)
+							}
+						}
+					}()
+					if !over {
+						if err := os.WriteFile(in(a, "p1/x/f"), nil, 0o644); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if c.inUse {
+						use, err := os.Open(in(a, "p1/x"))
+						if err != nil {
+							t.Fatal(err)
+						}
+						defer use.Close()
+					}
+					if err := os.Rename(in(b, "p1/x"), in(b, "p2/y")); err != nil {
+						t.Fatal(err)
+					}
+					if err := a.DropAll(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					err := unix.Rename(in(a, c.from), in(a, c.to))
+					if c.inUse && err == unix.ESTALE {
+						// The kernel keeps the directory at its old place while it is in use, and cannot
+						// move it there while it renames. Who looks has it moved (doc/known-gaps.md).
+						if _, err := os.Lstat(in(a, "p2/y")); err != nil {
+							t.Fatal(err)
+						}
+						err = unix.Rename(in(a, c.from), in(a, c.to))
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					if _, err := os.Lstat(in(a, c.from)); !os.IsNotExist(err) {
+						t.Errorf("at its old name: %v", err)
+					}
+					if _, err := os.Stat(in(a, c.to+"/f")); err == nil == over {
+						t.Errorf("what is in it: %v", err)
+					}
+				})
 			}
 		})
 	}
