@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -18,7 +19,9 @@ import (
 	"mortar/internal/control/state"
 )
 
-func TestPoolOfThree(t *testing.T) {
+func TestPoolOfThree(t *testing.T) { synctest.Test(t, testPoolOfThree) }
+
+func testPoolOfThree(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	// Any peer takes proposals, and knows their effect when Propose returns.
@@ -44,7 +47,9 @@ func TestPoolOfThree(t *testing.T) {
 	}
 }
 
-func TestRestartOfAll(t *testing.T) {
+func TestRestartOfAll(t *testing.T) { synctest.Test(t, testRestartOfAll) }
+
+func testRestartOfAll(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	w.volume("v", nodes...)
@@ -74,7 +79,9 @@ func TestRestartOfAll(t *testing.T) {
 }
 
 // A peer that comes when the log is gone gets a snapshot.
-func TestSnapshot(t *testing.T) {
+func TestSnapshot(t *testing.T) { synctest.Test(t, testSnapshot) }
+
+func testSnapshot(t *testing.T) {
 	w := newWorld(t, 4)
 	all := w.sorted()
 	first := all[0].start()
@@ -129,7 +136,9 @@ func TestSnapshot(t *testing.T) {
 }
 
 // A store that does not work any more ends the peer, in order, with its name.
-func TestStoreFails(t *testing.T) {
+func TestStoreFails(t *testing.T) { synctest.Test(t, testStoreFails) }
+
+func testStoreFails(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	for _, what := range []string{"follower", "leader"} {
@@ -163,7 +172,9 @@ func TestStoreFails(t *testing.T) {
 
 // Every file of a control store, damaged: it is refused by name, with the way
 // out, and never taken for an empty one.
-func TestDamageIsNamed(t *testing.T) {
+func TestDamageIsNamed(t *testing.T) { synctest.Test(t, testDamageIsNamed) }
+
+func testDamageIsNamed(t *testing.T) {
 	w := newWorld(t, 1)
 	nd := w.pool()[0]
 	w.volume("v", nd)
@@ -217,7 +228,9 @@ func TestDamageIsNamed(t *testing.T) {
 	}
 }
 
-func TestOpenRefuses(t *testing.T) {
+func TestOpenRefuses(t *testing.T) { synctest.Test(t, testOpenRefuses) }
+
+func testOpenRefuses(t *testing.T) {
 	if _, err := Open(Config{}); err == nil {
 		t.Error("an empty Config was taken")
 	}
@@ -239,7 +252,9 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-func TestWatch(t *testing.T) {
+func TestWatch(t *testing.T) { synctest.Test(t, testWatch) }
+
+func testWatch(t *testing.T) {
 	w := newWorld(t, 1)
 	nd := w.pool()[0]
 	version := nd.c.Map().Version
@@ -274,7 +289,9 @@ func TestWatch(t *testing.T) {
 
 // A command of a newer version is not skipped: this copy would differ from the
 // others. The peer ends and says what to do.
-func TestNewerCommand(t *testing.T) {
+func TestNewerCommand(t *testing.T) { synctest.Test(t, testNewerCommand) }
+
+func testNewerCommand(t *testing.T) {
 	w := newWorld(t, 1)
 	nd := w.pool()[0]
 	if err := nd.c.Propose(w.ctx(), state.Command{DropToken: &state.DropToken{}}); err != nil {

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"mortar/internal/cluster"
@@ -17,7 +18,9 @@ func cpuTime() time.Duration {
 }
 
 // An idle pool must cost next to nothing: its machines are small.
-func TestIdleCost(t *testing.T) {
+func TestIdleCost(t *testing.T) { synctest.Test(t, testIdleCost) }
+
+func testIdleCost(t *testing.T) {
 	if testing.Short() {
 		t.Skip("measures for some seconds")
 	}

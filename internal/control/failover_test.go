@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -18,7 +19,9 @@ import (
 // primary falls silent. The surviving backup reports it after
 // cluster.Suspicion, and everybody must have the new configuration before the
 // old primary's lease has run out: then the control plane adds nothing to it.
-func TestSilentLeaderAndPrimary(t *testing.T) {
+func TestSilentLeaderAndPrimary(t *testing.T) { synctest.Test(t, testSilentLeaderAndPrimary) }
+
+func testSilentLeaderAndPrimary(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	for round := range 3 {
@@ -55,15 +58,21 @@ func TestSilentLeaderAndPrimary(t *testing.T) {
 
 // What the bricks answer decides, and reports that come twice cost nothing.
 func TestFailover(t *testing.T) {
-	w := newWorld(t, 3)
-	nodes := w.pool()
+	in := func(name string, f func(t *testing.T, w *world, nodes []*node)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 3)
+				f(t, w, w.pool())
+			})
+		})
+	}
 	at := func(seq uint64, trusted bool) proto.SealReply {
 		return proto.SealReply{Sealed: true, Trusted: trusted, Tail: cluster.Pos{Epoch: 1, Seq: seq}}
 	}
 	epoch := func(n cluster.Epoch) func(*cluster.SetConfig) bool {
 		return func(c *cluster.SetConfig) bool { return c.Epoch == n }
 	}
-	t.Run("duplicates", func(t *testing.T) {
+	in("duplicates", func(t *testing.T, w *world, nodes []*node) {
 		v := w.volume("dup", nodes...)
 		w.brick(nodes[1], v.Bricks[1].ID, at(10, true))
 		w.brick(nodes[2], v.Bricks[2].ID, at(12, true))
@@ -96,7 +105,7 @@ func TestFailover(t *testing.T) {
 			t.Errorf("epoch %d", got)
 		}
 	})
-	t.Run("unclean", func(t *testing.T) {
+	in("unclean", func(t *testing.T, w *world, nodes []*node) {
 		v := w.volume("unclean", nodes...)
 		for i, nd := range nodes {
 			w.brick(nd, v.Bricks[i].ID, at(uint64(10+i), i == 0))
@@ -109,7 +118,7 @@ func TestFailover(t *testing.T) {
 			t.Errorf("configuration %+v", cfg)
 		}
 	})
-	t.Run("waits", func(t *testing.T) {
+	in("waits", func(t *testing.T, w *world, nodes []*node) {
 		v := w.volume("waits", nodes[0], nodes[1])
 		w.mu.Lock()
 		nodes[0].bricks[v.Bricks[0].ID].err = errors.New("disk not mounted")
@@ -129,7 +138,7 @@ func TestFailover(t *testing.T) {
 		}
 		w.until("the reason is gone", func() bool { return len(lead.c.Status().Problems) == 0 })
 	})
-	t.Run("false alarm", func(t *testing.T) {
+	in("false alarm", func(t *testing.T, w *world, nodes []*node) {
 		v := w.volume("alarm", nodes...)
 		w.brick(nodes[0], v.Bricks[0].ID, proto.SealReply{Text: "this brick is the primary and in touch with its backups"})
 		if err := nodes[1].c.Suspect(w.ctx(), v.Sets[0].Set, 1, v.Bricks[1].ID); err != nil {
@@ -146,7 +155,7 @@ func TestFailover(t *testing.T) {
 			t.Errorf("epoch %d", got)
 		}
 	})
-	t.Run("stop and start", func(t *testing.T) {
+	in("stop and start", func(t *testing.T, w *world, nodes []*node) {
 		v := w.volume("again", nodes...)
 		for _, cmd := range []state.Command{{StopVolume: &state.StopVolume{Volume: v.ID}}, {StartVolume: &state.StartVolume{Volume: v.ID}}} {
 			if err := nodes[2].c.Propose(w.ctx(), cmd); err != nil {
@@ -158,7 +167,7 @@ func TestFailover(t *testing.T) {
 			t.Errorf("configuration %+v", cfg)
 		}
 	})
-	t.Run("hand-over", func(t *testing.T) {
+	in("hand-over", func(t *testing.T, w *world, nodes []*node) {
 		v := w.volume("hand", nodes...)
 		set := v.Sets[0].Set
 		for _, nd := range nodes {
@@ -186,7 +195,7 @@ func TestFailover(t *testing.T) {
 			t.Errorf("the last one: %v", err)
 		}
 	})
-	t.Run("forced", func(t *testing.T) {
+	in("forced", func(t *testing.T, w *world, nodes []*node) {
 		v := w.volume("forced", nodes...)
 		set := v.Sets[0].Set
 		next := v.Sets[0].Clone()
@@ -234,7 +243,9 @@ func TestFailover(t *testing.T) {
 }
 
 // A new leader goes on with what the old one had begun.
-func TestFailoverOutlivesLeader(t *testing.T) {
+func TestFailoverOutlivesLeader(t *testing.T) { synctest.Test(t, testFailoverOutlivesLeader) }
+
+func testFailoverOutlivesLeader(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	lead := w.settled(nodes...)

@@ -19,16 +19,21 @@ import (
 	"mortar/internal/cluster"
 	"mortar/internal/control/state"
 	"mortar/internal/proto"
+	"mortar/internal/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // world is some machines in one process: their control planes, the network
-// between them (loopback TCP, which can be cut) and their bricks.
+// between them (which can be cut) and their bricks. It works in a bubble of
+// testing/synctest, and is used in one where it can be: time passes there only
+// while everybody waits, so that no machine is too slow for what is tested.
 type world struct {
 	t     testing.TB
 	log   *slog.Logger
-	mu    sync.Mutex // guards all below
+	net   *wire.Network
+	ports atomic.Int64 // of the listeners; none is used again
+	mu    sync.Mutex   // guards all below
 	nodes map[cluster.PeerID]*node
 	mute  map[cluster.PeerID]bool // silent machines: nothing in, nothing out, no reset
 
@@ -58,7 +63,7 @@ type fakeBrick struct {
 }
 
 func newWorld(t testing.TB, n int) *world {
-	w := &world{t: t, nodes: map[cluster.PeerID]*node{}, mute: map[cluster.PeerID]bool{}, log: slog.New(slog.DiscardHandler)}
+	w := &world{t: t, net: wire.NewNetwork(1), nodes: map[cluster.PeerID]*node{}, mute: map[cluster.PeerID]bool{}, log: slog.New(slog.DiscardHandler)}
 	if os.Getenv("CONTROL_TEST_LOG") != "" {
 		w.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -104,9 +109,9 @@ func (w *world) cut(a, b cluster.PeerID) bool {
 	return w.mute[a] || w.mute[b]
 }
 
-// wire is a TCP connection whose packets can be lost. Once one was, the stream
-// is dead, and stays open.
-type wire struct {
+// cable is a connection whose packets can be lost. Once one was, the stream is
+// dead, and stays open.
+type cable struct {
 	net.Conn
 	w        *world
 	from, to cluster.PeerID
@@ -114,7 +119,7 @@ type wire struct {
 	dead     bool
 }
 
-func (c *wire) Write(b []byte) (int, error) {
+func (c *cable) Write(b []byte) (int, error) {
 	c.w.writes.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -124,15 +129,15 @@ func (c *wire) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// accepted is the listening end: it learns whom it talks to from the dialler's
-// table, as a daemon does from a certificate.
+// accepted is the listening end: it learns whom it talks to from the address, as
+// a daemon does from a certificate.
 type accepted struct {
-	*wire
+	*cable
 }
 
 func (c accepted) PeerID() cluster.PeerID { return c.to }
 
-// listener hands out accepted connections with the name of who dialled.
+// listener hands out accepted connections with the identity of who dialled.
 type listener struct {
 	net.Listener
 	nd *node
@@ -143,25 +148,15 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	var b [16]byte
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := readFull(c, b[:]); err != nil {
-		c.Close()
-		return l.Accept()
+	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		return nil, err
 	}
-	c.SetReadDeadline(time.Time{})
-	return accepted{&wire{Conn: c, w: l.nd.w, from: l.nd.id, to: cluster.PeerID(b)}}, nil
-}
-
-func readFull(c net.Conn, b []byte) (int, error) {
-	n := 0
-	for n < len(b) {
-		m, err := c.Read(b[n:])
-		if n += m; err != nil {
-			return n, err
-		}
+	from, err := cluster.ParseID(host)
+	if err != nil {
+		return nil, err
 	}
-	return n, nil
+	return accepted{&cable{Conn: c, w: l.nd.w, from: l.nd.id, to: from}}, nil
 }
 
 func (nd *node) dial(ctx context.Context, to cluster.PeerID) (net.Conn, error) {
@@ -179,16 +174,11 @@ func (nd *node) dial(ctx context.Context, to cluster.PeerID) (net.Conn, error) {
 	if addr == "" {
 		return nil, errors.New("connection refused")
 	}
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", addr)
+	c, err := nd.w.net.Dial(ctx, nd.id.String(), addr)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.Write(nd.id[:]); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return &wire{Conn: c, w: nd.w, from: nd.id, to: to}, nil
+	return &cable{Conn: c, w: nd.w, from: nd.id, to: to}, nil
 }
 
 func (nd *node) call(ctx context.Context, to cluster.PeerID, req []byte) ([]byte, error) {
@@ -236,7 +226,7 @@ func (nd *node) Seal(ctx context.Context, b cluster.Brick, set cluster.SetID, ep
 
 // open starts the node's Control, without running it.
 func (nd *node) open() error {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := nd.w.net.Listen(fmt.Sprint(nd.id, ":", nd.w.ports.Add(1)))
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"mortar/internal/cluster"
 	"mortar/internal/control/state"
@@ -19,7 +20,9 @@ func copyDir(t *testing.T, from, to string) {
 
 // A machine that was cloned from a live one is refused, and the live one does
 // not notice.
-func TestClone(t *testing.T) {
+func TestClone(t *testing.T) { synctest.Test(t, testClone) }
+
+func testClone(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	for _, what := range []string{"follower", "leader"} {
@@ -52,7 +55,9 @@ func TestClone(t *testing.T) {
 
 // A machine of two leads again sooner than the other one counts its former life
 // as dead: it is not taken for a clone of that.
-func TestBackAtOnce(t *testing.T) {
+func TestBackAtOnce(t *testing.T) { synctest.Test(t, testBackAtOnce) }
+
+func testBackAtOnce(t *testing.T) {
 	w := newWorld(t, 2)
 	nodes := w.pool()
 	first, other := w.settled(nodes...), nodes[1]
@@ -79,7 +84,9 @@ func TestBackAtOnce(t *testing.T) {
 
 // A voter whose store was emptied votes for nobody before it knows again what
 // it had promised.
-func TestForgetfulVoter(t *testing.T) {
+func TestForgetfulVoter(t *testing.T) { synctest.Test(t, testForgetfulVoter) }
+
+func testForgetfulVoter(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	lead := w.settled(nodes...)

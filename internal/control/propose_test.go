@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"mortar/internal/cluster"
@@ -17,7 +18,9 @@ import (
 
 // Everybody proposes at once: all that is not contradictory happens, and of what
 // is, one thing.
-func TestConcurrentProposals(t *testing.T) {
+func TestConcurrentProposals(t *testing.T) { synctest.Test(t, testConcurrentProposals) }
+
+func testConcurrentProposals(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	v := w.volume("v", nodes...)
@@ -86,7 +89,9 @@ func TestConcurrentProposals(t *testing.T) {
 }
 
 // Commands are carried out once, however leaders come and go meanwhile.
-func TestExactlyOnce(t *testing.T) {
+func TestExactlyOnce(t *testing.T) { synctest.Test(t, testExactlyOnce) }
+
+func testExactlyOnce(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	stop := make(chan struct{})
@@ -111,6 +116,7 @@ func TestExactlyOnce(t *testing.T) {
 				mu.Lock()
 				accepted++
 				mu.Unlock()
+				time.Sleep(time.Millisecond) // of the bubble's time, which stands while anybody is busy
 			}
 		})
 	}
@@ -143,7 +149,9 @@ func TestExactlyOnce(t *testing.T) {
 }
 
 // What a stranger asks is refused, and so is what is no request.
-func TestHandleRefuses(t *testing.T) {
+func TestHandleRefuses(t *testing.T) { synctest.Test(t, testHandleRefuses) }
+
+func testHandleRefuses(t *testing.T) {
 	w := newWorld(t, 1)
 	nd := w.pool()[0]
 	for _, req := range []string{"", "{", "[]", `{"propose":5}`, `{"propose":{"nonsense":1}}`, `{}`, `{"suspect":{}}`, `{"handover":{}}`, strings.Repeat("x", maxRequest+1)} {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"mortar/internal/cluster"
@@ -15,7 +16,9 @@ import (
 // Two peers: the first one's vote decides. Without the second all goes on;
 // without the first nothing is decided, until an operator recovers the pool on
 // the second. What the first decided alone meanwhile counts no more.
-func TestTwoPeersAndRecovery(t *testing.T) {
+func TestTwoPeersAndRecovery(t *testing.T) { synctest.Test(t, testTwoPeersAndRecovery) }
+
+func testTwoPeersAndRecovery(t *testing.T) {
 	w := newWorld(t, 2)
 	nodes := w.pool()
 	one, two := nodes[0], nodes[1]

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/hashicorp/raft"
 
@@ -115,7 +116,9 @@ func FuzzHello(f *testing.F) {
 	})
 }
 
-func TestCheckHello(t *testing.T) {
+func TestCheckHello(t *testing.T) { synctest.Test(t, testCheckHello) }
+
+func testCheckHello(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	c := nodes[0].c

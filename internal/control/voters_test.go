@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/hashicorp/raft"
 
@@ -11,7 +12,9 @@ import (
 )
 
 // One, three or five vote, and it becomes so by itself as peers come and go.
-func TestVotersAreKept(t *testing.T) {
+func TestVotersAreKept(t *testing.T) { synctest.Test(t, testVotersAreKept) }
+
+func testVotersAreKept(t *testing.T) {
 	w := newWorld(t, 6)
 	all := w.sorted()
 	first := all[0].start()
@@ -52,7 +55,9 @@ func TestVotersAreKept(t *testing.T) {
 }
 
 // The leader is detached, by somebody else: its office goes first.
-func TestDetachLeader(t *testing.T) {
+func TestDetachLeader(t *testing.T) { synctest.Test(t, testDetachLeader) }
+
+func testDetachLeader(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	lead := w.settled(nodes...)
@@ -125,7 +130,9 @@ func TestRejoinReadsOfItsRemoval(t *testing.T) {
 }
 
 // A peer that was away when it was detached is told when it comes back.
-func TestDetachedWhileAway(t *testing.T) {
+func TestDetachedWhileAway(t *testing.T) { synctest.Test(t, testDetachedWhileAway) }
+
+func testDetachedWhileAway(t *testing.T) {
 	w := newWorld(t, 3)
 	nodes := w.pool()
 	lead := w.settled(nodes...)
