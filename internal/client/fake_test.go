@@ -62,7 +62,7 @@ type fakeDaemon struct {
 	pre      []proto.Hold
 	forgets  []proto.Hold
 	acks     []uint64
-	maps     int           // GetMap arrived
+	useless  int           // GetMap arrived while it was
 	goodbyes int           // Lapsed arrived
 	goodbye  func()        // called then
 	block    chan struct{} // reads wait for it, if set
@@ -77,6 +77,7 @@ type fakeConn struct {
 	conn     *wire.Conn
 	attached bool
 	lapsed   bool
+	useless  bool // it was told so
 }
 
 func newSet(t *testing.T, n int) *fakeSet {
@@ -234,9 +235,12 @@ func (c *fakeConn) Message(_ *wire.Conn, m wire.Message) {
 	}
 	switch m.Kind {
 	case proto.KindGetMap:
-		d.maps++
 		decode(new(proto.GetMap))
-		c.conn.Reply(m, codec.Append(nil, s.volumeMap()))
+		vm := s.volumeMap()
+		if c.useless = !vm.Serves; c.useless {
+			d.useless++
+		}
+		c.conn.Reply(m, codec.Append(nil, vm))
 	case proto.KindHold:
 		var f proto.Forget
 		decode(&f)
@@ -250,6 +254,9 @@ func (c *fakeConn) Message(_ *wire.Conn, m wire.Message) {
 		s.mu.Lock()
 		ended := s.ended == a.Session
 		s.mu.Unlock()
+		if c.useless {
+			s.t.Error("it asks a daemon to be home that says that it cannot")
+		}
 		switch {
 		case ended:
 			r = proto.AttachReply{Status: proto.SessionEnded, Text: "it was out of touch"}

@@ -13,7 +13,7 @@ type lease struct {
 	mu      sync.Mutex
 	grant   uint64 // number of the current uninterrupted grant, 0: none
 	grants  uint64
-	until   time.Duration // monotonic
+	until   time.Duration // monotonic; of no meaning without a grant
 	granted chan struct{} // holds a token after a grant
 }
 
@@ -37,11 +37,12 @@ func (l *lease) over() bool {
 func (l *lease) renew(asked, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	until := asked + min(d, cluster.Lease)
 	if l.grant == 0 {
 		l.grants++
-		l.grant = l.grants
+		l.grant, l.until = l.grants, until
 	}
-	l.until = max(l.until, asked+min(d, cluster.Lease))
+	l.until = max(l.until, until)
 	select {
 	case l.granted <- struct{}{}:
 	default:
@@ -53,7 +54,7 @@ func (l *lease) end() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	was := l.grant != 0
-	l.grant, l.until = 0, 0
+	l.grant = 0
 	return was
 }
 

@@ -2,6 +2,7 @@ package client
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"mortar/internal/cluster"
@@ -12,7 +13,9 @@ import (
 // When the set has ended the session, a change whose answer was lost fails: nobody
 // knows whether it was carried out, and it is not carried out a second time. What
 // comes later is carried out in a new session.
-func TestSessionEnded(t *testing.T) {
+func TestSessionEnded(t *testing.T) { synctest.Test(t, testSessionEnded) }
+
+func testSessionEnded(t *testing.T) {
 	s := newSet(t, 2)
 	c := newClient(t, s, &fakeKernel{})
 	awaitReady(t, c)
@@ -64,7 +67,9 @@ func TestSessionEnded(t *testing.T) {
 }
 
 // A session that comes back says as which one it was opened.
-func TestSessionSaysWhenItWasOpened(t *testing.T) {
+func TestSessionSaysWhenItWasOpened(t *testing.T) { synctest.Test(t, testSessionSaysWhenItWasOpened) }
+
+func testSessionSaysWhenItWasOpened(t *testing.T) {
 	s := newSet(t, 1)
 	c := newClient(t, s, &fakeKernel{})
 	awaitReady(t, c)
