@@ -85,16 +85,16 @@ func TestKilledWhileItWaits(t *testing.T) {
 	go func() { ended <- server.cmd.Wait() }()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
-		t.Fatal("10 s after it was killed the mount's process has not ended")
+	case <-time.After(time.Minute):
+		t.Fatal("a minute after it was killed the mount's process has not ended")
 	}
 	select {
 	case err := <-wrote:
 		if err == nil {
 			t.Error("a write without an answer succeeded")
 		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("10 s after the mount was killed the write has not ended")
+	case <-time.After(time.Minute):
+		t.Fatal("a minute after the mount was killed the write has not ended")
 	}
 }
 

@@ -52,8 +52,9 @@ type Options struct {
 	// Log gets what went wrong; nil: nothing does.
 	Log *slog.Logger
 
-	noEpoch bool   // tests: as if the kernel were older than 6.16
-	telling func() // tests: called before a listing with attributes is given to the kernel
+	noEpoch      bool          // tests: as if the kernel were older than 6.16
+	telling      func()        // tests: called before a listing with attributes is given to the kernel
+	movePatience time.Duration // tests: how long changes under way are waited for at least, see movePatience
 }
 
 // Features are what the running kernel can do, of what not every kernel can.

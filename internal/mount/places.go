@@ -126,7 +126,7 @@ func (m *Mount) vacate(ctx context.Context, ino fsop.Ino, at dirName) {
 	if len(others) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, movePatience)
+	ctx, cancel := context.WithTimeout(ctx, max(movePatience, m.o.movePatience))
 	defer cancel()
 	// Under way here: the locks of a rename are those of its directories, too.
 	busy := m.places.renaming()

@@ -304,7 +304,7 @@ func TestHolds(t *testing.T) {
 				}
 				return ""
 			}
-			deadline := time.Now().Add(5 * time.Second)
+			deadline := time.Now().Add(time.Minute)
 			for check() != "" && time.Now().Before(deadline) {
 				time.Sleep(5 * time.Millisecond)
 			}
@@ -448,14 +448,15 @@ func TestRingWithoutEpoch(t *testing.T) {
 		})
 	}
 	var worst time.Duration
+	given := newPace(t)
 	for i := range 200 {
 		name := fmt.Sprint("made", i)
 		size(filepath.Join(b.dir, name))
-		began := time.Now()
+		began := given.now()
 		if err := os.Mkdir(filepath.Join(a.dir, name), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		worst = max(worst, time.Since(began))
+		worst = max(worst, given.now()-began)
 		if size(filepath.Join(b.dir, name)) < 0 {
 			t.Errorf("%s is absent", name)
 		}

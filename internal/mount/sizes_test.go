@@ -69,7 +69,7 @@ func TestReadOvertaken(t *testing.T) {
 				go func() { tc.overtakes(t, other, ino); close(changed) }()
 				select {
 				case <-changed:
-				case <-time.After(time.Second):
+				case <-newPace(t).after(t, time.Second):
 					t.Error("the change waited for the reader's question")
 				}
 				release()
