@@ -2,11 +2,14 @@ package brick
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
 // Settling stands aside for those who sync, as long as there is not too much of it.
-func TestDue(t *testing.T) {
+func TestDue(t *testing.T) { synctest.Test(t, testDue) } // no time passes between the sync and the question
+
+func testDue(t *testing.T) {
 	const backlog = 1 << 20
 	long := 10 * aside
 	for _, c := range []struct {
@@ -46,7 +49,7 @@ func TestSettlesAfterSyncs(t *testing.T) {
 		}
 		b.Commit(b.Tail().Seq)
 	}
-	for deadline := time.Now().Add(10 * time.Second); b.backlog.load.Load() > 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); b.backlog.load.Load() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d bytes still wait to be settled", b.backlog.load.Load())
 		}

@@ -560,7 +560,7 @@ func TestScrubOfSlowDisk(t *testing.T) {
 			t.Error(err)
 		}
 		close(answer)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("a file cannot be made while scrubbing waits for the disk")
 		close(answer)
 		<-made
