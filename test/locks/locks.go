@@ -45,6 +45,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"mortar/test/cluster"
 )
 
 //go:embed cases.txt
@@ -70,7 +72,8 @@ const (
 // the slowest waiter took to wake.
 func Run(t *testing.T, p Place) (lines int, wake time.Duration) {
 	t.Helper()
-	late := 0
+	machine := cluster.Share()
+	var wakes []time.Duration
 	var title string
 	var script []string
 	flush := func() {
@@ -90,8 +93,7 @@ func Run(t *testing.T, p Place) (lines int, wake time.Duration) {
 				}
 				n++
 			}
-			wake = max(wake, r.slowest)
-			late += r.late
+			wakes = append(wakes, r.wakes...)
 		})
 		lines += n
 	}
@@ -116,8 +118,15 @@ func Run(t *testing.T, p Place) (lines int, wake time.Duration) {
 		script = append(script, l)
 	}
 	flush()
+	late, limit := 0, machine.Bound(wakeLimit)
+	for _, took := range wakes {
+		wake = max(wake, took)
+		if took > limit {
+			late++
+		}
+	}
 	if late > 1 {
-		t.Errorf("%d waiters had to wait for longer than %v, one for %v", late, wakeLimit, wake)
+		t.Errorf("%d waiters had to wait for longer than %v, one for %v; with %s", late, limit, wake, machine)
 	}
 	return lines, wake
 }
@@ -129,9 +138,8 @@ type run struct {
 	dir     string
 	procs   map[string]*proc
 	started int
-	last    time.Time     // when the line before had its answer
-	slowest time.Duration // waiter
-	late    int           // waiters
+	last    time.Time       // when the line before had its answer
+	wakes   []time.Duration // how long waiters took
 }
 
 // proc is a process, and where its answers come from.
@@ -188,11 +196,8 @@ func (r *run) line(l string) error {
 		if err != nil {
 			return err
 		}
-		if took := time.Since(begun); got == "ok" {
-			r.slowest = max(r.slowest, took)
-			if took > wakeLimit {
-				r.late++
-			}
+		if got == "ok" {
+			r.wakes = append(r.wakes, time.Since(begun))
 		}
 		return compare(got, want)
 	case "fork":
