@@ -246,8 +246,8 @@ func (p *pool) ctx(limit time.Duration) context.Context {
 	return ctx
 }
 
-// patience is how long a command may take that has nothing to wait for.
-const patience = 60 * time.Second
+// patience is how long a command may take that has nothing to wait for, on the slowest machine.
+const patience = 3 * time.Minute
 
 // run runs a program on a host; it must succeed.
 func (p *pool) run(i int, argv ...string) string {
