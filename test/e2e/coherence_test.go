@@ -230,7 +230,7 @@ func race(t *testing.T, duration time.Duration, args ...string) {
 			total += n
 		}
 		t.Logf("n%d: %d operations, longest %.0f ms; lost races %v; with %s", i+1, total, r.Worst, r.Lost, machine)
-		if total < 100 {
+		if float64(total) < 100*machine.Given() {
 			t.Errorf("n%d did %d operations only", i+1, total)
 		}
 		if limit := machine.Bound(1500 * time.Millisecond); r.Worst > ms(limit) {
