@@ -129,6 +129,9 @@ func start(t *testing.T, s setup) *pool {
 		for i := 2; i <= s.hosts; i++ {
 			p.join(i)
 		}
+		if s.hosts > 2 { // of two the first one votes, from the beginning
+			p.voters(min(5, (s.hosts-1)|1)) // an odd number
+		}
 	}
 	if s.replica > 0 && !s.alone {
 		p.createVolume()
@@ -198,6 +201,18 @@ func (p *pool) join(i int) {
 	}
 	p.json(&inv, 1, "peer", "invite", "--json")
 	p.mortar(i, "join", inv.Token, p.Host(1).Name)
+}
+
+// voters waits until as many peers vote as should. A join waits for that only for a while, and who has no vote yet
+// is not missed, nor is the pool as strong as it will be.
+func (p *pool) voters(want int) {
+	p.t.Helper()
+	p.within(20*time.Second, fmt.Sprintf("%d vote", want), func() error {
+		if out := p.mortar(1, "pool", "list", "--json"); strings.Count(out, `"voter": true`) != want {
+			return errors.New(out)
+		}
+		return nil
+	})
 }
 
 // mount mounts volume wp at /mnt/wp of a host.
