@@ -39,7 +39,10 @@ func TestSplitBrainRecipe(t *testing.T) {
 		}
 		begin, machine := time.Now(), cluster.Share()
 		write := p.async(small, 20*time.Second, "dd", "if=/dev/zero", "of="+f, "bs=6", "count=1", "conv=notrunc,fsync", "status=none")
-		p.run(one, "sh", "-c", "echo larger > "+f)
+		p.within(stall, "the large side writes", func() error { // on a busy machine it may be told EIO first
+			_, err := p.Host(one).Run(p.ctx(patience), "sh", "-c", "echo larger > "+f)
+			return err
+		})
 		t.Logf("small side led: %v; the large side had written after %v", led, time.Since(begin))
 		if err := write(); err == nil {
 			t.Error("the small side's write was acknowledged")
