@@ -118,20 +118,25 @@ func write(file, text string, how int) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// errNobody is that no container listens, as far as the engine of this machine knows.
+var errNobody = errors.New("nobody is there")
+
 // web hands each request to one of the addresses that a name has now, and to the
-// next one if nobody is there.
+// next one if nobody is there. If none is left it says 503, and 502 if one was reached and did not answer.
 func web(backend string) http.Handler {
 	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
 		host, port, err := net.SplitHostPort(backend)
 		if err != nil {
 			return nil, err
 		}
-		addrs, err := net.DefaultResolver.LookupHost(ctx, host)
+		lookup, cancel := context.WithTimeout(ctx, 5*time.Second)
+		addrs, err := net.DefaultResolver.LookupHost(lookup, host)
+		cancel()
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %w", errNobody, err)
 		}
 		rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
-		var all error
+		all := errNobody
 		for _, a := range addrs {
 			d := net.Dialer{Timeout: time.Second}
 			c, err := d.DialContext(ctx, network, net.JoinHostPort(a, port))
@@ -145,6 +150,13 @@ func web(backend string) http.Handler {
 	return &httputil.ReverseProxy{
 		Rewrite:   func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", backend },
 		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true, ResponseHeaderTimeout: 10 * time.Second},
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			status := http.StatusBadGateway
+			if errors.Is(err, errNobody) {
+				status = http.StatusServiceUnavailable
+			}
+			http.Error(w, err.Error(), status)
+		},
 	}
 }
 
