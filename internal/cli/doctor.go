@@ -18,8 +18,8 @@ import (
 )
 
 const doctorHelp = `Look at this machine, and through the daemon at its pool: whether all machines
-reach each other, in both directions; clocks; the disks of bricks; kernel and FUSE; memory; host
-names; Docker's volume driver; mounts at boot. It changes nothing, and works without a daemon
+reach each other, in both directions; clocks; the disks of bricks, and how fast they flush; kernel
+and FUSE; memory; host names; Docker's volume driver; mounts at boot. It changes nothing, and works without a daemon
 too, for what concerns the machine itself.
 
 Every line begins with ok, note (good to know), warn (will hurt some day) or bad

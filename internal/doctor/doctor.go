@@ -75,6 +75,7 @@ type Brick struct {
 	Rotational            bool
 	Total, Free           uint64 // bytes
 	Inodes, InodesFree    uint64
+	Flush                 Flush
 }
 
 // Kernel is the kernel and its FUSE.
@@ -82,6 +83,8 @@ type Kernel struct {
 	Release   string
 	FUSE      bool   // it has the file system
 	FUSEError string // of opening /dev/fuse
+	// NoHaltPoll: a guest whose governor for idle processors is the one that polls before it halts, and polls for no time at all.
+	NoHaltPoll bool
 }
 
 // Memory is in bytes.
@@ -333,6 +336,7 @@ func diskCheck(f *Facts, say say) {
 		if b.Rotational {
 			say(Note, fmt.Sprintf("the kernel takes the disk of %s for one that turns (%s)", name, b.Device), "if it is, every fsync costs a turn, about 10 ms, and databases want another; virtual disks often say so of themselves, and are not")
 		}
+		flushCheck(&b, name, say)
 		say(OK, fmt.Sprintf("%s is on %s, mounted at %s", name, b.FSType, b.Mount), "")
 	}
 	// Two bricks of one volume on one disk are lost together.
@@ -344,6 +348,35 @@ func diskCheck(f *Facts, say say) {
 			say(Warn, fmt.Sprintf("the bricks %s and %s of volume %s are on one disk (%s)", other, b.Path, b.Volume, b.Device), "they are lost together; put one of them elsewhere")
 		}
 		seen[at] = b.Path
+	}
+}
+
+// A disk that turns takes 10 ms; a set leaves a brick behind that holds a sync up for a second alone.
+const (
+	flushNote = 5 * time.Millisecond
+	flushWarn = 20 * time.Millisecond
+	flushLate = time.Second
+)
+
+func flushCheck(b *Brick, name string, say say) {
+	const mend = "iostat -x 1 shows whether others keep it busy, dmesg whether it fails; give the brick another disk if it is neither: every fsync of the volume waits for the brick, until the set leaves it out"
+	round := func(d time.Duration) time.Duration { return d.Round(max(d/100, time.Microsecond)) }
+	f := &b.Flush
+	if f.Hangs > 0 {
+		say(Bad, fmt.Sprintf("the disk of %s hangs: a write of %d bytes was not safe after %v", name, flushBlock, f.Hangs), mend)
+		return
+	}
+	if f.Writes == 0 {
+		return
+	}
+	what := fmt.Sprintf("to flush a small write to the disk of %s takes %v, and took %v at most (%d tried)", name, round(f.Median), round(f.Slowest), f.Writes)
+	switch {
+	case f.Median >= flushWarn || f.Slowest >= flushLate:
+		say(Warn, what, mend)
+	case f.Median >= flushNote:
+		say(Note, what, "every fsync of the volume waits for it; databases want a disk that takes less than 1 ms")
+	default:
+		say(OK, what, "")
 	}
 }
 
@@ -371,6 +404,10 @@ func kernelCheck(f *Facts, say say) {
 		say(Bad, fmt.Sprintf("there is no FUSE, so nothing can be mounted here: %s", k.FUSEError), "modprobe fuse; in a container, give it the device: --device /dev/fuse --cap-add SYS_ADMIN")
 	case k.FUSEError != "":
 		say(Bad, fmt.Sprintf("/dev/fuse cannot be opened, so nothing can be mounted here: %s", k.FUSEError), "as root; in a container, give it the device: --device /dev/fuse --cap-add SYS_ADMIN")
+	}
+	if k.NoHaltPoll {
+		say(Note, "this virtual machine halts its processors at once when they are idle (guest_halt_poll_ns is 0), so each wait for another machine goes through the hypervisor twice",
+			"echo 200000 > /sys/module/haltpoll/parameters/guest_halt_poll_ns, the kernel's own default: waits get shorter, for some processor time while idle (docs.kernel.org/virt/guest-halt-polling.html)")
 	}
 	if !f.Helpers.Mortar {
 		say(Warn, "there is no /sbin/mount.mortar, so mount(8) and /etc/fstab do not know the type mortar", "ln -s \"$(command -v mortar)\" /sbin/mount.mortar; the packages have it")

@@ -45,8 +45,17 @@ func Gather(ctx context.Context, c Config) *Facts {
 	for _, m := range mounts {
 		f.Mounts[m.Dir] = m.Type
 	}
+	flushed := make(map[string]Flush) // by mount: bricks that share a disk share its speed
 	for i := range f.Bricks {
-		gatherBrick(&f.Bricks[i], mounts)
+		b := &f.Bricks[i]
+		gatherBrick(b, mounts)
+		if b.Error != "" {
+			continue
+		}
+		if _, known := flushed[b.Mount]; !known {
+			flushed[b.Mount] = gatherFlush(b.Path)
+		}
+		b.Flush = flushed[b.Mount]
 	}
 	gatherMachine(f)
 	text, _ := os.ReadFile(c.Fstab)
@@ -136,6 +145,10 @@ func gatherMachine(f *Facts) {
 		f.Kernel.FUSEError = err.Error()
 	} else {
 		unix.Close(fd)
+	}
+	if governor, _ := os.ReadFile("/sys/devices/system/cpu/cpuidle/current_governor"); strings.TrimSpace(string(governor)) == "haltpoll" {
+		poll, err := os.ReadFile("/sys/module/haltpoll/parameters/guest_halt_poll_ns")
+		f.Kernel.NoHaltPoll = err == nil && strings.TrimSpace(string(poll)) == "0"
 	}
 	known, _ := os.ReadFile("/proc/filesystems")
 	f.Kernel.FUSE = bytes.Contains(known, []byte("\tfuse\n"))

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +41,11 @@ func TestDoctor(t *testing.T) {
 			if f.Level == "bad" && f.Check != "disk" {
 				err = fmt.Errorf("%+v", f)
 			}
+		}
+		if !slices.ContainsFunc(all, func(f finding) bool { // whatever this machine's disk is like
+			return f.Check == "disk" && (strings.HasPrefix(f.What, "to flush a small write to the disk of brick /bricks/wp of volume wp takes ") || strings.Contains(f.What, " hangs: "))
+		}) {
+			err = errors.Join(err, fmt.Errorf("nothing is said of how fast the disk flushes: %+v", all))
 		}
 		if err == nil && len(all) < 8 {
 			err = fmt.Errorf("exit status %d, %d findings: %+v", code, len(all), all)
