@@ -92,8 +92,22 @@ type clusterKey struct{}
 
 // machines are what a script has started.
 type machines struct {
-	dir   string
-	nodes map[string]*node
+	dir      string
+	nodes    map[string]*node
+	reserved []int // sockets
+}
+
+// reserve returns an address that nobody else is given before the script ends, also while its
+// machine is halted: a socket has it that takes no connections.
+func (c *machines) reserve(ts *testscript.TestScript) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	ts.Check(err)
+	c.reserved = append(c.reserved, fd)
+	ts.Check(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)) // whoever asks for this very address gets it
+	ts.Check(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	is, err := unix.Getsockname(fd)
+	ts.Check(err)
+	return fmt.Sprint("127.0.0.1:", is.(*unix.SockaddrInet4).Port)
 }
 
 type node struct {
@@ -114,6 +128,9 @@ func (c *machines) close() {
 	}
 	for _, n := range c.nodes {
 		n.halt()
+	}
+	for _, fd := range c.reserved {
+		unix.Close(fd)
 	}
 	os.RemoveAll(c.dir)
 }
@@ -137,7 +154,7 @@ func cmdNode(ts *testscript.TestScript, neg bool, args []string) {
 	if n == nil {
 		n = &node{cfg: daemon.Config{
 			StateDir: filepath.Join(c.dir, name, "state"), RunDir: filepath.Join(c.dir, name), Name: name,
-			Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler),
+			Listen: c.reserve(ts), Log: slog.New(slog.DiscardHandler),
 		}}
 		for _, a := range args[1:] {
 			n.cfg.AcceptProbe = n.cfg.AcceptProbe || a == "accept-probe"

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"mortar/internal/api"
 )
@@ -27,6 +28,28 @@ type testNode struct {
 	done chan error
 }
 
+// reserve returns an address that nobody else is given before the test ends, also while nobody
+// listens there: a socket has it that takes no connections.
+func reserve(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil { // whoever asks for this very address gets it
+		t.Fatal(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	is, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint("127.0.0.1:", is.(*unix.SockaddrInet4).Port)
+}
+
 // newNode starts a node with a directory of its own under the test's.
 func newNode(t *testing.T, name string, change func(*Config)) *testNode {
 	t.Helper()
@@ -38,7 +61,7 @@ func newNode(t *testing.T, name string, change func(*Config)) *testNode {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	cfg := Config{
 		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
-		Listen: "127.0.0.1:0", Name: name, Log: testLog(t, name),
+		Listen: reserve(t), Name: name, Log: testLog(t, name),
 	}
 	if change != nil {
 		change(&cfg)
@@ -78,7 +101,7 @@ func (n *testNode) halt() {
 		if err != nil {
 			n.t.Errorf("%s: Run: %v", n.cfg.Name, err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		n.t.Fatalf("%s does not stop", n.cfg.Name)
 	}
 }
@@ -102,7 +125,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 // eventually waits until f returns nil.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := f()
 		if err == nil {
@@ -113,6 +136,26 @@ func eventually(t *testing.T, what string, f func() error) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// given returns how long f took, in time that this process was given: how often a goroutine
+// that sleeps and sleeps came to it, so that what others do on the machine counts for little.
+func given(f func()) time.Duration {
+	const step = 5 * time.Millisecond
+	over, steps := make(chan struct{}), make(chan int)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-over:
+				steps <- n
+				return
+			case <-time.After(step):
+			}
+		}
+	}()
+	f()
+	close(over)
+	return time.Duration(<-steps) * step
 }
 
 // newPool starts nodes n1, n2, … in one pool, the first of which the others join.

@@ -13,8 +13,8 @@ import (
 	"mortar/internal/cluster"
 )
 
-// left is for how long some client may still answer from a cache, as a page says.
-func left(t *testing.T, runDir string) time.Duration {
+// until is up to when some client may still answer from a cache, as a page says.
+func until(t *testing.T, runDir string) int64 {
 	t.Helper()
 	f, err := os.Open(pagePath(runDir))
 	if err != nil {
@@ -25,7 +25,17 @@ func left(t *testing.T, runDir string) time.Duration {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return time.Duration(lastLease(b) - clock())
+	return lastLease(b)
+}
+
+// says fails the test unless a page waits for what began at some time since then, and not
+// later than now, and lasts for d.
+func says(t *testing.T, runDir, what string, then int64, d time.Duration) {
+	t.Helper()
+	now, end := clock(), until(t, runDir)
+	if end < then+int64(d) || end > now+int64(d) {
+		t.Errorf("%s: %v left, want %v of which at most %v are over", what, time.Duration(end-now), d, time.Duration(now-then))
+	}
 }
 
 // fresh is a page of a life that no other came before.
@@ -53,13 +63,12 @@ func settled(t *testing.T, p *page) {
 // that it has dropped what it had cached, or the time is over.
 func TestPage(t *testing.T) {
 	dir := t.TempDir()
+	then := clock()
 	p := fresh(t, dir, 1, 0)
-	if d := left(t, dir); d <= cluster.Lease || d > cluster.LeaseGuard {
-		t.Errorf("a first life waits %v for what came before it, want %v", d, cluster.LeaseGuard)
-	}
+	says(t, dir, "a first life waits for what came before it", then, cluster.LeaseGuard)
 	settled(t, p)
-	if d := left(t, dir); d > 0 {
-		t.Errorf("nobody has a lease, and the page says %v", d)
+	if end := until(t, dir); end > clock() {
+		t.Errorf("nobody has a lease, and the page says %v", time.Duration(end-clock()))
 	}
 	var a, b, again lessee
 	give := func(l *lessee, id cluster.SessionID, d time.Duration) {
@@ -68,28 +77,24 @@ func TestPage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	then = clock()
 	give(&a, 7, time.Hour)
 	give(&a, 7, time.Second) // it never gets shorter
 	give(&b, 8, time.Minute)
 	give(&again, 7, 2*time.Hour) // the same session on another connection
-	if d := left(t, dir); d < 119*time.Minute {
-		t.Errorf("%v left, want two hours", d)
-	}
+	says(t, dir, "the longest", then, 2*time.Hour)
 	if err := p.lapsed(&again); err != nil {
 		t.Fatal(err)
 	}
-	if d := left(t, dir); d < 59*time.Minute || d > time.Hour {
-		t.Errorf("%v left after the second connection's word, want the first's hour", d)
-	}
+	says(t, dir, "after the second connection's word the first's", then, time.Hour)
 	if err := p.lapsed(&a); err != nil {
 		t.Fatal(err)
 	}
-	if d := left(t, dir); d < 59*time.Second || d > time.Minute {
-		t.Errorf("%v left, want the other's minute", d)
-	}
+	says(t, dir, "the other's", then, time.Minute)
 	// More clients than there are slots count together.
 	var many [pageSlots + 3]lessee
 	for i := range many {
+		then = clock()
 		give(&many[i], cluster.SessionID(100+i), 3*time.Minute+time.Duration(i)*time.Second)
 	}
 	for i := range many {
@@ -97,9 +102,7 @@ func TestPage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if d := left(t, dir); d < 3*time.Minute {
-		t.Errorf("%v left of those that had no slot, want the last one's", d)
-	}
+	says(t, dir, "the last one's of those that had no slot", then, 3*time.Minute+(pageSlots+2)*time.Second)
 }
 
 // The next life waits for the clients of the last one no longer than that one's page says,
@@ -132,14 +135,16 @@ func TestFormerLeases(t *testing.T) {
 			dir := t.TempDir()
 			p := fresh(t, dir, 1, 0)
 			settled(t, p)
-			if err := p.gives(new(lessee), 7, 500*time.Millisecond); err != nil {
+			then, d := clock(), 500*time.Millisecond
+			if err := p.gives(new(lessee), 7, d); err != nil {
 				t.Fatal(err)
 			}
 			c.spoil(t, p)
-			fresh(t, dir, 3, c.former)
-			if d := left(t, dir); (d <= 500*time.Millisecond) != c.end {
-				t.Errorf("it waits %v", d)
+			if !c.end {
+				then, d = clock(), cluster.LeaseGuard
 			}
+			fresh(t, dir, 3, c.former)
+			says(t, dir, "it waits", then, d)
 		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -37,16 +38,11 @@ func TestProbe(t *testing.T) {
 	if _, err := other.api.Invite(ctx, api.InviteRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	// Nobody listens on the port of a listener that was closed.
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.Close()
+	nobody := reserve(t)
 	for _, c := range []struct{ host, want string }{
 		{shy.cfg.Listen, "was not started to be probed. Start it there with \"mortar server --accept-probe\""},
 		{other.cfg.Listen, "127.0.0.1 is either already part of another cluster or having volumes configured"},
-		{ln.Addr().String(), "Probe returned with Transport endpoint is not connected (from this machine, gfs1: cannot connect to " + ln.Addr().String()},
+		{nobody, "Probe returned with Transport endpoint is not connected (from this machine, gfs1: cannot connect to " + nobody},
 		{"a b", "\"a b\" is an invalid address"},
 		{"", "\"\" is an invalid address"},
 	} {
@@ -101,11 +97,7 @@ func TestJoinRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.Close()
+	nobody := reserve(t)
 	wrong := inv.Token[:len(inv.Token)-3] + "000" // another secret
 	for _, c := range []struct {
 		what, token string
@@ -116,7 +108,7 @@ func TestJoinRefused(t *testing.T) {
 		{"cut off", inv.Token[:40], inv.Hosts, "not a join token"},
 		{"wrong secret", wrong, inv.Hosts, "the token is not known to the pool, was used, or has expired"},
 		{"another pool's", strange.Token, inv.Hosts, "the token is not one of that machine's pool"},
-		{"nobody there", inv.Token, []string{ln.Addr().String()}, "from this machine (n2) the pool cannot be reached: cannot connect to " + ln.Addr().String()},
+		{"nobody there", inv.Token, []string{nobody}, "from this machine (n2) the pool cannot be reached: cannot connect to " + nobody},
 		{"no hosts", inv.Token, nil, "give the address of a machine of the pool"},
 		{"itself", inv.Token, []string{second.cfg.Listen}, "from this machine (n2) the pool cannot be reached"},
 	} {
@@ -125,8 +117,8 @@ func TestJoinRefused(t *testing.T) {
 		}
 	}
 	// The pool must be able to connect back.
-	blocked := newNode(t, "n4", func(c *Config) { c.Advertise = []string{ln.Addr().String()} })
-	blocked.port = uint16(ln.Addr().(*net.TCPAddr).Port) // as if a firewall let nothing in
+	blocked := newNode(t, "n4", func(c *Config) { c.Advertise = []string{nobody} })
+	blocked.port = netip.MustParseAddrPort(nobody).Port() // as if a firewall let nothing in
 	if err := join(blocked, inv.Token, inv.Hosts...); err == nil ||
 		!strings.Contains(err.Error(), "n4 can reach n1, and not the other way round: from n1 ") || !strings.Contains(err.Error(), "--advertise") {
 		t.Errorf("blocked: %v", err)
@@ -284,7 +276,7 @@ func TestMove(t *testing.T) {
 	nodes := newPool(t, 3)
 	third := nodes[2]
 	third.halt()
-	third.cfg.Listen = "127.0.0.1:0"
+	third.cfg.Listen = reserve(t)
 	third.start()
 	for _, n := range nodes {
 		n.connected(3)

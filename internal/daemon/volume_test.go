@@ -109,7 +109,7 @@ func (s *mountless) close() {
 
 func (s *mountless) call(kind uint8, q, r codec.Coded) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
 	body, err := s.conn.Call(ctx, kind, codec.Append(nil, q))
 	if err == nil {
