@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// A bound on how long something takes is one on a machine that has nothing else to do. Shared is a
-// look at what the machine's processors have done so far, and for whom, by which a test learns how much of
-// their time it was given since then.
+// Shared is a look at what the machine's processors have done so far, and for whom. By it a test learns how much
+// of their time it was given since then: a bound on how long something takes is one on a machine that has
+// nothing else to do.
 type Shared struct {
 	all   time.Duration // the processors' time, idle or not
 	taken time.Duration // what processes had of it, and what a machine's own host took away
