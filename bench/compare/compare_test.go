@@ -3,6 +3,7 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"mortar/bench/figure"
 )
@@ -75,6 +76,36 @@ func TestTable(t *testing.T) {
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no line %q in\n%s", want, text)
+		}
+	}
+}
+
+func TestRest(t *testing.T) {
+	const (
+		mem  = "MemTotal: 1 kB\nDirty: 100 kB\nWriteback: 0 kB\n"
+		disk = " 254 0 vda 10 0 1000 5 20 0 2000 7 0 9 12\n   7 0 loop0 1 0 8 0 1 0 8 0 0 0 0\n"
+		stat = "cpu  100 0 50 9000 3 0 0 0 0 0\ncpu0 1 1 1 1\n"
+	)
+	var now time.Time
+	was := parseLoad(now, mem, disk, stat)
+	for _, c := range []struct{ name, old, new, want string }{
+		{"rest", "", "", ""},
+		{"a little of everything", " 2000 7 0 ", " 3000 7 0 ", ""},
+		{"dirty pages", "Dirty: 100 kB", "Dirty: 20000 kB", "20 MB wait to be written"},
+		{"pages on their way", "Writeback: 0 kB", "Writeback: 20000 kB", "20 MB wait to be written"},
+		{"reads", " 1000 5 ", " 9000 5 ", "4.1 MB/s"},
+		{"writes", " 8 0 0 0 0\n", " 9008 0 0 0 0\n", "4.6 MB/s"},
+		{"one write that takes long", " 7 0 9 12", " 7 1 9 12", "1 requests are under way"},
+		{"a busy process", "cpu  100 0 50", "cpu  9100 0 50", "processors are busy"},
+	} {
+		all := strings.Join([]string{mem, disk, stat}, "|")
+		if !strings.Contains(all, c.old) {
+			t.Fatalf("%s: no %q", c.name, c.old)
+		}
+		f := strings.Split(strings.Replace(all, c.old, c.new, 1), "|")
+		why := parseLoad(now.Add(time.Second), f[0], f[1], f[2]).since(was)
+		if (why == "") != (c.want == "") || !strings.Contains(why, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, why, c.want)
 		}
 	}
 }

@@ -241,6 +241,9 @@ func (l *lab) measure(t *target, wp, only string, scale float64, last bool) (fig
 	} else if only != "" || t.only != "" {
 		return nil, use, nil
 	}
+	if err := rest(l.ctx, time.Minute); err != nil {
+		return nil, use, err
+	}
 	r, err := l.Host(1).Run(l.ctx, argv...)
 	if err != nil {
 		return nil, use, err
