@@ -45,6 +45,7 @@ type brick struct {
 	replies  []waiting
 	clearing []*clearing
 	fsyncs   []*syncWait
+	lag      lag
 	durable  [5]uint64 // of the bricks, in this epoch
 	lean     []*order
 	leanEnd  time.Duration
@@ -65,6 +66,7 @@ type brick struct {
 	page     *page  // of this life
 	let      [5]int // the life of each brick that was last heard of as such
 	wanted   bool   // to be up, but the volume is stopped
+	opening  bool   // its log, on a disk that hangs
 }
 
 type clearing struct {
@@ -111,12 +113,19 @@ func (b *brick) start() {
 		return
 	}
 	d := &b.disk
+	if left := d.hung - b.w.now; left > 0 { // a log is synced when it is opened
+		if !b.opening {
+			b.opening = true
+			b.w.after(min(left, hangLook), func() { b.opening = false; b.start() })
+		}
+		return
+	}
 	b.up, b.paused, b.late = true, false, nil
 	b.life++
 	b.booted = b.w.now
 	clean := d.marked && d.mark == d.tail() && d.mark == d.kv.pos
 	d.st = d.kv
-	d.synced = d.tail().Seq // a log is synced when it is opened
+	d.synced = d.tail().Seq
 	b.m = core.New(b.now(), b.id, core.Brick{Tail: d.tail(), History: d.history, Whole: d.whole, Trusted: clean, Promised: d.epoch})
 	b.w.say("%v starts at %v, whole %v, clean %v", b, d.tail(), d.whole, clean)
 	b.epoch, b.role, b.config, b.commit, b.acked = 0, core.Waiting, cluster.SetConfig{}, 0, 0
@@ -124,7 +133,7 @@ func (b *brick) start() {
 	b.replies, b.clearing, b.fsyncs, b.lean, b.asks, b.reads, b.attaches = nil, nil, nil, nil, nil, nil, nil
 	b.sessions, b.turns, b.full = [maxSessions]*session{}, [maxSessions]int{}, 0
 	b.refused, b.below = nil, [maxSessions]uint64{}
-	b.durable, b.out = [5]uint64{}, [5]outbox{}
+	b.durable, b.out, b.lag = [5]uint64{}, [5]outbox{}, lag{}
 	b.healing, b.ahead, b.stopping, b.leaving = 0, false, false, false
 	b.page, b.let = newPage(b), [5]int{}
 	if cfg, known := b.w.plane.atStart(b); known {
@@ -227,8 +236,12 @@ func (b *brick) giveUp(wanted func() bool, then func()) {
 
 // close ends the process as planned: everything is made durable, and marked so.
 func (b *brick) close() {
-	b.up = false
 	d := &b.disk
+	if d.hung > b.w.now { // it does not end until it is killed
+		b.die(false)
+		return
+	}
+	b.up = false
 	if d.whole && d.st.pos == d.tail() && b.m.Trusted() {
 		d.flushKV()
 		d.marked, d.mark = true, d.st.pos
@@ -365,8 +378,8 @@ func (b *brick) applyReady() {
 		life := b.life
 		b.w.after(0, func() {
 			if b.life == life {
-				drained := func() bool { cfg := b.m.Config(); return cfg.IsDrained(b.id) }
-				b.giveUp(drained, func() { b.leaving = false })
+				wanted := func() bool { cfg := b.m.Config(); return cfg.IsDrained(b.id) || b.m.Slow(b.now()) }
+				b.giveUp(wanted, func() { b.leaving = false })
 			}
 		})
 	}
@@ -588,7 +601,7 @@ func (b *brick) publish() {
 	}
 	b.endLean()
 	b.refused, b.below = nil, [maxSessions]uint64{}
-	b.durable = [5]uint64{}
+	b.durable, b.lag = [5]uint64{}, lag{}
 	for _, s := range b.fsyncs {
 		s.asked = -time.Hour
 	}
@@ -611,6 +624,7 @@ func (b *brick) tick() {
 		}
 	}
 	b.endLean()
+	b.findLag()
 	for _, s := range b.fsyncs {
 		if now >= s.asked+500*time.Millisecond {
 			b.askSync(s)
@@ -714,7 +728,7 @@ func (b *brick) healed() {
 }
 
 func (b *brick) flushKV() {
-	if b.up && b.disk.st.pos == b.disk.tail() {
+	if b.up && b.disk.st.pos == b.disk.tail() && b.disk.hung <= b.w.now {
 		b.disk.flushKV()
 	}
 }
@@ -726,7 +740,7 @@ func (b *brick) trim() {
 }
 
 func (b *brick) syncDisk() {
-	if b.up {
+	if b.up && b.disk.hung <= b.w.now {
 		b.disk.synced = b.disk.tail().Seq
 	}
 }

@@ -99,8 +99,9 @@ func (s *contents) apply(e *entry) {
 // own, whose flushes are rare. What is not synced is lost with the power, from
 // the log's end; what was written to it in part is no entry.
 type disk struct {
-	entries *[]entry // all that there are
-	slow    time.Duration
+	entries *[]entry      // all that there are
+	slow    time.Duration // what a flush takes
+	hung    time.Duration // no flush ends before this, by the true clock
 
 	base    cluster.Pos   // the log begins after it
 	baseN   int32         // the entry there, -1 for none

@@ -50,6 +50,7 @@ var verbs = map[string]string{
 	"cut":   "nn", "mend": "nn", // one way
 	"reset":   "nn", // a connection breaks
 	"slow":    "bd", // how long a flush of the disk takes
+	"hang":    "bd", // for so long no flush of the disk ends; longer than the faults last: for ever
 	"full":    "bd", // for so long the brick, should it lead, has no room for what is new
 	"flushkv": "b", "trim": "b", "sync": "b",
 	"leader": "d",                 // the control plane has another leader after a while without one
@@ -187,6 +188,9 @@ func (p *Plan) parseLine(f []string) error {
 	p.Actions = append(p.Actions, a)
 	return nil
 }
+
+// forEver is longer than the faults of any plan last.
+const forEver = time.Hour
 
 // Generate makes the plan of a seed. Which faults there are, and how many, is
 // drawn for every seed: a fault that is rare everywhere hides what needs many of
@@ -356,6 +360,22 @@ func Generate(seed uint64) *Plan {
 		add(Action{At: soon(600 * time.Millisecond), Verb: "mend", Args: []int{home, to}})
 		add(Action{At: soon(time.Second), Verb: "kill", Args: []int{to}})
 		add(Action{At: rest(t), Verb: "start", Args: []int{to}})
+	}
+	// Disks that crawl, or hang. Drawn apart, so that all else is what it was for its seed.
+	r = rand.New(rand.NewPCG(seed, 2))
+	if r.IntN(4) == 0 {
+		for range 1 + r.IntN(4) {
+			b, t := brick(), at()
+			switch r.IntN(4) {
+			case 0:
+				add(Action{At: t, Verb: "hang", Args: []int{b}, D: forEver})
+			case 1:
+				add(Action{At: t, Verb: "hang", Args: []int{b}, D: rest(0)})
+			default:
+				add(Action{At: t, Verb: "slow", Args: []int{b}, D: time.Duration(r.Int64N(int64(4 * time.Second))).Round(time.Microsecond)})
+				add(Action{At: rest(t), Verb: "slow", Args: []int{b}})
+			}
+		}
 	}
 	slices.SortStableFunc(p.Actions, func(a, b Action) int { return int(min(1, max(-1, a.At-b.At))) })
 	return p

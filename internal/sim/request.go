@@ -51,7 +51,15 @@ type waiting struct {
 type syncWait struct {
 	seq   uint64
 	reply func(answer)
-	asked time.Duration
+	came  time.Duration
+	asked time.Duration // last
+}
+
+// lag is replica's: what is known of the brick that holds up a sync which others have done their part of.
+type lag struct {
+	of    *syncWait
+	since time.Duration // when it begins to count; 0: no brick is done
+	told  cluster.BrickID
 }
 
 // ask is a request that this brick, as home, brings to the primary.
@@ -74,7 +82,7 @@ func (b *brick) order(o *order) {
 	}
 	q := o.q
 	if q.number == 0 {
-		s := &syncWait{seq: b.disk.st.regs[q.reg].seq, reply: o.reply}
+		s := &syncWait{seq: b.disk.st.regs[q.reg].seq, reply: o.reply, came: b.now()}
 		b.fsyncs = append(b.fsyncs, s)
 		b.askSync(s)
 		return
@@ -192,8 +200,13 @@ func (b *brick) askSync(s *syncWait) {
 func (b *brick) syncStore(seq uint64, then func()) {
 	d := &b.disk
 	upto, cuts, life := d.tail().Seq, d.cuts, b.life
-	b.w.after(d.slow+time.Duration(50+b.r.IntN(2000))*time.Microsecond, func() {
+	var end func()
+	end = func() {
 		if b.life != life || !b.up {
+			return
+		}
+		if d.hung > b.w.now {
+			b.w.after(min(d.hung-b.w.now, hangLook), end)
 			return
 		}
 		if d.cuts != cuts { // the round proves nothing
@@ -204,7 +217,41 @@ func (b *brick) syncStore(seq uint64, then func()) {
 		}
 		d.synced = max(d.synced, upto)
 		b.do(then)
-	})
+	}
+	b.w.after(d.slow+time.Duration(50+b.r.IntN(2000))*time.Microsecond, end)
+}
+
+// hangLook is how often a flush that hangs looks whether the disk is well again.
+const hangLook = 100 * time.Millisecond
+
+// findLag tells the machine of the brick that the oldest sync waits for, when another is done. It is replica's.
+func (b *brick) findLag() {
+	var behind cluster.BrickID
+	if len(b.fsyncs) > 0 && b.m.Role() == core.Primary {
+		s := b.fsyncs[0]
+		if b.lag.of != s {
+			b.lag.of, b.lag.since = s, 0
+		}
+		done := 0
+		for _, id := range b.m.Counting() { // this one is the last
+			if b.durable[b.w.brick(id).i] >= s.seq {
+				done++
+			} else if id == b.id || behind.IsZero() {
+				behind = id
+			}
+		}
+		if done == 0 {
+			behind = cluster.BrickID{}
+		} else if b.lag.since == 0 {
+			b.lag.since = b.now() + 2*(b.now()-s.came)
+		}
+	}
+	if told := b.lag.told; told != behind && !told.IsZero() {
+		b.m.Lags(told, 0)
+	}
+	if b.lag.told = behind; !behind.IsZero() {
+		b.m.Lags(behind, b.lag.since)
+	}
 }
 
 func (b *brick) sync(from *brick, s *proto.Sync) {

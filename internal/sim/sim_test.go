@@ -17,6 +17,7 @@ var (
 	simSeed  = flag.Uint64("sim.seed", 0, "the one seed to run, with a trace on stderr")
 	simFirst = flag.Uint64("sim.first", 0, "the first of the seeds to run; 0: by the clock")
 	simSeeds = flag.Uint64("sim.seeds", 0, "how many seeds to run from -sim.first on")
+	simAsIs  = flag.Bool("sim.asis", false, "make no short script of a seed that fails")
 	simKeep  = flag.Bool("sim.minimise", false, "print a seed that fails as a short script")
 )
 
@@ -103,7 +104,7 @@ func TestSeeds(t *testing.T) {
 					continue
 				}
 				t.Errorf("seed %d, after %v: %v\n%s", seed, time.Since(began).Round(100*time.Millisecond), res.Err, again(seed))
-				if failed.Add(1) == 1 {
+				if failed.Add(1) == 1 && !*simAsIs {
 					p = Minimise(p, 20*time.Second)
 					t.Errorf("as a script, for testdata/kept:\n# %v\n%s", Run(p, nil).Err, p)
 				}

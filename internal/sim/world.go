@@ -169,6 +169,8 @@ func (w *world) act(a Action) {
 		w.net.reset(arg(0), arg(1))
 	case "slow":
 		w.bricks[arg(0)].disk.slow = a.D
+	case "hang":
+		w.bricks[arg(0)].disk.hung = w.now + a.D
 	case "full":
 		b := w.bricks[arg(0)]
 		b.full = b.now() + a.D
@@ -217,6 +219,21 @@ func (w *world) settle() {
 		b.resume()
 		b.start()
 	}
+	if w.spared() {
+		w.say("-- but for disks that hang")
+		if w.calm("somebody waits, and the set can do without the disks that hang", w.waited); w.ruined() {
+			return
+		}
+		for _, c := range w.clients {
+			c.last()
+		}
+		if w.calm("somebody waits, and the set can do without the disks that hang", w.waited); w.ruined() {
+			return
+		}
+	}
+	for _, b := range w.bricks {
+		b.disk.hung = 0
+	}
 	if w.plane.config().Drained != nil {
 		if w.calm("the drained bricks have not left", w.drained); w.ruined() {
 			return
@@ -256,6 +273,31 @@ func (w *world) calm(what string, wrong func() error) {
 			w.fail("%v after the faults stopped %s: %v", calmed, what, why)
 		}
 	}
+}
+
+// spared reports whether disks hang, and the set can do without all of them, since a brick that is in sync runs.
+func (w *world) spared() bool {
+	cfg := w.plane.config()
+	hung, well, open := 0, 0, false
+	for _, b := range w.bricks {
+		open = open || b.up && b.disk.whole && cfg.IsInSync(b.id)
+		if b.disk.hung > w.now {
+			hung++
+		} else if !cfg.IsDrained(b.id) {
+			well++
+		}
+	}
+	return open && hung > 0 && well >= max(1, cfg.MinInSync)
+}
+
+// waited says who waits for an answer.
+func (w *world) waited() error {
+	for _, c := range w.clients {
+		if n := len(c.ops); n > 0 {
+			return fmt.Errorf("%v waits for %d answers, first of %s; home %v, attached %v", c, n, c.ops[0], c.home, c.s != nil)
+		}
+	}
+	return nil
 }
 
 // drained says what is missing for the set to depend on no drained brick that it can do without.
@@ -306,10 +348,8 @@ func (w *world) unsettled() error {
 
 // unanswered says who waits.
 func (w *world) unanswered() error {
-	for _, c := range w.clients {
-		if n := len(c.ops); n > 0 {
-			return fmt.Errorf("%v waits for %d answers, first of %s; home %v, attached %v", c, n, c.ops[0], c.home, c.s != nil)
-		}
+	if err := w.waited(); err != nil {
+		return err
 	}
 	var first *brick
 	for _, b := range w.bricks {

@@ -319,3 +319,83 @@ func TestLogsMeetAtPositions(t *testing.T) {
 		t.Errorf("entries after 2.%d are taken at %v", m.Tail().Seq, m.Tail())
 	}
 }
+
+// A backup in the in-sync set is given no lease before it has what it had missed: it would serve
+// reads without it.
+func TestNoLeaseBeforeItHasAll(t *testing.T) {
+	_, m, _, b := pair(t)
+	now := time.Second
+	m.Connected(now, b)
+	round := sent[proto.Probe](t, m, b)[0].Round
+	granted := func() (is bool) {
+		for _, beat := range sent[proto.Beat](t, m, b) {
+			is = is || beat.Grant > 0
+		}
+		return is
+	}
+	for _, say := range []func(){
+		func() {},
+		func() { m.ProbeAck(now, b, &proto.ProbeAck{Epoch: 1, Round: round, Whole: true}) },
+	} {
+		say()
+		m.BeatAck(now, b, &proto.BeatAck{Epoch: 1, Round: round, Echo: uint64(now), Stamp: 1})
+		now += cluster.Heartbeat
+		m.Tick(now)
+		if granted() {
+			t.Fatal("it is given a lease, and has nothing")
+		}
+	}
+	m.AppendAck(now, b, &proto.AppendAck{Epoch: 1, Round: round, Seq: 1})
+	if !granted() {
+		t.Error("it has everything, and is given no lease")
+	}
+}
+
+// An acknowledgement that was lost with its connection comes again with the answer to a heartbeat.
+func TestAcknowledgedAgain(t *testing.T) {
+	_, m, _, b := pair(t)
+	now := time.Second
+	m.Connected(now, b)
+	round := sent[proto.Probe](t, m, b)[0].Round
+	m.ProbeAck(now, b, &proto.ProbeAck{Epoch: 1, Round: round, Whole: true})
+	if m.Commit() != 0 {
+		t.Fatal("committed before anybody has it")
+	}
+	m.BeatAck(now, b, &proto.BeatAck{Epoch: 1, Round: round, Echo: uint64(now), Stamp: 1, Applied: 1, Acked: 1})
+	if m.Commit() != 1 {
+		t.Error("the backup has said twice that it has everything, once in vain, and nothing is committed")
+	}
+}
+
+// A brick on its way back is waited for only when it is near: all changes would wait for what it is still sent.
+func TestNotWaitedForWhileFar(t *testing.T) {
+	self, b := cluster.NewID(), cluster.NewID()
+	m := New(0, self, Brick{Whole: true, Trusted: true})
+	lead(t, 0, m, cluster.SetConfig{Epoch: 1, Primary: self, Members: []BrickID{self, b}, InSync: []BrickID{self}, MinInSync: 1})
+	const now = time.Second
+	change := func() {
+		pos, _ := m.Next()
+		m.Appended(now, pos)
+		m.Cleared(now, pos.Seq)
+	}
+	for range 2 * joinLag {
+		change()
+	}
+	m.Connected(now, b)
+	round := sent[proto.Probe](t, m, b)[0].Round
+	m.ProbeAck(now, b, &proto.ProbeAck{Epoch: 1, Round: round, Whole: true})
+	m.BeatAck(now, b, &proto.BeatAck{Epoch: 1, Round: round, Echo: uint64(now), Stamp: 1})
+	m.AppendAck(now, b, &proto.AppendAck{Epoch: 1, Round: round, Seq: 1})
+	m.SyncAck(b, &proto.SyncAck{Epoch: 1, Seq: 1})
+	m.Tick(now)
+	change()
+	if m.Commit() != m.Tail().Seq {
+		t.Errorf("%d is committed of %d: a brick that is far behind is waited for", m.Commit(), m.Tail().Seq)
+	}
+	m.AppendAck(now, b, &proto.AppendAck{Epoch: 1, Round: round, Seq: m.Tail().Seq})
+	m.SyncAck(b, &proto.SyncAck{Epoch: 1, Seq: m.Tail().Seq})
+	m.Tick(now)
+	if p := m.Ready().Propose; p == nil || !p.IsInSync(b) {
+		t.Errorf("it is there: proposed %+v", p)
+	}
+}
