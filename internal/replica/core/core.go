@@ -172,13 +172,15 @@ type Machine struct {
 	closed  bool // as primary: no more changes are ordered
 
 	// As primary.
-	progress  map[BrickID]*Progress
-	rounds    uint64
-	nextBeat  Instant
-	adding    BrickID // proposed for the in-sync set: counts as if it were in it
-	asked     bool    // adding was proposed, and may take effect
-	proposing bool
-	nextTry   Instant
+	progress map[BrickID]*Progress
+	rounds   uint64
+	nextBeat Instant
+	adding   BrickID // proposed for the in-sync set: counts as if it were in it
+	asked    bool    // adding was proposed, and may take effect
+	// addingSince is when that began: what is missing is to be flushed soon.
+	addingSince Instant
+	proposing   bool
+	nextTry     Instant
 }
 
 // BrickID is cluster.BrickID.

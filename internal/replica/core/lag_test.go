@@ -90,6 +90,47 @@ func TestLags(t *testing.T) {
 	}
 }
 
+// A brick that is near, and whose disk flushes nothing, is given up after a moment for another that is ready: also
+// where nobody syncs, as in a set that takes no changes.
+func TestHangsBeforeItIsAdded(t *testing.T) {
+	now := 10 * time.Second
+	m, a, b, _ := trio(t, now)
+	cfg := m.cfg.Clone()
+	cfg.Epoch, cfg.InSync, cfg.MinInSync = 2, []BrickID{m.self}, 2
+	m.Configure(now, cfg)
+	m.Ready()
+	for _, to := range []BrickID{a, b} {
+		m.Connected(now, to)
+		round := sent[proto.Probe](t, m, to)[0].Round
+		m.ProbeAck(now, to, &proto.ProbeAck{Epoch: 2, Round: round, Tail: m.tail, History: m.history, Whole: true})
+		m.AppendAck(now, to, &proto.AppendAck{Epoch: 2, Round: round, Seq: m.tail.Seq})
+	}
+	began := now
+	for now < began+10*time.Second {
+		now += 100 * time.Millisecond
+		for _, to := range []BrickID{a, b} {
+			m.BeatAck(now, to, &proto.BeatAck{Epoch: 2, Round: m.progress[to].round, Echo: uint64(now), Stamp: 1, Applied: m.tail.Seq, Acked: m.tail.Seq})
+		}
+		m.Tick(now)
+		r := m.Ready()
+		for _, msg := range r.Messages {
+			if s, ok := msg.Body.(*proto.Sync); ok && msg.To == b { // the other one's disk hangs
+				m.SyncAck(b, &proto.SyncAck{Epoch: 2, Seq: s.Seq})
+			}
+		}
+		if p := r.Propose; p != nil {
+			if !p.IsInSync(b) || p.IsInSync(a) {
+				t.Fatalf("proposed: %+v", p)
+			}
+			if now > began+2*stuckAfter {
+				t.Errorf("proposed after %v", now-began)
+			}
+			return
+		}
+	}
+	t.Fatal("the one that is ready is not proposed")
+}
+
 // A set that cannot do without a brick waits for it, and its primary does not hand over; one that can does.
 func TestLagsAndIsNeeded(t *testing.T) {
 	for _, needed := range []bool{true, false} {

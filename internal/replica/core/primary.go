@@ -403,12 +403,15 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 		}
 		ready := p.state == Streaming && !m.silent(now, p) && p.acked >= p.joined &&
 			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0 && (now >= p.barred || !m.cfg.Writable())
-		if b == m.adding && !ready && !m.asked {
-			if m.slow(now, p, stuckAfter) && !p.mute(now) {
+		// A disk that hangs flushes nothing, and keeps out whoever else is ready.
+		late := b == m.adding && now >= m.addingSince+stuckAfter
+		if b == m.adding && (!ready || late) && !m.asked {
+			if (m.slow(now, p, stuckAfter) || late) && !p.mute(now) {
 				p.bar(now)
 			}
 			m.adding = BrickID{} // nobody has heard of it
 			m.advance(now)
+			continue
 		}
 		if m.cfg.IsInSync(b) || !ready || !m.adding.IsZero() && m.adding != b {
 			continue
@@ -422,7 +425,7 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 		// committed without it comes first, in this epoch or before it, and
 		// since any of that may have been fsynced, also to b's disk.
 		if m.adding.IsZero() {
-			m.adding, p.joins = b, max(m.commit, p.joined)
+			m.adding, m.addingSince, p.joins = b, now, max(m.commit, p.joined)
 		}
 		if p.acked < p.joins || !m.flushed(now, b, p, p.joins) {
 			continue
