@@ -382,13 +382,28 @@ func (n *Node) drain(ctx context.Context, host string, undo bool) (*member, *clu
 		}
 		return nil, nil, err
 	}
-	v := m.latest()
-	p, err := n.findPeer(ctx, v, host)
-	if err != nil {
-		return nil, nil, apiError(err)
+	for try := 0; ; try++ {
+		v := n.knownNow(ctx)
+		p, err := n.findPeer(ctx, v, host)
+		if err != nil {
+			return nil, nil, apiError(err)
+		}
+		err = m.propose(ctx, state.Command{Seen: v.Version, DrainPeer: &state.DrainPeer{Peer: p.ID, Undo: undo}})
+		var refusal *state.Error
+		if !errors.As(err, &refusal) || refusal.Code != state.CodeConflict || try == drainTries {
+			return m, p, apiError(err)
+		}
+		// This peer has perhaps just been started, and had not heard of the last change: what is wanted is the same whatever that was.
+		select {
+		case <-m.plane.Load().Watch(v.Version):
+		case <-time.After(catchUpTimeout):
+		case <-ctx.Done():
+		}
 	}
-	return m, p, apiError(m.propose(ctx, state.Command{Seen: v.Version, DrainPeer: &state.DrainPeer{Peer: p.ID, Undo: undo}}))
 }
+
+// drainTries is how often a peer that is behind looks again before it gives a wish up.
+const drainTries = 3
 
 // holds says which bricks of a drained peer are still in sync, and why.
 func holds(v *cluster.Map, peer cluster.PeerID) []string {

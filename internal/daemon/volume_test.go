@@ -390,6 +390,14 @@ func TestAnyPeerAtOnce(t *testing.T) {
 		if vs, err := at(1).api.Volumes(ctx); err != nil || len(vs) != 0 {
 			t.Errorf("after the deletion: %+v, %v", vs, err)
 		}
+		for i := range 3 { // each has heard of the change before by itself, or not yet
+			if _, err := at(i).api.Drain(ctx, "n2"); err != nil {
+				t.Errorf("drained through a peer: %v", err)
+			}
+			if err := at(i+1).api.Undrain(ctx, "n2"); err != nil {
+				t.Errorf("undrained through another at once: %v", err)
+			}
+		}
 	}
 }
 
