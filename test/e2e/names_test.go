@@ -24,10 +24,10 @@ func TestNames(t *testing.T) {
 	}{{"in peace", false}, {"while daemons die", true}} {
 		t.Run(c.name, func(t *testing.T) {
 			p.as(t)
-			duration := pick(2*time.Second, 5*time.Minute)
+			duration := pick(2*time.Second, 10*time.Minute)
 			limit := 1500 * time.Millisecond
 			if c.faults {
-				duration, limit = pick(5*time.Second, 5*time.Minute), stall // most of which they wait
+				duration, limit = pick(5*time.Second, 10*time.Minute), stall // most of which they wait
 			}
 			machine := cluster.Share()
 			var waits []func(any) error
