@@ -4,12 +4,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,11 +36,14 @@ type asker struct {
 	conn    *os.File // nil: the process does not run
 	last    uint64
 	waiting map[uint64]chan asked
-	threads map[uint32]bool // that ask
 	idle    *time.Timer
 	failed  time.Time // when it could not be started
 	closed  bool
 	wg      sync.WaitGroup
+
+	// threads are those that ask; nil: none. Every open is looked up in them, also one that the start of the
+	// process waits for while mu is held, so this takes no lock. What it points to does not change.
+	threads atomic.Pointer[map[uint32]bool]
 }
 
 // question is what the kernel is to ask.
@@ -155,7 +160,7 @@ func (a *asker) startLocked() error {
 		conn.Close()
 		return fail(err)
 	}
-	a.conn, a.waiting, a.threads = conn, map[uint64]chan asked{}, map[uint32]bool{}
+	a.conn, a.waiting = conn, map[uint64]chan asked{}
 	a.idle = time.AfterFunc(askerIdle, func() { a.stop(conn) })
 	a.wg.Go(func() {
 		a.receive(conn)
@@ -181,7 +186,11 @@ func (a *asker) receive(conn *os.File) {
 			return
 		}
 		if id == 0 {
-			a.threads[uint32(value)] = true
+			threads := map[uint32]bool{uint32(value): true}
+			if was := a.threads.Load(); was != nil {
+				maps.Copy(threads, *was)
+			}
+			a.threads.Store(&threads)
 		} else if c := a.waiting[id]; c != nil {
 			delete(a.waiting, id)
 			r := asked{taken: value == 0}
@@ -206,7 +215,8 @@ func (a *asker) stop(conn *os.File) {
 	for _, c := range a.waiting {
 		close(c)
 	}
-	a.conn, a.waiting, a.threads = nil, nil, nil
+	a.conn, a.waiting = nil, nil
+	a.threads.Store(nil)
 }
 
 // close ends the process for good.
@@ -223,9 +233,8 @@ func (a *asker) close() {
 
 // is says whether a thread is one of the process that asks.
 func (a *asker) is(tid uint32) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.threads[tid]
+	threads := a.threads.Load()
+	return threads != nil && (*threads)[tid]
 }
 
 // Ask is what the program of Options.Asker does. It returns when the mount has

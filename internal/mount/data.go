@@ -16,24 +16,47 @@ import (
 // an open file needs nothing of the cluster: its inode lives while the kernel
 // knows it. So OPEN is answered here.
 func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if f.o.LocksNode {
-		return fuse.ENOSYS
+	ino := fsop.Ino(in.NodeId)
+	if in.Flags&syscall.O_TRUNC == 0 {
+		return f.openKept(ino, in.Flags, in.Pid, out)
 	}
-	if !f.mayOpenFlagged(fsop.Ino(in.NodeId), in.Flags) {
+	if st := f.mayOpen(ino, in.Flags); st != fuse.OK {
+		return st
+	}
+	r := f.begin(cancel, &in.InHeader)
+	defer f.inflight.remove(r)
+	if st := f.truncate(r, ino, in.Mode&fuse.OPEN_KILL_SUIDGID != 0); st != fuse.OK {
+		return st
+	}
+	f.openedBy(in.Pid, ino, in.Flags, out)
+	return fuse.OK
+}
+
+// openKept answers OPEN of a file that keeps its contents. It waits for nobody.
+func (f *fileSystem) openKept(ino fsop.Ino, flags, pid uint32, out *fuse.OpenOut) fuse.Status {
+	if st := f.mayOpen(ino, flags); st != fuse.OK {
+		return st
+	}
+	f.openedBy(pid, ino, flags, out)
+	return fuse.OK
+}
+
+func (f *fileSystem) mayOpen(ino fsop.Ino, flags uint32) fuse.Status {
+	switch {
+	case f.o.LocksNode:
+		return fuse.ENOSYS
+	case !f.mayOpenFlagged(ino, flags):
 		return fuse.EPERM
 	}
-	if in.Flags&syscall.O_TRUNC != 0 {
-		r := f.begin(cancel, &in.InHeader)
-		defer f.inflight.remove(r)
-		if st := f.truncate(r, fsop.Ino(in.NodeId), in.Mode&fuse.OPEN_KILL_SUIDGID != 0); st != fuse.OK {
-			return st
-		}
-	}
-	f.opened(fsop.Ino(in.NodeId), in.Flags, out)
-	if f.asker.is(in.Pid) {
+	return fuse.OK
+}
+
+// openedBy fills the answer to OPEN by a thread.
+func (f *fileSystem) openedBy(tid uint32, ino fsop.Ino, flags uint32, out *fuse.OpenOut) {
+	f.opened(ino, flags, out)
+	if f.asker.is(tid) {
 		out.OpenFlags |= fuse.FOPEN_NOFLUSH
 	}
-	return fuse.OK
 }
 
 // opened fills the answer to OPEN and CREATE; what names the inode is counted already.

@@ -429,16 +429,20 @@ func (f *Mount) unlockLater(k lockKey) <-chan struct{} {
 	return unlocked
 }
 
-// Release implements fuse.RawFileSystem. It comes when nobody has the open file
-// any more; its flock goes, and what FLUSH did not get to see. Nobody waits for
-// it, so neither does it.
+// Release implements fuse.RawFileSystem.
 func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	if in.ReleaseFlags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0 {
-		k := lockKey{fsop.Ino(in.NodeId), in.Fh, true}
+	f.released(fsop.Ino(in.NodeId), in.Fh, in.ReleaseFlags)
+}
+
+// released is told when nobody has an open file any more; its flock goes, and what FLUSH did not get to see.
+// Nobody waits for it, so neither does it.
+func (f *fileSystem) released(ino fsop.Ino, fh uint64, flags uint32) {
+	if flags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0 {
+		k := lockKey{ino, fh, true}
 		f.locks.loosen(k)
 		f.unlockLater(k)
 	}
-	for _, k := range f.locks.takeHandle(in.Fh) {
+	for _, k := range f.locks.takeHandle(fh) {
 		f.unlockLater(k)
 	}
 }

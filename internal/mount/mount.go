@@ -247,13 +247,16 @@ func (m *Mount) newServer(fd int) (*server, error) {
 	srv, err := newServer(fd, m.protocols(), m.log)
 	if err == nil {
 		srv.estate = m.estate
+		srv.fs = m.fileSystem()
 	}
 	return srv, err
 }
 
+func (m *Mount) fileSystem() *fileSystem { return &fileSystem{fuse.NewDefaultRawFileSystem(), m} }
+
 // protocols has one for each of agreements.
 func (m *Mount) protocols() (all []*fuse.ProtocolServer) {
-	fs := &fileSystem{fuse.NewDefaultRawFileSystem(), m}
+	fs := m.fileSystem()
 	for _, o := range m.agreements() {
 		all = append(all, fuse.NewProtocolServer(fs, o))
 	}

@@ -32,6 +32,7 @@ import (
 // goroutines as requests that take long, and a few in reserve.
 type server struct {
 	file  *os.File // /dev/fuse; owned
+	fd    int      // file's, which is open for as long as anybody is served
 	conn  syscall.RawConn
 	proto *fuse.ProtocolServer   // what was agreed upon
 	other []*fuse.ProtocolServer // what earlier versions agreed upon
@@ -47,8 +48,10 @@ type server struct {
 	pausing atomic.Pointer[pause]
 	// again has the requests that were sent again, until one comes that was not. It
 	// is of whoever has the turn; nil: none come.
-	again map[uint64]bool
-	vigil vigil // of whoever has the turn
+	again   map[uint64]bool
+	vigil   vigil       // of whoever has the turn
+	fs      *fileSystem // answers quick; nil: nothing is
+	quickly uint        // how many requests quick has answered; of whoever has the turn
 
 	mu      sync.Mutex
 	serving map[uint64]uint32 // the requests being served, by their unique number, and of what kind they are
@@ -87,7 +90,7 @@ func newServer(fd int, protocols []*fuse.ProtocolServer, log *slog.Logger) (*ser
 		return nil, fmt.Errorf("/dev/fuse: %w", err)
 	}
 	s := &server{
-		file: os.NewFile(uintptr(fd), "/dev/fuse"), log: log,
+		file: os.NewFile(uintptr(fd), "/dev/fuse"), fd: fd, log: log,
 		proto: protocols[0], other: protocols[1:],
 		turn: make(chan struct{}), dead: make(chan struct{}),
 		serving: map[uint64]uint32{},
@@ -147,6 +150,9 @@ func (s *server) work() {
 		if err != nil {
 			s.end(err)
 			return
+		}
+		if s.quick(s.in[:n], out) {
+			continue
 		}
 		var in, own []byte
 		if n <= len(small) {
@@ -246,18 +252,12 @@ func (s *server) end(err error) {
 }
 
 // write gives the kernel an answer.
-func (s *server) write(answer []byte) (err error) {
-	cerr := s.conn.Control(func(fd uintptr) {
-		for {
-			if _, err = unix.Write(int(fd), answer); err != unix.EINTR {
-				return
-			}
+func (s *server) write(answer []byte) error {
+	for {
+		if _, err := unix.Write(s.fd, answer); err != unix.EINTR {
+			return err
 		}
-	})
-	if cerr != nil {
-		return cerr
 	}
-	return err
 }
 
 func opcode(in []byte) uint32 { return binary.NativeEndian.Uint32(in[4:]) }
@@ -326,9 +326,13 @@ func (s *server) serve(in, small []byte) {
 	if n == 0 {
 		return // wants no answer
 	}
-	err := s.write(out[:n])
+	s.answer(in, out[:n])
+}
+
+// answer gives the kernel the answer to a request.
+func (s *server) answer(in, out []byte) {
 	// ENOENT: the caller was killed meanwhile, or the file system unmounted.
-	if err != nil && err != unix.ENOENT && err != unix.ENODEV {
-		s.log.Warn("mount: answering the kernel", "opcode", opcode(in), "bytes", n, "err", err)
+	if err := s.write(out); err != nil && err != unix.ENOENT && err != unix.ENODEV {
+		s.log.Warn("mount: answering the kernel", "opcode", opcode(in), "bytes", len(out), "err", err)
 	}
 }
