@@ -581,7 +581,7 @@ var _ replica.Control = setControl{}
 func (c setControl) Propose(ctx context.Context, next cluster.SetConfig) error {
 	err := c.m.propose(ctx, state.Command{SetConfig: &state.SetConfig{Config: next}})
 	var refusal *state.Error
-	if errors.As(err, &refusal) && refusal.Code != state.CodeNoLeader {
+	if errors.As(err, &refusal) && refusal.Code != state.CodeNoLeader && refusal.Code != state.CodeStaleEpoch {
 		return fmt.Errorf("%w: %w", replica.ErrRefused, err)
 	}
 	return err

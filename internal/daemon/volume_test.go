@@ -15,8 +15,10 @@ import (
 	"mortar/internal/api"
 	"mortar/internal/cluster"
 	"mortar/internal/codec"
+	"mortar/internal/control/state"
 	"mortar/internal/fsop"
 	"mortar/internal/proto"
+	"mortar/internal/replica"
 	"mortar/internal/wire"
 )
 
@@ -398,6 +400,23 @@ func TestAnyPeerAtOnce(t *testing.T) {
 				t.Errorf("undrained through another at once: %v", err)
 			}
 		}
+	}
+}
+
+// That an epoch has been decided is no refusal: it may have been by an earlier proposal of the same brick.
+func TestDecidedIsNotRefused(t *testing.T) {
+	nodes := newPool(t, 1)
+	newVolume(t, nodes, "v")
+	m := nodes[0].current()
+	now := m.latest().Volume("v").Sets[0].Clone()
+	if err := (setControl{m}).Propose(t.Context(), now); !errors.Is(err, state.ErrStaleEpoch) || errors.Is(err, replica.ErrRefused) {
+		t.Errorf("what is decided already: %v", err)
+	}
+	wrong := now.Clone()
+	wrong.Epoch++
+	wrong.MinInSync++
+	if err := (setControl{m}).Propose(t.Context(), wrong); !errors.Is(err, replica.ErrRefused) {
+		t.Errorf("what cannot be: %v", err)
 	}
 }
 

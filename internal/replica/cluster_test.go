@@ -737,7 +737,7 @@ func (n *node) Propose(ctx context.Context, next cluster.SetConfig) error {
 
 func (w *world) commitLocked(next cluster.SetConfig) error {
 	if next.Epoch != w.cfg.Epoch+1 {
-		return fmt.Errorf("%w: epoch %d after %d", replica.ErrRefused, next.Epoch, w.cfg.Epoch)
+		return fmt.Errorf("epoch %d after %d", next.Epoch, w.cfg.Epoch)
 	}
 	if !w.cfg.IsInSync(next.Primary) {
 		w.t.Errorf("primary %v of epoch %d was not in sync", next.Primary, next.Epoch)

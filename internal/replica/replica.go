@@ -152,7 +152,8 @@ type Transport interface {
 }
 
 // ErrRefused is wrapped by what Control.Propose returns when the proposal
-// certainly did not take effect and will not.
+// certainly did not take effect and will not. That its epoch has been decided is no refusal: it may have been by an
+// earlier proposal whose answer was lost, and the replica will hear by which.
 var ErrRefused = errors.New("refused by the control plane")
 
 // Control is the control plane as a replica needs it.

@@ -167,7 +167,7 @@ func (p *plane) propose(b *brick, next cluster.SetConfig, answered func(accepted
 		p.w.after(time.Duration(p.r.IntN(3000))*time.Microsecond, func() {
 			err := p.apply(state.Command{SetConfig: &state.SetConfig{Config: next}})
 			var refusal *state.Error
-			refused := errors.As(err, &refusal)
+			refused := errors.As(err, &refusal) && refusal.Code != state.CodeStaleEpoch
 			p.w.net.call(planeNode, b.i, func() { answer(err == nil, refused) })
 		})
 	}

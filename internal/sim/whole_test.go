@@ -257,7 +257,10 @@ func (w *whole) decide(next cluster.SetConfig) error {
 	w.mu.Lock()
 	err := w.st.Apply(state.Command{SetConfig: &state.SetConfig{Config: next}})
 	w.mu.Unlock()
-	if err != nil {
+	switch {
+	case errors.Is(err, state.ErrStaleEpoch):
+		return err
+	case err != nil:
 		return fmt.Errorf("%w: %w", replica.ErrRefused, err)
 	}
 	for _, n := range w.nodes {
