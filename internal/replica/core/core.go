@@ -539,7 +539,7 @@ func (m *Machine) Trimmed(now Instant, b BrickID) {
 func (m *Machine) Backlogged(b BrickID) { m.Lost(b) }
 
 // ProposeDone tells how the last proposal ended. Refused: it certainly did not
-// and will not take effect.
+// and will not take effect, nor did an earlier one of its epoch.
 func (m *Machine) ProposeDone(now Instant, epoch cluster.Epoch, refused bool) {
 	if epoch != m.cfg.Epoch+1 {
 		return // of a configuration that is history

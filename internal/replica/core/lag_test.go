@@ -1,6 +1,7 @@
 package core
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -129,6 +130,87 @@ func TestHangsBeforeItIsAdded(t *testing.T) {
 		}
 	}
 	t.Fatal("the one that is ready is not proposed")
+}
+
+// A brick dies whose proposal may have taken effect. It is waited for until the same epoch is asked for without it: one of the
+// two comes to be, and which is known then.
+func TestProposalInDoubt(t *testing.T) {
+	for _, how := range []string{"it dies", "its disk hangs"} {
+		t.Run(how, func(t *testing.T) {
+			now := 10 * time.Second
+			m, a, _, _ := trio(t, now)
+			cfg := m.cfg.Clone()
+			cfg.Epoch, cfg.InSync, cfg.MinInSync = 2, []BrickID{m.self}, 1
+			m.Configure(now, cfg)
+			m.Ready()
+			begin := func() uint64 {
+				m.Connected(now, a)
+				round := sent[proto.Probe](t, m, a)[0].Round
+				m.ProbeAck(now, a, &proto.ProbeAck{Epoch: m.cfg.Epoch, Round: round, Tail: m.tail, History: m.history, Whole: true})
+				m.AppendAck(now, a, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: round, Seq: m.tail.Seq})
+				return round
+			}
+			round := begin()
+			flushes, beats := true, true
+			proposal := func() *cluster.SetConfig {
+				t.Helper()
+				for limit := now + 5*time.Second; now < limit; {
+					now += 100 * time.Millisecond
+					if beats {
+						m.BeatAck(now, a, &proto.BeatAck{Epoch: m.cfg.Epoch, Round: round, Echo: uint64(now), Stamp: 1, Applied: m.tail.Seq, Acked: m.tail.Seq})
+					}
+					m.Tick(now)
+					r := m.Ready()
+					for _, msg := range r.Messages {
+						if s, ok := msg.Body.(*proto.Sync); ok && flushes {
+							m.SyncAck(a, &proto.SyncAck{Epoch: m.cfg.Epoch, Seq: s.Seq})
+						}
+					}
+					if r.Propose != nil {
+						return r.Propose
+					}
+				}
+				return nil
+			}
+			first := proposal()
+			if first == nil || !first.IsInSync(a) {
+				t.Fatalf("proposed: %+v", first)
+			}
+			m.ProposeDone(now, first.Epoch, false)
+			if again := proposal(); again == nil || !again.IsInSync(a) { // it is well
+				t.Fatalf("proposed again: %+v", again)
+			}
+			m.ProposeDone(now, first.Epoch, false)
+			switch how {
+			case "it dies":
+				beats = false
+			default: // and it was started again: what it has flushed is to be asked for anew
+				flushes = false
+				m.Lost(a)
+				round = begin()
+			}
+			doubt := now
+			without := proposal()
+			for without != nil && without.IsInSync(a) && now < doubt+cluster.Suspicion { // nobody knows yet
+				m.ProposeDone(now, without.Epoch, false)
+				without = proposal()
+			}
+			if without == nil || without.IsInSync(a) || without.Epoch != first.Epoch || !slices.Equal(without.InSync, m.cfg.InSync) {
+				t.Fatalf("proposed: %+v", without)
+			}
+			if !slices.Contains(m.Counting(), a) {
+				t.Error("it does not count, though the first proposal may have taken effect")
+			}
+			if now > doubt+cluster.Suspicion+2*stuckAfter {
+				t.Errorf("proposed after %v", now-doubt)
+			}
+			m.Configure(now, *without)
+			m.ProposeDone(now, without.Epoch, false)
+			if slices.Contains(m.Counting(), a) {
+				t.Error("it still counts")
+			}
+		})
+	}
 }
 
 // A set that cannot do without a brick waits for it, and its primary does not hand over; one that can does.

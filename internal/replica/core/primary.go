@@ -405,7 +405,16 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0 && (now >= p.barred || !m.cfg.Writable())
 		// A disk that hangs flushes nothing, and keeps out whoever else is ready.
 		late := b == m.adding && now >= m.addingSince+stuckAfter
-		if b == m.adding && (!ready || late) && !m.asked {
+		if b == m.adding && m.asked && (m.silent(now, p) || late && !(ready && m.joined(now, b, p))) {
+			// It is waited for, since the proposal may have taken effect, or do so yet. Only another one of
+			// the same epoch tells: it comes in its place, or shows that it was decided.
+			if !p.mute(now) {
+				p.bar(now)
+			}
+			next.InSync = append(next.InSync[:0], m.cfg.InSync...)
+			return next, true
+		}
+		if b == m.adding && !m.asked && (!ready || late) {
 			if (m.slow(now, p, stuckAfter) || late) && !p.mute(now) {
 				p.bar(now)
 			}
@@ -427,7 +436,7 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 		if m.adding.IsZero() {
 			m.adding, m.addingSince, p.joins = b, now, max(m.commit, p.joined)
 		}
-		if p.acked < p.joins || !m.flushed(now, b, p, p.joins) {
+		if !m.joined(now, b, p) {
 			continue
 		}
 		m.asked = true
@@ -440,6 +449,11 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 // SyncRetry is after how long a brick is asked again to flush: the question or the
 // answer may have been lost.
 const SyncRetry = 500 * time.Millisecond
+
+// joined reports whether b, which is being added, has on its disk what it must have before it is proposed.
+func (m *Machine) joined(now Instant, b BrickID, p *Progress) bool {
+	return p.acked >= p.joins && m.flushed(now, b, p, p.joins)
+}
 
 // flushed reports whether b, whose log meets this one, has flushed it up to seq, and
 // has it do so.
