@@ -26,6 +26,7 @@ type histories struct {
 type history struct {
 	Ops   map[string]int
 	Parts int
+	Lost  int
 	Worst float64 `json:"worst_ms"`
 }
 

@@ -27,6 +27,7 @@ import (
 type History struct {
 	Ops    map[string]int `json:"ops"`
 	Parts  int            `json:"parts"` // objects, each judged on its own
+	Lost   int            `json:"lost"`  // objects that were not, since close said that what was written to them is lost
 	Worst  float64        `json:"worst_ms"`
 	Faults []string       `json:"faults"`
 }
@@ -62,6 +63,7 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 	keep := fs.String("keep", "", "a directory for the histories that have no order")
 	pause := fs.String("pause", "", "a file: while it is there nothing is done")
 	tidy := fs.Bool("tidy", false, "remove objects that have been judged")
+	lossy := fs.Bool("lossy", false, "mounts stand still: what was written may be lost, if close says so")
 	spoil := fs.Int("spoil", 0, "falsify every so many answers, to see that it is noticed")
 	fs.Parse(args)
 	kinds := strings.Split(*of, ",")
@@ -74,7 +76,7 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 		return nil, fmt.Errorf("%d clients, want %d at most", *each*fs.NArg(), historyClients)
 	}
 	h := &History{Ops: map[string]int{}}
-	book := &ledger{h: h, keep: *keep, open: map[int]map[string][]porcupine.Operation{}, at: make([]atomic.Int64, *each*fs.NArg())}
+	book := &ledger{h: h, keep: *keep, lossy: *lossy, open: map[int]map[string][]porcupine.Operation{}, lost: map[string]bool{}, at: make([]atomic.Int64, *each*fs.NArg()), shut: make([]atomic.Int64, *each*fs.NArg())}
 	if *tidy {
 		book.dir = fs.Arg(0)
 	}
@@ -88,10 +90,11 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 		}
 	}()
 	var wg sync.WaitGroup
+	var historians []*historian
 	begin := time.Now()
 	for i := range book.at {
-		c := &historian{id: i, kinds: kinds, cached: *cached, dir: fs.Arg(i % fs.NArg()), rng: rand.New(rand.NewPCG(*seed, uint64(i))), files: map[fileKey]int{}}
-		defer c.close(math.MaxInt) // not before all are done: a lock would go with it
+		c := &historian{id: i, book: book, kinds: kinds, cached: *cached, dir: fs.Arg(i % fs.NArg()), rng: rand.New(rand.NewPCG(*seed, uint64(i))), files: map[fileKey]int{}}
+		historians = append(historians, c)
 		wg.Go(func() {
 			defer book.at[i].Store(math.MaxInt64)
 			var worst time.Duration
@@ -100,7 +103,9 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 				// New objects every second: the judge's work grows with a history's length.
 				second := int(time.Since(begin) / time.Second)
 				book.at[i].Store(int64(second))
-				c.close(book.oldest())
+				oldest := oldest(book.at)
+				c.close(oldest)
+				book.shut[i].Store(int64(oldest))
 				d := c.choose(second)
 				call := time.Since(begin)
 				ans, err := c.do(d)
@@ -142,6 +147,10 @@ func history(fs *flag.FlagSet, args []string) (verdict, error) {
 			return nil, err
 		}
 	}
+	for i, c := range historians { // not before all are done: a lock would go with it
+		c.close(math.MaxInt)
+		book.shut[i].Store(math.MaxInt64)
+	}
 	return h, book.judge()
 }
 
@@ -163,22 +172,39 @@ func closed(c <-chan struct{}) bool {
 
 // ledger has the operations that have not been judged yet.
 type ledger struct {
-	keep string         // where to write what has no order; "": nowhere
-	dir  string         // where to remove the objects that have been judged; "": nowhere
-	at   []atomic.Int64 // of whose objects each client is using one: of this second or a later one
+	keep  string         // where to write what has no order; "": nowhere
+	dir   string         // where to remove the objects that have been judged; "": nowhere
+	lossy bool           // close may say that what was written is lost
+	at    []atomic.Int64 // of whose objects each client is using one: of this second or a later one
+	shut  []atomic.Int64 // of before which second each client has no object open
 
 	mu   sync.Mutex
 	h    *History                                 // guarded by mu
 	open map[int]map[string][]porcupine.Operation // by second and object; guarded by mu
+	lost map[string]bool                          // objects with writes that are lost; guarded by mu
 }
 
-// oldest is the first second whose objects may still be used.
-func (l *ledger) oldest() int {
+// oldest is the first second of those that clients have come to.
+func oldest(of []atomic.Int64) int {
 	low := int64(math.MaxInt)
-	for i := range l.at {
-		low = min(low, l.at[i].Load())
+	for i := range of {
+		low = min(low, of[i].Load())
 	}
 	return int(low)
+}
+
+// closed takes down what the last close of an object's file said.
+func (l *ledger) closed(object string, err error) {
+	if err == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lossy && errors.Is(err, unix.EIO) {
+		l.lost[object] = true
+		return
+	}
+	l.fault(fmt.Sprintf("close of %s: %v", object, err))
 }
 
 func (l *ledger) add(op porcupine.Operation) {
@@ -202,7 +228,7 @@ func (l *ledger) fault(text string) {
 
 // judge judges the objects that nobody will use any more.
 func (l *ledger) judge() error {
-	before := l.oldest()
+	before := oldest(l.shut)
 	ready := map[string][]porcupine.Operation{}
 	l.mu.Lock()
 	for second, of := range l.open {
@@ -211,11 +237,24 @@ func (l *ledger) judge() error {
 			delete(l.open, second)
 		}
 	}
-	l.h.Parts += len(ready)
+	// What was acknowledged and not sent is lost with a mount that stood still just then (doc/semantics.md). Where
+	// that was told, nothing is known of what came between.
+	lost := map[string]bool{}
+	for object := range ready {
+		if l.lost[object] {
+			lost[object] = true
+			delete(l.lost, object)
+		}
+	}
+	l.h.Parts += len(ready) - len(lost)
+	l.h.Lost += len(lost)
 	l.mu.Unlock()
 	for object, ops := range ready {
-		fault := ""
-		switch judge(ops) {
+		fault, result := "", porcupine.Ok
+		if !lost[object] {
+			result = judge(ops)
+		}
+		switch result {
 		case porcupine.Illegal:
 			fault = fmt.Sprintf("no order explains the %d operations on %s", len(ops), object)
 		case porcupine.Unknown:
@@ -407,6 +446,7 @@ func (s *state) answer(d *deed) answer {
 // historian is one client on one mount.
 type historian struct {
 	id     int
+	book   *ledger
 	kinds  []string
 	dir    string
 	cached bool
@@ -426,7 +466,7 @@ type fileKey struct {
 func (c *historian) close(before int) {
 	for key, fd := range c.files {
 		if key.second < before {
-			unix.Close(fd)
+			c.book.closed(key.object, unix.Close(fd))
 			delete(c.files, key)
 		}
 	}

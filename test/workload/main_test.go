@@ -10,7 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+
+	"github.com/anishathalye/porcupine"
+	"golang.org/x/sys/unix"
 )
 
 var bin string
@@ -255,6 +259,29 @@ func TestStress(t *testing.T) {
 }
 
 // A local file system's answers are explained by an order; false ones are not.
+// A history is not judged if close said that some of it is lost, which it may say only where a mount stood still.
+func TestHistoryWithLosses(t *testing.T) {
+	for _, c := range []struct {
+		lossy        bool
+		err          error
+		faults, lost int
+	}{{true, unix.EIO, 0, 1}, {true, nil, 1, 0}, {true, unix.ENOSPC, 2, 0}, {false, unix.EIO, 2, 0}} {
+		l := &ledger{h: &History{Ops: map[string]int{}}, lossy: c.lossy, open: map[int]map[string][]porcupine.Operation{},
+			lost: map[string]bool{}, at: make([]atomic.Int64, 1), shut: make([]atomic.Int64, 1)}
+		l.add(porcupine.Operation{Input: deed{object: "r", op: "write", a: 7}, Output: answer{}, Call: 1, Return: 2})
+		l.add(porcupine.Operation{Input: deed{object: "r", op: "read"}, Output: answer{}, Call: 3, Return: 4})
+		l.closed("r", c.err)
+		l.at[0].Store(1)
+		if err := l.judge(); err != nil || l.h.Parts+l.h.Lost > 0 {
+			t.Errorf("judged before all files are closed: %+v, %v", l.h, err)
+		}
+		l.shut[0].Store(1)
+		if err := l.judge(); err != nil || len(l.h.Faults) != c.faults || l.h.Lost != c.lost || l.h.Parts+l.h.Lost != 1 {
+			t.Errorf("lossy %v, close says %v: %+v, %v", c.lossy, c.err, l.h, err)
+		}
+	}
+}
+
 func TestHistory(t *testing.T) {
 	dir := t.TempDir()
 	var h History
