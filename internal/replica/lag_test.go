@@ -1,6 +1,7 @@
 package replica_test
 
 import (
+	"errors"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -77,6 +78,40 @@ func TestFlushThatLags(t *testing.T) {
 			})
 		})
 	}
+}
+
+// How long a sync waited in an epoch in which the set could not do without the disk that hangs is no measure
+// for the next one, in which it can.
+func TestFlushThatLagsIntoAnotherEpoch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 3)
+		client := &client{w: w, id: 1, home: 2}
+		if err := client.set(t.Context(), "k", "1"); err != nil {
+			t.Fatal(err)
+		}
+		w.slow(w.order[1], 5*time.Minute)
+		synced := make(chan error, 1)
+		go func() {
+			_, err := client.do(t.Context(), &fsop.Fsync{Ino: 1})
+			synced <- err
+		}()
+		time.Sleep(30 * time.Second) // how long it waits is the test's subject
+		w.mu.Lock()
+		next := w.cfg.Clone()
+		next.Epoch++
+		next.MinInSync = 2
+		err := w.commitLocked(next)
+		w.mu.Unlock()
+		began := time.Now()
+		if err := errors.Join(err, <-synced); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("the sync took %v from when the set could do without that disk", took)
+		}
+		w.slow(w.order[1], time.Millisecond)
+		w.settled(6 * time.Minute)
+	})
 }
 
 // Disks that are all busy, and do not end together, are none that lags.

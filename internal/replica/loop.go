@@ -357,7 +357,7 @@ func (l *loop) roleChanged(old *view, to core.Role) {
 	l.endLean()
 	clear(l.recalls)
 	clear(l.refused)
-	l.fsync.reset()
+	l.fsync.reset(l.now)
 	if to == core.Primary && from != core.Primary {
 		clear(l.seen)
 		for _, s := range l.store.Sessions() {

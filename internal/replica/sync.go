@@ -27,6 +27,7 @@ import (
 type syncer struct {
 	waiting []*syncRequest
 	durable map[cluster.BrickID]uint64 // in this epoch
+	began   core.Instant               // the epoch
 
 	gathered int          // of waiting, the last ones, that no round was begun for
 	crowd    int          // how many waited at once lately
@@ -338,7 +339,7 @@ func (l *loop) findLag() {
 		if done == 0 {
 			behind = cluster.BrickID{}
 		} else if y.slow.since == 0 {
-			y.slow.since = l.now + 2*(l.now-s.came)
+			y.slow.since = l.now + 2*(l.now-max(s.came, y.began)) // an earlier epoch's trouble says nothing
 		}
 	}
 	if told := y.slow.told; told != behind && !told.IsZero() {
@@ -375,8 +376,9 @@ func (l *loop) tickSync() {
 }
 
 // reset forgets what is known of other epochs, and asks anew.
-func (y *syncer) reset() {
+func (y *syncer) reset(now core.Instant) {
 	clear(y.durable)
+	y.began = now
 	y.gathered, y.crowd = 0, 0
 	y.first, y.held = 0, nil // every stream begins anew
 	y.slow = lag{}

@@ -46,7 +46,8 @@ type brick struct {
 	clearing []*clearing
 	fsyncs   []*syncWait
 	lag      lag
-	durable  [5]uint64 // of the bricks, in this epoch
+	began    time.Duration // the epoch
+	durable  [5]uint64     // of the bricks, in this epoch
 	lean     []*order
 	leanEnd  time.Duration
 	out      [5]outbox
@@ -601,7 +602,7 @@ func (b *brick) publish() {
 	}
 	b.endLean()
 	b.refused, b.below = nil, [maxSessions]uint64{}
-	b.durable, b.lag = [5]uint64{}, lag{}
+	b.durable, b.lag, b.began = [5]uint64{}, lag{}, b.now()
 	for _, s := range b.fsyncs {
 		s.asked = -time.Hour
 	}

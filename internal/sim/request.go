@@ -243,7 +243,7 @@ func (b *brick) findLag() {
 		if done == 0 {
 			behind = cluster.BrickID{}
 		} else if b.lag.since == 0 {
-			b.lag.since = b.now() + 2*(b.now()-s.came)
+			b.lag.since = b.now() + 2*(b.now()-max(s.came, b.began))
 		}
 	}
 	if told := b.lag.told; told != behind && !told.IsZero() {
