@@ -275,12 +275,12 @@ func (w *world) calm(what string, wrong func() error) {
 	}
 }
 
-// spared reports whether disks hang, and the set can do without all of them, since a brick that is in sync runs.
+// spared reports whether disks hang, and the set can do without all of them, since a brick that is in sync runs, and goes on doing so.
 func (w *world) spared() bool {
 	cfg := w.plane.config()
 	hung, well, open := 0, 0, false
 	for _, b := range w.bricks {
-		open = open || b.up && b.disk.whole && cfg.IsInSync(b.id)
+		open = open || b.up && !b.stopping && b.disk.whole && cfg.IsInSync(b.id)
 		if b.disk.hung > w.now {
 			hung++
 		} else if !cfg.IsDrained(b.id) {
