@@ -171,6 +171,35 @@ func (m *member) catchUp(ctx context.Context) {
 // catchUpTimeout bounds catchUp: a question that a peer can answer itself is not held up for long.
 const catchUpTimeout = time.Second
 
+// decide has the pool decide a command, which is made of the pool as this peer
+// knows it. Where that is old, because another peer was asked for a change a moment
+// ago, or somebody was faster, it is made again of what is true now: it is a mistake
+// of this peer's and not of who asks.
+func (n *Node) decide(ctx context.Context, command func(known *cluster.Map) (state.Command, error)) (*member, error) {
+	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
+	defer cancel()
+	for {
+		known := n.known()
+		cmd, err := command(known)
+		if err != nil {
+			known = n.knownNow(ctx)
+			if cmd, err = command(known); err != nil {
+				return nil, apiError(err)
+			}
+		}
+		m, err := n.need()
+		if err != nil {
+			return nil, err
+		}
+		cmd.Seen = known.Version
+		err = m.propose(ctx, cmd)
+		if !errors.Is(err, state.ErrConflict) || ctx.Err() != nil {
+			return m, apiError(err)
+		}
+		m.catchUp(ctx)
+	}
+}
+
 // Invite implements httpd.Pool.
 func (n *Node) Invite(ctx context.Context, r api.InviteRequest) (*api.Invitation, error) {
 	const most = 30 * 24 * time.Hour
@@ -374,36 +403,21 @@ func (n *Node) Undrain(ctx context.Context, host string) error {
 	return err
 }
 
-func (n *Node) drain(ctx context.Context, host string, undo bool) (*member, *cluster.Peer, error) {
-	m, err := n.need()
-	if err != nil {
+func (n *Node) drain(ctx context.Context, host string, undo bool) (m *member, p *cluster.Peer, err error) {
+	if m, err = n.need(); err != nil {
 		if api.IsCode(err, api.Conflict) {
 			return nil, nil, api.Errorf(api.NotFound, "%s is not part of cluster", host)
 		}
 		return nil, nil, err
 	}
-	for try := 0; ; try++ {
-		v := n.knownNow(ctx)
-		p, err := n.findPeer(ctx, v, host)
-		if err != nil {
-			return nil, nil, apiError(err)
+	m, err = n.decide(ctx, func(known *cluster.Map) (cmd state.Command, err error) {
+		if p, err = n.findPeer(ctx, known, host); err != nil {
+			return cmd, err
 		}
-		err = m.propose(ctx, state.Command{Seen: v.Version, DrainPeer: &state.DrainPeer{Peer: p.ID, Undo: undo}})
-		var refusal *state.Error
-		if !errors.As(err, &refusal) || refusal.Code != state.CodeConflict || try == drainTries {
-			return m, p, apiError(err)
-		}
-		// This peer has perhaps just been started, and had not heard of the last change: what is wanted is the same whatever that was.
-		select {
-		case <-m.plane.Load().Watch(v.Version):
-		case <-time.After(catchUpTimeout):
-		case <-ctx.Done():
-		}
-	}
+		return state.Command{DrainPeer: &state.DrainPeer{Peer: p.ID, Undo: undo}}, nil
+	})
+	return m, p, err
 }
-
-// drainTries is how often a peer that is behind looks again before it gives a wish up.
-const drainTries = 3
 
 // holds says which bricks of a drained peer are still in sync, and why.
 func holds(v *cluster.Map, peer cluster.PeerID) []string {

@@ -164,34 +164,19 @@ func (n *Node) volumeFor(ctx context.Context, name string) (*member, *cluster.Vo
 	return m, v, err
 }
 
-// change has the pool decide a command about a volume. The command is made of the
-// volume as this peer knows it. Where that is old, because another peer was asked to
-// change the volume a moment ago, or somebody was faster, it is made again of
-// what is true now: it is a mistake of this peer's and not of who asks.
-func (n *Node) change(ctx context.Context, name string, command func(m *member, v *cluster.Volume) state.Command) (*member, *cluster.Volume, error) {
-	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
-	defer cancel()
-	for {
-		known := n.known()
-		v, err := state.FindVolume(known, name)
-		if err != nil {
-			known = n.knownNow(ctx)
-			if v, err = state.FindVolume(known, name); err != nil {
-				return nil, nil, apiError(err)
-			}
+// change has the pool decide a command about a volume; see decide.
+func (n *Node) change(ctx context.Context, name string, command func(m *member, v *cluster.Volume) state.Command) (m *member, v *cluster.Volume, err error) {
+	m, err = n.decide(ctx, func(known *cluster.Map) (cmd state.Command, err error) {
+		if v, err = state.FindVolume(known, name); err != nil {
+			return cmd, err
 		}
 		m, err := n.need()
 		if err != nil {
-			return nil, nil, err
+			return cmd, err
 		}
-		cmd := command(m, v)
-		cmd.Seen = known.Version
-		err = m.propose(ctx, cmd)
-		if !errors.Is(err, state.ErrConflict) || ctx.Err() != nil {
-			return m, v, apiError(err)
-		}
-		m.catchUp(ctx)
-	}
+		return command(m, v), nil
+	})
+	return m, v, err
 }
 
 // DeleteVolume implements httpd.Volumes.
