@@ -27,7 +27,6 @@ import (
 type syncer struct {
 	waiting []*syncRequest
 	durable map[cluster.BrickID]uint64 // in this epoch
-	began   core.Instant               // the epoch
 
 	gathered int          // of waiting, the last ones, that no round was begun for
 	crowd    int          // how many waited at once lately
@@ -36,7 +35,8 @@ type syncer struct {
 	took     core.Instant // the last one that ended
 	ask      uint64       // what the loop is to ask for when it acts; 0: nothing
 
-	slow lag // of whom the oldest of waiting waits for
+	slow   core.Lag     // whom the oldest of waiting waits for
+	warned *syncRequest // it was said that this one waits for one brick
 
 	first uint64        // the first entry that is held back for the next round; 0: none
 	bytes int           // of those
@@ -58,14 +58,6 @@ type syncRequest struct {
 	reply proto.DoReply
 	came  core.Instant
 	asked core.Instant // last
-}
-
-// lag is what is known of the bricks that hold up a sync which others have done their part of.
-type lag struct {
-	of    *syncRequest
-	since core.Instant // when it begins to count; 0: no brick is done
-	told  cluster.BrickID
-	said  bool
 }
 
 // flusher makes this brick's log durable. One flush is under way at a time.
@@ -318,41 +310,19 @@ func (l *loop) answerFsync() {
 	}
 }
 
-// findLag tells the machine of the brick that the oldest sync waits for, when another is done: of this one first,
-// since to hand over takes longer than to drop a backup. Three times as long as the first took is nothing to speak
-// of: disks that are all busy do not end together, and may be one.
+// findLag tells the machine of the brick that holds up those who sync, and the log if that lasts.
 func (l *loop) findLag() {
 	y := &l.fsync
-	var behind cluster.BrickID
-	if s := y.oldest(); s != nil && l.m.Role() == core.Primary {
-		if y.slow.of != s {
-			y.slow.of, y.slow.since, y.slow.said = s, 0, false
-		}
-		done := 0
-		for _, b := range l.m.Counting() { // this one is the last
-			if y.durable[b] >= s.seq {
-				done++
-			} else if b == l.self || behind.IsZero() {
-				behind = b
-			}
-		}
-		if done == 0 {
-			behind = cluster.BrickID{}
-		} else if y.slow.since == 0 {
-			y.slow.since = l.now + 2*(l.now-max(s.came, y.began)) // an earlier epoch's trouble says nothing
-		}
-	}
-	if told := y.slow.told; told != behind && !told.IsZero() {
-		l.m.Lags(told, 0)
-	}
-	if y.slow.told = behind; behind.IsZero() {
+	s := y.oldest()
+	if s == nil || l.m.Role() != core.Primary {
+		y.slow.None(l.m)
 		return
 	}
-	l.m.Lags(behind, y.slow.since)
-	if l.now >= y.slow.since+time.Second && !y.slow.said {
-		y.slow.said = true
+	behind, since := y.slow.Look(l.m, l.now, s.seq, s.came, func(b cluster.BrickID) uint64 { return y.durable[b] })
+	if !behind.IsZero() && l.now >= since+time.Second && y.warned != s {
+		y.warned = s
 		l.log.Warn("everybody who syncs waits for the disk of one brick: if the set can do without it, it leaves the in-sync set for a while",
-			"brick", behind, "waiting", (l.now - y.slow.of.came).Round(time.Millisecond))
+			"brick", behind, "waiting", (l.now - s.came).Round(time.Millisecond))
 	}
 }
 
@@ -378,10 +348,10 @@ func (l *loop) tickSync() {
 // reset forgets what is known of other epochs, and asks anew.
 func (y *syncer) reset(now core.Instant) {
 	clear(y.durable)
-	y.began = now
 	y.gathered, y.crowd = 0, 0
 	y.first, y.held = 0, nil // every stream begins anew
-	y.slow = lag{}
+	y.slow.Begin(now)
+	y.warned = nil
 	y.reask()
 }
 

@@ -45,9 +45,8 @@ type brick struct {
 	replies  []waiting
 	clearing []*clearing
 	fsyncs   []*syncWait
-	lag      lag
-	began    time.Duration // the epoch
-	durable  [5]uint64     // of the bricks, in this epoch
+	lag      core.Lag
+	durable  [5]uint64 // of the bricks, in this epoch
 	lean     []*order
 	leanEnd  time.Duration
 	out      [5]outbox
@@ -134,7 +133,7 @@ func (b *brick) start() {
 	b.replies, b.clearing, b.fsyncs, b.lean, b.asks, b.reads, b.attaches = nil, nil, nil, nil, nil, nil, nil
 	b.sessions, b.turns, b.full = [maxSessions]*session{}, [maxSessions]int{}, 0
 	b.refused, b.below = nil, [maxSessions]uint64{}
-	b.durable, b.out, b.lag = [5]uint64{}, [5]outbox{}, lag{}
+	b.durable, b.out, b.lag = [5]uint64{}, [5]outbox{}, core.Lag{}
 	b.healing, b.ahead, b.stopping, b.leaving = 0, false, false, false
 	b.page, b.let = newPage(b), [5]int{}
 	if cfg, known := b.w.plane.atStart(b); known {
@@ -602,7 +601,8 @@ func (b *brick) publish() {
 	}
 	b.endLean()
 	b.refused, b.below = nil, [maxSessions]uint64{}
-	b.durable, b.lag, b.began = [5]uint64{}, lag{}, b.now()
+	b.durable = [5]uint64{}
+	b.lag.Begin(b.now())
 	for _, s := range b.fsyncs {
 		s.asked = -time.Hour
 	}

@@ -55,13 +55,6 @@ type syncWait struct {
 	asked time.Duration // last
 }
 
-// lag is replica's: what is known of the brick that holds up a sync which others have done their part of.
-type lag struct {
-	of    *syncWait
-	since time.Duration // when it begins to count; 0: no brick is done
-	told  cluster.BrickID
-}
-
 // ask is a request that this brick, as home, brings to the primary.
 type ask struct {
 	q     *request
@@ -224,34 +217,14 @@ func (b *brick) syncStore(seq uint64, then func()) {
 // hangLook is how often a flush that hangs looks whether the disk is well again.
 const hangLook = 100 * time.Millisecond
 
-// findLag tells the machine of the brick that the oldest sync waits for, when another is done. It is replica's.
+// findLag has the machine told of the brick that holds up those who sync.
 func (b *brick) findLag() {
-	var behind cluster.BrickID
-	if len(b.fsyncs) > 0 && b.m.Role() == core.Primary {
-		s := b.fsyncs[0]
-		if b.lag.of != s {
-			b.lag.of, b.lag.since = s, 0
-		}
-		done := 0
-		for _, id := range b.m.Counting() { // this one is the last
-			if b.durable[b.w.brick(id).i] >= s.seq {
-				done++
-			} else if id == b.id || behind.IsZero() {
-				behind = id
-			}
-		}
-		if done == 0 {
-			behind = cluster.BrickID{}
-		} else if b.lag.since == 0 {
-			b.lag.since = b.now() + 2*(b.now()-max(s.came, b.began))
-		}
+	if len(b.fsyncs) == 0 || b.m.Role() != core.Primary {
+		b.lag.None(b.m)
+		return
 	}
-	if told := b.lag.told; told != behind && !told.IsZero() {
-		b.m.Lags(told, 0)
-	}
-	if b.lag.told = behind; !behind.IsZero() {
-		b.m.Lags(behind, b.lag.since)
-	}
+	s := b.fsyncs[0]
+	b.lag.Look(b.m, b.now(), s.seq, s.came, func(id cluster.BrickID) uint64 { return b.durable[b.w.brick(id).i] })
 }
 
 func (b *brick) sync(from *brick, s *proto.Sync) {
