@@ -102,7 +102,7 @@ var mutants = []mutant{
 	{"live: a backup whose disk hangs stays", "replica/core/primary.go", "return p.mute(now) || m.slow(now, p, stuckAfter)", "return p.mute(now)", ""},
 	{"live: a primary whose disk hangs stays", "replica/core/core.go", " || m.Slow(now) {", " {", ""},
 	{"live: a primary whose disk hangs takes back what it hands over", "sim/brick.go", " || b.m.Slow(b.now())", "", ""},
-	{"live: a proposal in doubt stays in doubt", "replica/core/primary.go", "b == m.adding && m.asked && (", "false && (", ""},
+	{"live: a proposal in doubt stays in doubt", "replica/core/primary.go", "return m.silent(now, p) || m.slowToJoin(now, p)", "return false", ""},
 	{"live: how long a sync waited in an earlier epoch is a measure", "replica/core/lag.go", "max(came, l.began)", "came", ""},
 	{"7 a brick whose disk hangs is dropped though the set needs it", "replica/core/primary.go", "(m.cfg.Spares() > 0 || m.progress[m.adding] == p)", "true", "replica/core TestLagsAndIsNeeded"},
 	{"live: a lost acknowledgement is not repeated", "replica/core/primary.go", "	m.hasUpTo(now, from, p, a.Acked)\n", "", "replica/core TestAcknowledgedAgain"},

@@ -403,20 +403,14 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 		}
 		ready := p.state == Streaming && !m.silent(now, p) && p.acked >= p.joined &&
 			p.acked+joinLag >= m.tail.Seq && p.ackAt > 0 && (now >= p.barred || !m.cfg.Writable())
-		// A disk that hangs flushes nothing, and keeps out whoever else is ready.
-		late := b == m.adding && now >= m.addingSince+stuckAfter
-		if b == m.adding && m.asked && (m.silent(now, p) || late && !(ready && m.joined(now, b, p))) {
-			// It is waited for, since the proposal may have taken effect, or do so yet. Only another one of
-			// the same epoch tells: it comes in its place, or shows that it was decided.
-			if !p.mute(now) {
+		if b == m.adding && m.hopeless(now, b, p, ready) {
+			if m.slowToJoin(now, p) && !p.mute(now) {
 				p.bar(now)
 			}
-			next.InSync = append(next.InSync[:0], m.cfg.InSync...)
-			return next, true
-		}
-		if b == m.adding && !m.asked && (!ready || late) {
-			if (m.slow(now, p, stuckAfter) || late) && !p.mute(now) {
-				p.bar(now)
+			if m.asked {
+				// It is waited for, since the proposal may have taken effect, or do so yet. Only another one of
+				// the same epoch tells: it comes in its place, or shows that it was decided.
+				return next, true
 			}
 			m.adding = BrickID{} // nobody has heard of it
 			m.advance(now)
@@ -449,6 +443,20 @@ func (m *Machine) reconfigure(now Instant) (cluster.SetConfig, bool) {
 // SyncRetry is after how long a brick is asked again to flush: the question or the
 // answer may have been lost.
 const SyncRetry = 500 * time.Millisecond
+
+// hopeless reports whether b, which is being added, is to be given up: one that was proposed not for a moment's absence.
+func (m *Machine) hopeless(now Instant, b BrickID, p *Progress, ready bool) bool {
+	if !m.asked {
+		return !ready || m.slowToJoin(now, p)
+	}
+	return m.silent(now, p) || m.slowToJoin(now, p) && !(ready && m.joined(now, b, p))
+}
+
+// slowToJoin reports whether the brick that is being added takes long. A disk that hangs flushes nothing, and keeps out
+// whoever else is ready.
+func (m *Machine) slowToJoin(now Instant, p *Progress) bool {
+	return now >= m.addingSince+stuckAfter || m.slow(now, p, stuckAfter)
+}
 
 // joined reports whether b, which is being added, has on its disk what it must have before it is proposed.
 func (m *Machine) joined(now Instant, b BrickID, p *Progress) bool {
