@@ -107,7 +107,7 @@ func (h *home) do(ctx context.Context, o *outcome, acked uint64) (*proto.DoReply
 	h.inflight.Add(1)
 	defer h.inflight.Add(-1)
 	for {
-		epoch := h.c.heard(0)
+		epoch := cluster.Epoch(h.c.cfg.Estate.Epoch())
 		d, err := h.doIn(ctx, epoch, o, acked)
 		if err != nil || d.Status != proto.Anew {
 			return d, err

@@ -38,9 +38,9 @@ func (c *Control) amnesia(rpc raft.RPC) error {
 	}
 	switch req := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
-		c.isBehind(req.LeaderCommitIndex)
+		c.noteDecided(req.LeaderCommitIndex)
 	case *raft.InstallSnapshotRequest:
-		c.isBehind(req.LastLogIndex)
+		c.noteDecided(req.LastLogIndex)
 	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
 		c.abstained.Add(1)
 		return errForgetful
@@ -48,8 +48,8 @@ func (c *Control) amnesia(rpc raft.RPC) error {
 	return nil
 }
 
-// isBehind notes that the pool has decided what is at index.
-func (c *Control) isBehind(index uint64) {
+// noteDecided notes that the pool has decided what is at index.
+func (c *Control) noteDecided(index uint64) {
 	for {
 		known := c.behind.Load()
 		if index <= known || c.behind.CompareAndSwap(known, index) {

@@ -221,13 +221,14 @@ func (w *world) settle() {
 	}
 	if w.spared() {
 		w.say("-- but for disks that hang")
-		if w.calm("somebody waits, and the set can do without the disks that hang", w.waited); w.ruined() {
+		const waits = "somebody waits, and the set can do without the disks that hang"
+		if w.calm(waits, w.waited); w.ruined() {
 			return
 		}
 		for _, c := range w.clients {
 			c.last()
 		}
-		if w.calm("somebody waits, and the set can do without the disks that hang", w.waited); w.ruined() {
+		if w.calm(waits, w.waited); w.ruined() {
 			return
 		}
 	}

@@ -258,7 +258,6 @@ func TestStress(t *testing.T) {
 	}
 }
 
-// A local file system's answers are explained by an order; false ones are not.
 // A history is not judged if close said that some of it is lost, which it may say only where a mount stood still.
 func TestHistoryWithLosses(t *testing.T) {
 	for _, c := range []struct {
@@ -282,6 +281,7 @@ func TestHistoryWithLosses(t *testing.T) {
 	}
 }
 
+// A local file system's answers are explained by an order; false ones are not.
 func TestHistory(t *testing.T) {
 	dir := t.TempDir()
 	var h History

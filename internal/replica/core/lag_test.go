@@ -9,6 +9,24 @@ import (
 	"mortar/internal/proto"
 )
 
+// alone has the primary begin an epoch in which nobody else is in sync.
+func alone(m *Machine, now Instant, min int) {
+	cfg := m.cfg.Clone()
+	cfg.Epoch, cfg.InSync, cfg.MinInSync = cfg.Epoch+1, []BrickID{m.self}, min
+	m.Configure(now, cfg)
+	m.Ready()
+}
+
+// meets has a brick begin a round with all that the primary has, and returns the round.
+func meets(t *testing.T, m *Machine, now Instant, to BrickID) (round uint64) {
+	t.Helper()
+	m.Connected(now, to)
+	round = sent[proto.Probe](t, m, to)[0].Round
+	m.ProbeAck(now, to, &proto.ProbeAck{Epoch: m.cfg.Epoch, Round: round, Tail: m.tail, History: m.history, Whole: true})
+	m.AppendAck(now, to, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: round, Seq: m.tail.Seq})
+	return round
+}
+
 // A backup for whose flush everybody waits gets no leases, then it is dropped, and it is not taken in again
 // at once: each time later. A set that cannot do without it waits.
 func TestLags(t *testing.T) {
@@ -34,10 +52,7 @@ func TestLags(t *testing.T) {
 		m.Configure(now, cfg)
 		m.Ready()
 		for _, to := range []BrickID{a, b} {
-			m.Connected(now, to)
-			rounds[to] = sent[proto.Probe](t, m, to)[0].Round
-			m.ProbeAck(now, to, &proto.ProbeAck{Epoch: m.cfg.Epoch, Round: rounds[to], Tail: m.tail, History: m.history, Whole: true})
-			m.AppendAck(now, to, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: rounds[to], Seq: m.tail.Seq})
+			rounds[to] = meets(t, m, now, to)
 		}
 	}
 	began := now
@@ -96,15 +111,9 @@ func TestLags(t *testing.T) {
 func TestHangsBeforeItIsAdded(t *testing.T) {
 	now := 10 * time.Second
 	m, a, b, _ := trio(t, now)
-	cfg := m.cfg.Clone()
-	cfg.Epoch, cfg.InSync, cfg.MinInSync = 2, []BrickID{m.self}, 2
-	m.Configure(now, cfg)
-	m.Ready()
+	alone(m, now, 2)
 	for _, to := range []BrickID{a, b} {
-		m.Connected(now, to)
-		round := sent[proto.Probe](t, m, to)[0].Round
-		m.ProbeAck(now, to, &proto.ProbeAck{Epoch: 2, Round: round, Tail: m.tail, History: m.history, Whole: true})
-		m.AppendAck(now, to, &proto.AppendAck{Epoch: 2, Round: round, Seq: m.tail.Seq})
+		meets(t, m, now, to)
 	}
 	began := now
 	for now < began+10*time.Second {
@@ -139,18 +148,8 @@ func TestProposalInDoubt(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			now := 10 * time.Second
 			m, a, _, _ := trio(t, now)
-			cfg := m.cfg.Clone()
-			cfg.Epoch, cfg.InSync, cfg.MinInSync = 2, []BrickID{m.self}, 1
-			m.Configure(now, cfg)
-			m.Ready()
-			begin := func() uint64 {
-				m.Connected(now, a)
-				round := sent[proto.Probe](t, m, a)[0].Round
-				m.ProbeAck(now, a, &proto.ProbeAck{Epoch: m.cfg.Epoch, Round: round, Tail: m.tail, History: m.history, Whole: true})
-				m.AppendAck(now, a, &proto.AppendAck{Epoch: m.cfg.Epoch, Round: round, Seq: m.tail.Seq})
-				return round
-			}
-			round := begin()
+			alone(m, now, 1)
+			round := meets(t, m, now, a)
 			flushes, beats := true, true
 			proposal := func() *cluster.SetConfig {
 				t.Helper()
@@ -187,7 +186,7 @@ func TestProposalInDoubt(t *testing.T) {
 			default: // and it was started again: what it has flushed is to be asked for anew
 				flushes = false
 				m.Lost(a)
-				round = begin()
+				round = meets(t, m, now, a)
 			}
 			doubt := now
 			without := proposal()
