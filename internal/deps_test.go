@@ -85,6 +85,8 @@ var packages = []struct {
 
 	// For tests.
 	{"codec/codectest", nil, "what is asked of every coded type"},
+	{"pacer", nil, "the time that a test's process was given, whatever is tested"},
+	{"wire/wiretest", nil, "addresses for whoever listens"},
 	{"fsop/memfs", []string{"fsop", "proto"}, "the oracle: a file system in memory"},
 	{"sim", []string{
 		"fsop", "fsop/memfs", "cluster", "disk", "wire", "metrics", "proto", "pki", "oplog",
@@ -93,7 +95,7 @@ var packages = []struct {
 }
 
 // testOnly are packages that only tests, and each other, may import.
-var testOnly = []string{"codec/codectest", "fsop/memfs", "sim"}
+var testOnly = []string{"codec/codectest", "fsop/memfs", "pacer", "sim", "wire/wiretest"}
 
 // libraries has a row for every library. What a library costs in size, in
 // change and in understanding is paid by one package, which hides it.

@@ -25,6 +25,7 @@ import (
 	"mortar/internal/daemon"
 	"mortar/internal/disk"
 	"mortar/internal/mount"
+	"mortar/internal/wire/wiretest"
 )
 
 // leakless fails tests that leave goroutines behind.
@@ -94,20 +95,16 @@ type clusterKey struct{}
 type machines struct {
 	dir      string
 	nodes    map[string]*node
-	reserved []int // sockets
+	reserved []func() // releases of addresses
 }
 
 // reserve returns an address that nobody else is given before the script ends, also while its
-// machine is halted: a socket has it that takes no connections.
+// machine is halted.
 func (c *machines) reserve(ts *testscript.TestScript) string {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	addr, release, err := wiretest.Reserve()
 	ts.Check(err)
-	c.reserved = append(c.reserved, fd)
-	ts.Check(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)) // whoever asks for this very address gets it
-	ts.Check(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
-	is, err := unix.Getsockname(fd)
-	ts.Check(err)
-	return fmt.Sprint("127.0.0.1:", is.(*unix.SockaddrInet4).Port)
+	c.reserved = append(c.reserved, release)
+	return addr
 }
 
 type node struct {
@@ -129,8 +126,8 @@ func (c *machines) close() {
 	for _, n := range c.nodes {
 		n.halt()
 	}
-	for _, fd := range c.reserved {
-		unix.Close(fd)
+	for _, release := range c.reserved {
+		release()
 	}
 	os.RemoveAll(c.dir)
 }

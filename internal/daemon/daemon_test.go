@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"mortar/internal/api"
+	"mortar/internal/wire/wiretest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -29,25 +29,15 @@ type testNode struct {
 }
 
 // reserve returns an address that nobody else is given before the test ends, also while nobody
-// listens there: a socket has it that takes no connections.
+// listens there.
 func reserve(t *testing.T) string {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	addr, release, err := wiretest.Reserve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Close(fd) })
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil { // whoever asks for this very address gets it
-		t.Fatal(err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		t.Fatal(err)
-	}
-	is, err := unix.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprint("127.0.0.1:", is.(*unix.SockaddrInet4).Port)
+	t.Cleanup(release)
+	return addr
 }
 
 // newNode starts a node with a directory of its own under the test's.
@@ -136,26 +126,6 @@ func eventually(t *testing.T, what string, f func() error) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-}
-
-// given returns how long f took, in time that this process was given: how often a goroutine
-// that sleeps and sleeps came to it, so that what others do on the machine counts for little.
-func given(f func()) time.Duration {
-	const step = 5 * time.Millisecond
-	over, steps := make(chan struct{}), make(chan int)
-	go func() {
-		for n := 0; ; n++ {
-			select {
-			case <-over:
-				steps <- n
-				return
-			case <-time.After(step):
-			}
-		}
-	}()
-	f()
-	close(over)
-	return time.Duration(<-steps) * step
 }
 
 // newPool starts nodes n1, n2, … in one pool, the first of which the others join.

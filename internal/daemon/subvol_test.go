@@ -13,6 +13,7 @@ import (
 	"mortar/internal/api"
 	"mortar/internal/codec"
 	"mortar/internal/fsop"
+	"mortar/internal/pacer"
 	"mortar/internal/proto"
 )
 
@@ -192,9 +193,10 @@ func TestManySubvolumes(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	var all []api.Subvolume
-	var err error
-	took := given(func() { all, err = nodes[0].api.Subvolumes(t.Context(), "vol") })
+	given := pacer.New(t)
+	began := given.Now()
+	all, err := nodes[0].api.Subvolumes(t.Context(), "vol")
+	took := given.Now() - began
 	if err != nil || len(all) != count || all[7].Name != "s007" {
 		t.Errorf("%d subvolumes, %v", len(all), err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"mortar/internal/fsop/memfs"
+	"mortar/internal/pacer"
 )
 
 // kinds are the ways in which coherence must hold.
@@ -219,12 +220,12 @@ func TestRing(t *testing.T) {
 			a := newMount(t, mem, kind.o)
 			b := newMount(t, mem, kind.o)
 			var worst time.Duration
-			given := newPace(t)
+			given := pacer.New(t)
 			for i := range 300 {
 				na, nb := fmt.Sprint("a", i), fmt.Sprint("b", i)
 				os.Lstat(filepath.Join(a.dir, nb))
 				os.Lstat(filepath.Join(b.dir, na))
-				began := given.now()
+				began := given.Now()
 				var wg sync.WaitGroup
 				start := make(chan struct{})
 				for _, p := range []string{filepath.Join(a.dir, na), filepath.Join(b.dir, nb)} {
@@ -243,7 +244,7 @@ func TestRing(t *testing.T) {
 				}
 				close(start)
 				wg.Wait()
-				worst = max(worst, given.now()-began)
+				worst = max(worst, given.Now()-began)
 				for _, p := range []string{filepath.Join(a.dir, nb), filepath.Join(b.dir, na)} {
 					if _, err := os.Lstat(p); err != nil {
 						t.Errorf("round %d: %v", i, err)

@@ -11,6 +11,7 @@ import (
 
 	"mortar/internal/fsop"
 	"mortar/internal/fsop/memfs"
+	"mortar/internal/pacer"
 	"mortar/internal/proto"
 )
 
@@ -83,7 +84,7 @@ func TestListingWhileLookedUp(t *testing.T) {
 				}
 				listed <- err
 			}()
-			timeout := newPace(t).after(t, late)
+			timeout := pacer.New(t).After(t, late)
 			for range 2 {
 				select {
 				case err := <-listed:

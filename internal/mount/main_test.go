@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -113,52 +112,6 @@ func mountHandler(t testing.TB, o Options, of func(*Mount) fsop.Handler) *mounte
 		}
 	})
 	return &mounted{m, dir}
-}
-
-// pace tells the time that this process was given: how often a goroutine that sleeps
-// and sleeps came to it, so that what others do on the machine counts for little. What
-// is bounded by it waits for something, if it is late, and not for its turn.
-type pace struct{ n atomic.Int64 }
-
-const paceStep = 5 * time.Millisecond
-
-func newPace(t testing.TB) *pace {
-	p := new(pace)
-	over, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-over:
-				return
-			case <-time.After(paceStep):
-				p.n.Add(1)
-			}
-		}
-	}()
-	t.Cleanup(func() { close(over); <-ended })
-	return p
-}
-
-func (p *pace) now() time.Duration { return time.Duration(p.n.Load()) * paceStep }
-
-// after returns a channel that is closed when d has passed.
-func (p *pace) after(t testing.TB, d time.Duration) <-chan struct{} {
-	until, c, over := p.now()+d, make(chan struct{}), make(chan struct{})
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for p.now() < until {
-			select {
-			case <-over:
-				return
-			case <-time.After(paceStep):
-			}
-		}
-		close(c)
-	}()
-	t.Cleanup(func() { close(over); <-ended })
-	return c
 }
 
 // sub makes a directory in m for one test.

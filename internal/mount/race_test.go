@@ -15,6 +15,7 @@ import (
 
 	"mortar/internal/fsop"
 	"mortar/internal/fsop/memfs"
+	"mortar/internal/pacer"
 	"mortar/internal/proto"
 )
 
@@ -448,15 +449,15 @@ func TestRingWithoutEpoch(t *testing.T) {
 		})
 	}
 	var worst time.Duration
-	given := newPace(t)
+	given := pacer.New(t)
 	for i := range 200 {
 		name := fmt.Sprint("made", i)
 		size(filepath.Join(b.dir, name))
-		began := given.now()
+		began := given.Now()
 		if err := os.Mkdir(filepath.Join(a.dir, name), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		worst = max(worst, given.now()-began)
+		worst = max(worst, given.Now()-began)
 		if size(filepath.Join(b.dir, name)) < 0 {
 			t.Errorf("%s is absent", name)
 		}

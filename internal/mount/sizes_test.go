@@ -11,6 +11,7 @@ import (
 
 	"mortar/internal/fsop"
 	"mortar/internal/fsop/memfs"
+	"mortar/internal/pacer"
 	"mortar/internal/proto"
 )
 
@@ -69,7 +70,7 @@ func TestReadOvertaken(t *testing.T) {
 				go func() { tc.overtakes(t, other, ino); close(changed) }()
 				select {
 				case <-changed:
-				case <-newPace(t).after(t, time.Second):
+				case <-pacer.New(t).After(t, time.Second):
 					t.Error("the change waited for the reader's question")
 				}
 				release()
