@@ -335,8 +335,8 @@ func TestNothingStays(t *testing.T) {
 				t.Fatalf("the victim made no cluster: %s %s", base, &words)
 			}
 			if how == "kill" {
-				if len(prints) != 3 || len(left(base, prints)) < 6 {
-					t.Errorf("the search for what is left finds too little: %q", left(base, prints))
+				if len(prints) != 3 || len(left(base, prints, bootTicks())) < 6 {
+					t.Errorf("the search for what is left finds too little: %q", left(base, prints, bootTicks()))
 				}
 				cmd.Process.Kill()
 			}
@@ -345,6 +345,29 @@ func TestNothingStays(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A namespace of somebody who began when all had ended has a number that was free again.
+func TestNumbersOfNamespacesComeBack(t *testing.T) {
+	if why := Missing(); why != "" {
+		t.Skip("SKIPPED: " + why)
+	}
+	cmd := exec.Command("unshare", "--mount", "sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	var f fingerprint
+	waitFor(t, "it has a namespace of its own", func() bool { f = fingerprintOf(cmd.Process.Pid); return f.ns["mnt"] != "" })
+	began := f.start
+	f.pid = 0 // somebody else's process is in it
+	if got := left("/nowhere", []fingerprint{f}, began); len(got) != 1 || !strings.Contains(got[0], "(sleep) in namespace mnt") && !strings.Contains(got[0], "(unshare) in namespace mnt") {
+		t.Errorf("a process from before the end: %q", got)
+	}
+	if got := left("/nowhere", []fingerprint{f}, began-1); len(got) != 0 {
+		t.Errorf("a process from after the end: %q", got)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is a process directory of /proc.
@@ -98,6 +100,15 @@ func (p process) rss() int64 {
 // namespaces of interest: those that helpers are started with.
 var namespaces = []string{"mnt", "pid", "net", "uts", "ipc"}
 
+// bootTicks is the time since the machine was booted, as it stands in a process's stat.
+func bootTicks() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic(err) // no kernel is without it
+	}
+	return uint64(time.Duration(ts.Nano()) / clockTick)
+}
+
 // fingerprint is what a helper process owns that could outlive it.
 type fingerprint struct {
 	pid   int
@@ -119,8 +130,10 @@ func fingerprintOf(pid int) fingerprint {
 
 // left names everything that still exists of a cluster: its directory, its
 // helpers, processes in its namespaces, mounts below its directory in any
-// namespace that a process can see, and loop devices of its images.
-func left(base string, prints []fingerprint) []string {
+// namespace that a process can see, and loop devices of its images. Processes that began
+// after a moment (of bootTicks) are not its: by then it had ended, and the kernel gives the
+// numbers of its namespaces to new ones, of other clusters' hosts and containers say.
+func left(base string, prints []fingerprint, ended uint64) []string {
 	var out []string
 	if _, err := os.Lstat(base); err == nil {
 		out = append(out, "directory "+base)
@@ -135,7 +148,7 @@ func left(base string, prints []fingerprint) []string {
 				out = append(out, fmt.Sprintf("helper process %d", p.pid))
 			}
 			for _, k := range namespaces {
-				if l, err := os.Readlink(p.dir + "/ns/" + k); err == nil && l == f.ns[k] {
+				if l, err := os.Readlink(p.dir + "/ns/" + k); err == nil && l == f.ns[k] && st.start <= ended {
 					out = append(out, fmt.Sprintf("process %d (%s) in namespace %s", p.pid, st.comm, l))
 					break
 				}
@@ -158,8 +171,9 @@ func left(base string, prints []fingerprint) []string {
 // devices a moment after the last process of a namespace.
 func waitGone(base string, prints []fingerprint) error {
 	var rest []string
+	ended := bootTicks()
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if rest = left(base, prints); len(rest) == 0 {
+		if rest = left(base, prints, ended); len(rest) == 0 {
 			return nil
 		}
 		if time.Now().After(deadline) {
