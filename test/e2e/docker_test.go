@@ -44,7 +44,23 @@ func startEnginesWith(t *testing.T, p *pool, storage string) *engines {
 		need(t, program)
 	}
 	e := &engines{pool: p, storage: storage, procs: make([]*cluster.Process, len(p.Hosts())), contained: make([]*cluster.Process, len(p.Hosts()))}
-	image := filepath.Join(p.Dir, "image")
+	image := shellImage(t, p.Dir)
+	for i := range p.Hosts() {
+		e.startContainerd(i + 1)
+		e.startEngine(i + 1)
+	}
+	for i := range p.Hosts() {
+		e.waitEngine(i + 1)
+		p.run(i+1, "docker", "import", image, dockerImage)
+	}
+	e.ran = true
+	return e
+}
+
+// shellImage makes, in a directory, an archive of an image with nothing but a shell and its tools.
+func shellImage(t *testing.T, dir string) (archive string) {
+	t.Helper()
+	image := filepath.Join(dir, "image")
 	if err := os.MkdirAll(image+"/bin", 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -58,16 +74,7 @@ func startEnginesWith(t *testing.T, p *pool, storage string) *engines {
 	if err := errors.Join(err, exec.Command("tar", "-C", image, "-cf", image+".tar", ".").Run()); err != nil {
 		t.Fatal(err)
 	}
-	for i := range p.Hosts() {
-		e.startContainerd(i + 1)
-		e.startEngine(i + 1)
-	}
-	for i := range p.Hosts() {
-		e.waitEngine(i + 1)
-		p.run(i+1, "docker", "import", image+".tar", dockerImage)
-	}
-	e.ran = true
-	return e
+	return image + ".tar"
 }
 
 // startContainerd starts what engines run containers with, as its own service, as
