@@ -55,6 +55,9 @@ func (x *mExec) setattr(op *fsop.Setattr) error {
 	if has(fsop.SetKillPriv) || has(fsop.SetUID|fsop.SetGID) && !n.attr.IsDir() {
 		x.kill(n)
 	}
+	if has(fsop.SetKillSGID) && !n.attr.IsDir() {
+		n.attr.Mode &^= syscall.S_ISGID
+	}
 	if has(fsop.SetUID) {
 		n.attr.UID = op.UID
 	}

@@ -525,6 +525,9 @@ func (x *exec) setOwner(n *work, op *fsop.Setattr) error {
 	if kill {
 		x.killPriv(n)
 	}
+	if valid&fsop.SetKillSGID != 0 && !n.IsDir() {
+		n.Mode &^= syscall.S_ISGID
+	}
 	if valid&fsop.SetMode != 0 {
 		n.Mode = n.Mode&^permMask | op.Mode&permMask
 	}

@@ -400,6 +400,9 @@ func TestSetid(t *testing.T) {
 		{0o2644, 0o2644, func(i fsop.Ino) fsop.Op { return &fsop.Write{Ino: i, KillPriv: true, Data: []byte("x")} }},
 		{0o6755, 0o0755, func(i fsop.Ino) fsop.Op { return &fsop.Setattr{Ino: i, Valid: fsop.SetUID, UID: 3} }},
 		{0o6755, 0o0755, func(i fsop.Ino) fsop.Op { return &fsop.Setattr{Ino: i, Valid: fsop.SetSize | fsop.SetKillPriv} }},
+		{0o6644, 0o0644, func(i fsop.Ino) fsop.Op {
+			return &fsop.Setattr{Ino: i, Valid: fsop.SetKillPriv | fsop.SetKillSGID}
+		}},
 		{0o6755, 0o6711, func(i fsop.Ino) fsop.Op {
 			return &fsop.Setattr{Ino: i, Valid: fsop.SetUID | fsop.SetMode, Mode: 0o6711}
 		}},

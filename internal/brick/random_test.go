@@ -174,7 +174,7 @@ func (m *machine) op(r *rand.Rand) fsop.Op {
 		}
 		return &fsop.Write{Ino: file(), Off: size(), Append: r.IntN(3) == 0, KillPriv: r.IntN(2) == 0, Data: data}
 	case p < 70:
-		valid := uint32(r.IntN(512))
+		valid := uint32(r.IntN(512) | r.IntN(2)*int(fsop.SetKillSGID))
 		if r.IntN(2) == 0 {
 			valid = fsop.SetSize
 		}
@@ -275,7 +275,7 @@ func (m *machine) foretold(r *rand.Rand, node fsop.Node, size uint64) fsop.Op {
 	w.Data = bytes.Repeat([]byte{byte(r.IntN(255) + 1)}, int(size))
 	if r.IntN(2) == 0 {
 		w.Then = fsop.Setattr{
-			Valid: uint32(r.IntN(512)) &^ fsop.SetSize, Mode: uint32(r.IntN(0o10000)), UID: uint32(r.IntN(3)), GID: uint32(r.IntN(3)),
+			Valid: uint32(r.IntN(512)|r.IntN(2)*int(fsop.SetKillSGID)) &^ fsop.SetSize, Mode: uint32(r.IntN(0o10000)), UID: uint32(r.IntN(3)), GID: uint32(r.IntN(3)),
 			Atime: int64(r.IntN(100)), Mtime: int64(r.IntN(100)),
 		}
 	}

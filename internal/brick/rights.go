@@ -21,7 +21,7 @@ func mayChange(n *work, valid uint32) error {
 	case valid&^fsop.SetFlags == 0:
 	case n.Attr.Flags&fsop.FlagImmutable != 0:
 		return fsop.EPERM
-	case n.Attr.Flags&fsop.FlagAppend != 0 && valid&^(fsop.SetFlags|touch|fsop.SetKillPriv) != 0:
+	case n.Attr.Flags&fsop.FlagAppend != 0 && valid&^(fsop.SetFlags|touch|fsop.SetKillPriv|fsop.SetKillSGID) != 0:
 		return fsop.EPERM
 	}
 	return nil

@@ -408,7 +408,7 @@ func (w *windows) setattr(op *fsop.Setattr) (*fsop.Reply, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f := w.files[op.Ino]
-	const owner = fsop.SetUID | fsop.SetGID | fsop.SetKillPriv
+	const owner = fsop.SetUID | fsop.SetGID | fsop.SetKillPriv | fsop.SetKillSGID
 	if f == nil || !f.held || f.closing || f.err != nil || op.Valid == 0 || op.Valid&(fsop.SetSize|fsop.SetFlags) != 0 ||
 		op.Valid&owner != 0 && f.then.Valid&fsop.SetMode != 0 { // a new owner would take bits of the mode away
 		return nil, false

@@ -267,6 +267,9 @@ func foresee(a *fsop.Attr, s *fsop.Setattr, now int64) {
 	if s.Valid&(fsop.SetUID|fsop.SetGID|fsop.SetKillPriv) != 0 {
 		a.Mode = killed(a.Mode)
 	}
+	if s.Valid&fsop.SetKillSGID != 0 {
+		a.Mode &^= syscall.S_ISGID
+	}
 	if s.Valid&fsop.SetMode != 0 {
 		a.Mode = a.Type() | s.Mode&0o7777
 	}

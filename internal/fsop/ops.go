@@ -96,6 +96,7 @@ const (
 	SetMtimeNow
 	SetKillPriv // clear set-user-id, and set-group-id if group-executable
 	SetFlags    // those of UserFlags; EOPNOTSUPP for others
+	SetKillSGID // clear set-group-id, also if not group-executable: the caller is not in the group
 )
 
 // Setattr changes attributes. Reply: Attr.

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"mortar/internal/fsop"
 )
@@ -25,7 +24,7 @@ func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	}
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
-	if st := f.truncate(r, ino, in.Mode&fuse.OPEN_KILL_SUIDGID != 0); st != fuse.OK {
+	if st := f.truncate(r, ino, &in.InHeader, in.Mode&fuse.OPEN_KILL_SUIDGID != 0); st != fuse.OK {
 		return st
 	}
 	f.openedBy(in.Pid, ino, in.Flags, out)
@@ -85,10 +84,10 @@ func (f *fileSystem) opened(ino fsop.Ino, flags uint32, out *fuse.OpenOut) {
 	}
 }
 
-func (f *fileSystem) truncate(r *request, ino fsop.Ino, killPriv bool) fuse.Status {
+func (f *fileSystem) truncate(r *request, ino fsop.Ino, h *fuse.InHeader, killPriv bool) fuse.Status {
 	op := &fsop.Setattr{Ino: ino, Valid: fsop.SetSize}
 	if killPriv {
-		op.Valid |= fsop.SetKillPriv
+		op.Valid |= fsop.SetKillPriv | f.killSGID(r, ino, h)
 	}
 	f.inflight.resizing(ino)
 	defer f.inflight.doneResizing(ino)
@@ -103,14 +102,6 @@ func (f *fileSystem) truncate(r *request, ino fsop.Ino, killPriv bool) fuse.Stat
 		f.lostSetID(ino)
 	}
 	return fuse.OK
-}
-
-// lostSetID has the kernel ask for the mode of a file whose set-id bits went with
-// what was written to it: by itself it asks again for times and size only.
-func (m *Mount) lostSetID(ino fsop.Ino) {
-	if err := m.dev.invalAttr(ino); err != nil && err != unix.ENOENT && err != unix.ENOTCONN {
-		m.log.Warn("mount: a file's mode", "ino", uint64(ino), "err", err)
-	}
 }
 
 // Create implements fuse.RawFileSystem.
@@ -173,7 +164,7 @@ func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 			break
 		}
 		if in.Flags&syscall.O_TRUNC != 0 {
-			if st := f.truncate(r, reply.Attr.Ino, in.OpenFlags&fuse.OPEN_KILL_SUIDGID != 0); st != fuse.OK {
+			if st := f.truncate(r, reply.Attr.Ino, &in.InHeader, in.OpenFlags&fuse.OPEN_KILL_SUIDGID != 0); st != fuse.OK {
 				f.nodes.unused(reply.Attr.Ino)
 				return st
 			}
@@ -326,6 +317,15 @@ func (f *fileSystem) write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		Data:     data,
 	}
 	setID := op.KillPriv && f.nodes.marksOf(ino)&setID != 0
+	if setID {
+		// A Write does not say it: that is for files which hardly exist. On a local disk, too, the
+		// bits go before what is written comes.
+		if kill := f.killSGID(r, ino, &in.InHeader); kill != 0 {
+			if _, err := f.handler.Do(r, &fsop.Setattr{Ino: ino, Valid: fsop.SetKillPriv | kill}); err != nil {
+				return 0, f.status(r, err)
+			}
+		}
+	}
 	reply, err := f.handler.Do(r, op)
 	if errors.Is(err, fsop.EDQUOT) && in.WriteFlags&fuse.WRITE_CACHE != 0 {
 		err = fsop.ENOSPC // of pages written back, the kernel tells EDQUOT to nobody but as EIO

@@ -379,6 +379,9 @@ func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 	if !dir && (op.Valid&(fsop.SetUID|fsop.SetGID) != 0 || op.Valid == 0) {
 		op.Valid |= fsop.SetKillPriv
 	}
+	if op.Valid&fsop.SetKillPriv != 0 {
+		op.Valid |= f.killSGID(r, ino, &in.InHeader)
+	}
 	op.Mode = in.Mode & 0o7777
 	op.UID, op.GID = in.Uid, in.Gid
 	op.Size = in.Size

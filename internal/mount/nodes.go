@@ -487,6 +487,10 @@ func (t *nodes) changed(ino fsop.Ino, a *fsop.Attr, seq uint64, b began) {
 	defer s.mu.Unlock()
 	n, known := s.known.get(ino)
 	if a.Ino != ino || seq == 0 {
+		if known && a.Ino == ino && a.Mode&(syscall.S_ISUID|syscall.S_ISGID) != 0 {
+			n.marks |= setID // it was told, and will be carried out
+			s.known.set(ino, n)
+		}
 		t.doubtLocked(s, ino)
 		return
 	}

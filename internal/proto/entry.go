@@ -17,7 +17,7 @@ import (
 )
 
 // Version is the version of everything in this package.
-const Version uint16 = 7
+const Version uint16 = 8
 
 // Entry is one change in a set's op log: what is logged, streamed to backups,
 // and applied. Everything that apply needs to be deterministic is in it.

@@ -22,8 +22,8 @@
 // umask 0. "for A B in x:y z:w" repeats what follows up to "end" with $A and $B put in.
 // {ab*3} is ababab. "@ext4" in front of a statement or title has it run on that
 // file system alone, "@!ext4" on all others; a comment says why. The file system
-// of a volume is called mortar, and "@!several" is for what only holds as long as
-// everything goes through one mount.
+// of a volume is called mortar, "@!several" is for what only holds as long as
+// everything goes through one mount, and "@linux6.2" for what that kernel began with.
 //
 // The users are root; alice, of her own group and of staff; bob, of his and of
 // staff; and carol, of hers alone. They are threads of the test's process, whose credentials
@@ -260,16 +260,36 @@ func first(args []string) string {
 
 // applies says whether what is marked with only is for this place.
 func (r *runner) applies(only []string) bool {
-	yes := len(only) == 0
+	here, elsewhere := false, false
 	for _, o := range only {
 		name, not := strings.CutPrefix(o, "!")
-		here := name == r.place.FS || name == "several" && len(r.workers) > 1
-		if not && here {
+		is := name == r.place.FS || name == "several" && len(r.workers) > 1 || sinceLinux(name)
+		switch {
+		case not && is:
 			return false
+		case is:
+			here = true
+		case !not:
+			elsewhere = true
 		}
-		yes = yes || not || here
 	}
-	return yes
+	return here || !elsewhere
+}
+
+// sinceLinux says whether this kernel is the named one, such as linux6.2, or a later one.
+func sinceLinux(name string) bool {
+	var major, minor, hasMajor, hasMinor int
+	if _, err := fmt.Sscanf(name, "linux%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &hasMajor, &hasMinor); err != nil {
+		return false
+	}
+	return hasMajor > major || hasMajor == major && hasMinor >= minor
 }
 
 // judge compares an outcome with what the statement wants.

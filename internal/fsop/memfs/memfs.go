@@ -642,6 +642,9 @@ func (c *call) setattr(op *fsop.Setattr) (*fsop.Reply, error) {
 	if op.Valid&fsop.SetKillPriv != 0 {
 		c.killPriv(n)
 	}
+	if op.Valid&fsop.SetKillSGID != 0 && !n.attr.IsDir() {
+		n.attr.Mode &^= syscall.S_ISGID
+	}
 	if op.Valid&fsop.SetMode != 0 {
 		n.attr.Mode = n.attr.Mode&syscall.S_IFMT | op.Mode&0o7777
 	}
