@@ -88,11 +88,16 @@ const (
 	OptReserve       = "storage.reserve"
 	OptAuthAllow     = "auth.allow"
 	OptRetentionSize = "log-retention-size"
-	OptRetentionTime = "log-retention-time"
 	OptScrub         = "scrub"
 	OptScrubInterval = "scrub-interval"
 	OptScrubQuiet    = "scrub-quiet"
 	OptScrubRate     = "scrub-rate"
+)
+
+// optRetentionTime had an effect in no version, and may be set in a pool.
+const (
+	optRetentionTime    = "log-retention-time"
+	retentionTimeReason = "a brick keeps its change log by size, however old it is; see " + OptRetentionSize
 )
 
 // MaxReplica is the largest number of bricks in a set.
@@ -117,8 +122,8 @@ func makeOptions() []Option {
 			Description: "Addresses from which the volume may be mounted: a comma-separated list of addresses (10.0.0.7), networks (10.0.0.0/8) and patterns (10.0.*). Peers of the pool may always."},
 		{Name: OptRetentionSize, Default: "1GB", Kind: KindSize, Scope: ScopeBrick, Min: 64 << 20, Max: 1 << 40,
 			Description: "How much of its change log each brick keeps at least, so that a brick that was away catches up from the log and needs no comparison."},
-		{Name: OptRetentionTime, Default: "1h", Kind: KindDuration, Scope: ScopeBrick, Min: 0, Max: int64(30 * 24 * time.Hour),
-			Description: "For how long each brick keeps its change log, within " + OptRetentionSize + "."},
+		{Name: optRetentionTime, Default: "1h", Kind: KindEnum, Scope: ScopeBrick, Ignored: retentionTimeReason,
+			Description: "Accepted, without effect: " + retentionTimeReason + "."},
 		{Name: OptScrub, Default: "on", Kind: KindBool, Scope: ScopeBrick,
 			Description: "Whether bricks look for what has rotted on their disks. Off is what \"volume scrub VOLUME pause\" sets: no file is looked at and no checksums are made; what is known to be rotten is still repaired."},
 		{Name: OptScrubInterval, Default: "336h", Kind: KindDuration, Scope: ScopeBrick, Min: 0, Max: int64(365 * 24 * time.Hour),
@@ -516,7 +521,6 @@ type VolumeOptions struct {
 	Reserve       int // percent of the disk
 	Access        Access
 	RetentionSize int64 // bytes
-	RetentionTime time.Duration
 	Scrub         bool
 	ScrubInterval time.Duration
 	ScrubQuiet    time.Duration
@@ -554,7 +558,6 @@ func (v *Volume) EffectiveOptions() VolumeOptions {
 	get(OptEncryption, func(s string) (ok bool) { e.Encryption, ok = parseBool(s); return ok })
 	get(OptCacheTimeout, duration(&e.CacheTimeout))
 	get(OptIOTimeout, duration(&e.IOTimeout))
-	get(OptRetentionTime, duration(&e.RetentionTime))
 	get(OptRetentionSize, func(s string) (ok bool) { e.RetentionSize, ok = ParseSize(s); return ok })
 	get(OptScrub, func(s string) (ok bool) { e.Scrub, ok = parseBool(s); return ok })
 	get(OptScrubInterval, duration(&e.ScrubInterval))

@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -27,11 +28,26 @@ func TestOptionsTable(t *testing.T) {
 			t.Errorf("option %s is not found: %v", o.Name, err)
 		}
 	}
-	for _, n := range []string{OptEncryption, OptCacheTimeout, OptMinInSync, OptIOTimeout, OptReserve, OptAuthAllow, OptRetentionSize, OptRetentionTime,
+	for _, n := range []string{OptEncryption, OptCacheTimeout, OptMinInSync, OptIOTimeout, OptReserve, OptAuthAllow, OptRetentionSize,
 		"nfs.disable", "network.ping-timeout", "cluster.quorum-type", "performance.cache-size", "transport.address-family"} {
 		if !names[n] {
 			t.Errorf("option %s is missing", n)
 		}
+	}
+}
+
+// An option that is taken changes something, or says that it does not.
+func TestOptionsHaveAnEffect(t *testing.T) {
+	other := map[OptionKind]string{KindBool: "off", KindInt: "3", KindPercent: "7%", KindSize: "128MB", KindDuration: "7m", KindAccess: "10.0.0.7"}
+	plain := (&Volume{Replica: 3}).EffectiveOptions()
+	for _, o := range Options() {
+		v := &Volume{Replica: 3, Options: map[string]string{o.Name: other[o.Kind]}}
+		if o.Ignored == "" && reflect.DeepEqual(v.EffectiveOptions(), plain) {
+			t.Errorf("option %s has no effect, and does not say so", o.Name)
+		}
+	}
+	if o, err := FindOption("log-retention-time"); err != nil || !strings.Contains(o.Ignored, OptRetentionSize) {
+		t.Errorf("log-retention-time: %+v, %v", o, err)
 	}
 }
 
@@ -131,7 +147,7 @@ func TestAccess(t *testing.T) {
 func TestEffectiveOptions(t *testing.T) {
 	v := Volume{Replica: 3}
 	e := v.EffectiveOptions()
-	if !e.Encryption || e.CacheTimeout != time.Minute || e.MinInSync != 2 || e.IOTimeout != 0 || e.Reserve != 1 || e.RetentionSize != 1<<30 || e.RetentionTime != time.Hour || !e.Access.Allows(netip.MustParseAddr("1.2.3.4")) {
+	if !e.Encryption || e.CacheTimeout != time.Minute || e.MinInSync != 2 || e.IOTimeout != 0 || e.Reserve != 1 || e.RetentionSize != 1<<30 || !e.Access.Allows(netip.MustParseAddr("1.2.3.4")) {
 		t.Errorf("defaults: %+v", e)
 	}
 	for replica, want := range map[int]int{1: 1, 2: 1, 3: 2, 5: 2} {
