@@ -356,18 +356,20 @@ func (n *Node) Detach(ctx context.Context, host string, force bool) error {
 		}
 		return err
 	}
-	v := m.latest()
-	p, err := n.findPeer(ctx, v, host)
-	if err != nil {
-		return apiError(err)
-	}
-	if p.ID == m.keeper.ID() {
-		return api.Errorf(api.Conflict, "%s is localhost", host)
-	}
-	if up, _, _ := m.links.state(p.ID); !up && !force {
-		return api.Errorf(api.NodeDown, "Peer %s is down, and would not hear that it is detached. Use force to detach it all the same; if it comes back it is refused", host)
-	}
-	return apiError(m.propose(ctx, state.Command{Seen: v.Version, RemovePeer: &state.RemovePeer{Peer: p.ID}}))
+	_, err = n.decide(ctx, func(known *cluster.Map) (cmd state.Command, err error) {
+		p, err := n.findPeer(ctx, known, host)
+		if err != nil {
+			return cmd, err
+		}
+		if p.ID == m.keeper.ID() {
+			return cmd, api.Errorf(api.Conflict, "%s is localhost", host)
+		}
+		if up, _, _ := m.links.state(p.ID); !up && !force {
+			return cmd, api.Errorf(api.NodeDown, "Peer %s is down, and would not hear that it is detached. Use force to detach it all the same; if it comes back it is refused", host)
+		}
+		return state.Command{RemovePeer: &state.RemovePeer{Peer: p.ID}}, nil
+	})
+	return err
 }
 
 // drainWait is how long a drain is waited for.

@@ -218,6 +218,38 @@ func TestDetach(t *testing.T) {
 	})
 }
 
+// A peer that has not heard yet of what another one was asked for a moment ago detaches all the same:
+// it is nobody's mistake that it is behind.
+func TestDetachByAPeerThatIsBehind(t *testing.T) {
+	nodes := newPool(t, 3)
+	ctx := t.Context()
+	for i, n := range nodes[:2] { // one of the two does not lead
+		other := nodes[1-i]
+		if err := n.api.Undrain(ctx, "n3"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.api.Drain(ctx, "n3"); err != nil {
+			t.Fatal(err)
+		}
+		if err := other.api.Detach(ctx, "n3", false); err != nil {
+			t.Fatalf("drained by %s, detached by %s: %v", n.cfg.Name, other.cfg.Name, err)
+		}
+		eventually(t, "n3 belongs to no pool", func() error {
+			p, err := nodes[2].api.Pool(ctx)
+			if err == nil && p.ID != "" {
+				err = fmt.Errorf("%+v", p)
+			}
+			return err
+		})
+		if _, err := nodes[2].api.Join(ctx, api.JoinRequest{Token: mustInvite(t, nodes[0]), Hosts: []string{nodes[0].cfg.Listen}}); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range nodes {
+			n.connected(3)
+		}
+	}
+}
+
 // copyDir copies a directory, as somebody who clones a machine does.
 func copyDir(t *testing.T, from, to string) {
 	t.Helper()
