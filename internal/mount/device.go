@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -30,11 +31,12 @@ const outHeaderSize = 16 // struct fuse_out_header
 // notifications that go-fuse has no call for are written to it directly.
 // go-fuse gets its own descriptor of the same open file.
 type device struct {
-	// mu is held for reading while the fields are used.
+	// mu is held for reading while the descriptors are used, which may be until a request
+	// in flight is answered. So nobody waits for it to write before the kernel has
+	// ended all requests: who came after him would wait for him, also who answers them.
 	mu    sync.RWMutex
-	dir   string // where it is mounted
-	fd    int    // -1 when closed
-	serve int    // the server's descriptor of the same open file
+	fd    int // -1 when closed
+	serve int // the server's descriptor of the same open file
 	// second is another open file of the same device, for apart. -1 if there is none,
 	// and where this process uses the mount itself: the thread has copies of all
 	// that is open, and what is open in the mount could not be closed meanwhile.
@@ -42,8 +44,9 @@ type device struct {
 
 	shrinkMu sync.Mutex // held by shrink
 
-	// beside are descriptors whose end says that this process has ended.
-	beside []int
+	placeMu sync.Mutex // guards the fields below
+	dir     string     // where it is mounted
+	beside  []int      // descriptors whose end says that this process has ended
 }
 
 // openDevice opens /dev/fuse and mounts it on dir. serve is a second descriptor,
@@ -131,6 +134,9 @@ func (d *device) apart(notify func(fd int) error) error {
 	if d.second < 0 {
 		return notify(d.fd)
 	}
+	d.placeMu.Lock()
+	beside := slices.Clone(d.beside)
+	d.placeMu.Unlock()
 	done := make(chan error, 1)
 	go onOwnThread(func() { // waited for below
 		fd := d.second
@@ -141,7 +147,7 @@ func (d *device) apart(notify func(fd int) error) error {
 		// Everything else stays: this thread runs Go's runtime, which has its own.
 		unix.Close(d.fd)
 		unix.Close(d.serve)
-		for _, other := range d.beside {
+		for _, other := range beside {
 			unix.Close(other)
 		}
 		done <- notify(fd)
@@ -252,9 +258,7 @@ func (d *device) resend() error { return d.notify(notifyResend, nil) }
 func (d *device) shrink() error {
 	d.shrinkMu.Lock()
 	defer d.shrinkMu.Unlock()
-	d.mu.RLock()
-	dir := d.dir
-	d.mu.RUnlock()
+	dir := d.place()
 	fd, err := unix.Fspick(unix.AT_FDCWD, dir, unix.FSPICK_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("fspick %s: %w", dir, err)
@@ -278,12 +282,17 @@ func (d *device) dead() bool {
 	return err == nil && n > 0 && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
 }
 
+// place is where it is mounted now.
+func (d *device) place() string {
+	d.placeMu.Lock()
+	defer d.placeMu.Unlock()
+	return d.dir
+}
+
 // unmount takes the file system out of the tree. While it is in use elsewhere
 // the connection is ended too, and those who use it get ENOTCONN.
 func (d *device) unmount() error {
-	d.mu.Lock()
-	dir := d.dir
-	d.mu.Unlock()
+	dir := d.place()
 	err := unix.Unmount(dir, 0)
 	if err == unix.EBUSY {
 		err = unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)

@@ -273,11 +273,7 @@ func DeviceOf(dir string) (uint64, error) {
 }
 
 // dir is where the file system is mounted now.
-func (m *Mount) dir() string {
-	m.dev.mu.RLock()
-	defer m.dev.mu.RUnlock()
-	return m.dev.dir
-}
+func (m *Mount) dir() string { return m.dev.place() }
 
 // start runs f; Serve waits for it.
 func (m *Mount) start(f func()) {

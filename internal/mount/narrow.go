@@ -17,7 +17,7 @@ import (
 //
 // use, if not nil, is called with the inode number of the directory before dir shows it.
 func (m *Mount) Narrow(sub, dir string, use func(ino uint64) error) error {
-	root := m.dev.dir
+	root := m.dir()
 	at, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("%s: %w", root, err)
@@ -46,9 +46,9 @@ func (m *Mount) Narrow(sub, dir string, use func(ino uint64) error) error {
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %q to %s: %w", sub, dir, err)
 	}
-	m.dev.mu.Lock()
+	m.dev.placeMu.Lock()
 	m.dev.dir = dir
-	m.dev.mu.Unlock()
+	m.dev.placeMu.Unlock()
 	if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount %s: %w", root, err)
 	}

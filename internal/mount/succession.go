@@ -202,9 +202,11 @@ func (m *Mount) Yield(ctx context.Context, leave func(fd int) error) error {
 // Fuse is the descriptor of /dev/fuse, for whoever keeps the connection if this process
 // ends. beside is one whose end tells him that it did.
 func (m *Mount) Fuse(beside int) (fd int) {
-	m.dev.mu.Lock()
-	defer m.dev.mu.Unlock()
+	m.dev.placeMu.Lock()
 	m.dev.beside = append(m.dev.beside, beside)
+	m.dev.placeMu.Unlock()
+	m.dev.mu.RLock()
+	defer m.dev.mu.RUnlock()
 	return m.dev.fd
 }
 
