@@ -40,7 +40,7 @@ var packages = []struct {
 	{"cluster", nil, "the words of the cluster are the same whoever decides, stores or sends them"},
 	{"disk", nil, "the seam under everything durable knows no format"},
 	{"wire", nil, "bytes between processes do not know what a kind of message means"},
-	{"mountinfo", nil, "a text of the kernel's, read"},
+	{"mountinfo", nil, "what the kernel tells of mounts, read"},
 	{"crew", nil, "goroutines do not know what they work on"},
 	{"metrics", nil, "packages are given what they increment and never reach for it"},
 
@@ -67,7 +67,7 @@ var packages = []struct {
 	{"api", []string{"cluster"}, "the language of the REST interface serves programs that have nothing else of ours"},
 
 	// The doors see an fsop.Handler, or an interface that they define.
-	{"mount", []string{"fsop", "proto", "estate"}, "FUSE in, operations out; proto only for the effects that it takes back from the kernel"},
+	{"mount", []string{"fsop", "proto", "estate", "mountinfo"}, "FUSE in, operations out; proto only for the effects that it takes back from the kernel, and mountinfo for what it must not take from under somebody's mount"},
 	{"nfs", []string{"fsop", "proto"}, "NFS in, operations out"},
 	{"dockervol", []string{"disk", "mountinfo"}, "nine calls of Docker's over two interfaces of its own; disk protects its mount points, mountinfo has them"},
 	{"httpd", []string{"api", "httpd/web", "metrics"}, "handlers over interfaces of its own"},

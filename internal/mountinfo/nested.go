@@ -1,0 +1,389 @@
+package mountinfo
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Nested knows whether something is mounted inside a file system, in whatever mount namespace.
+//
+// That takes a look at all mounts of the machine, a fraction of a millisecond for each
+// namespace, and is asked thousands of times in a second. Whether anybody has
+// mounted anything since the last look costs some 16 µs, see IDs. What was mounted nowhere then
+// and is put somewhere later (move_mount(2)) is not seen by that. So there is another look, soon after
+// somebody mounted something, and later less often, up to once in restLong.
+type Nested struct {
+	dev uint64
+	ids *IDs
+
+	mu      sync.Mutex
+	any     bool          // as of the last look
+	mounts  uint64        // IDs.others before the last look
+	began   time.Time     // of the first look after somebody mounted something
+	looked  time.Time     // when the last look ended; zero: there was none
+	took    time.Duration // what it took
+	lookNow func(dev uint64) (bool, error)
+}
+
+const (
+	// restLong is how long a look is believed if nothing was mounted since.
+	restLong = time.Second
+	// restShare bounds what looks take, to one part in so many: in between, something may be mounted inside.
+	restShare = 20
+)
+
+// NewNested returns a Nested for the file system with that number. 0: it is not known, so anything may be.
+func NewNested(dev uint64, ids *IDs) *Nested { return &Nested{dev: dev, ids: ids, lookNow: nested} }
+
+// May reports whether something may be mounted inside: it is not so if it cannot be so. A mount
+// of one of the file system's directories counts as well: whoever sees no
+// more of it can mount something below without the kernel passing the directories above.
+func (n *Nested) May() bool {
+	if n.dev == 0 {
+		return true
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	first := n.looked.IsZero()
+	if !first && n.any && time.Since(n.looked) < restLong {
+		return true
+	}
+	mounts, err := n.ids.othersMade()
+	now := time.Now()
+	switch {
+	case err != nil:
+		n.any, n.looked = true, now
+		return true
+	case first || mounts != n.mounts:
+		if !first && now.Sub(n.looked) < restShare*n.took {
+			return true
+		}
+		n.began = now
+	case now.Sub(n.looked) < min(restLong, max(n.looked.Sub(n.began), restShare*n.took)):
+		return n.any
+	}
+	any, err := n.lookNow(n.dev)
+	n.any, n.mounts = any || err != nil, mounts
+	n.looked = time.Now()
+	n.took = n.looked.Sub(now)
+	return n.any
+}
+
+// IDs notices that something was mounted, anywhere on the machine. Every mount has a number
+// that no other ever had and that is higher than those before (STATX_MNT_ID_UNIQUE). So a mount is made that
+// nobody sees, and ends at once; if its number is not the one after that of the last time, there was
+// another in between. Who shares one does not take the others' askings for mounts.
+type IDs struct {
+	mu     sync.Mutex
+	last   uint64
+	others uint64
+	newID  func() (uint64, error) // tests; nil: newID
+}
+
+// othersMade is another number when others have mounted something.
+func (c *IDs) othersMade() (uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	make := newID
+	if c.newID != nil {
+		make = c.newID
+	}
+	id, err := make()
+	if err != nil {
+		return 0, err
+	}
+	if id != c.last+1 {
+		c.others++
+	}
+	c.last = id
+	return c.others, nil
+}
+
+// newID returns the number of a mount made now. It needs Linux 6.8 and CAP_SYS_ADMIN.
+func newID() (uint64, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.O_CLOEXEC)
+	if err != nil {
+		return 0, fmt.Errorf("open_tree /: %w", err)
+	}
+	defer unix.Close(fd)
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID_UNIQUE, &st); err != nil {
+		return 0, fmt.Errorf("statx: %w", err)
+	}
+	if st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+		return 0, unix.ENOSYS
+	}
+	return st.Mnt_id, nil
+}
+
+// nested looks at all mounts of the machine.
+func nested(dev uint64) (bool, error) {
+	found := false
+	err := namespaces(func(ns uint64) error {
+		if found {
+			return nil
+		}
+		var err error
+		found, err = nestedIn(ns, dev)
+		return err
+	})
+	if errors.Is(err, unix.EPERM) {
+		return nestedAmong(dev)
+	}
+	return found, err
+}
+
+// mntNsInfo is struct mnt_ns_info of linux/nsfs.h.
+type mntNsInfo struct {
+	size, mounts uint32
+	id           uint64
+}
+
+const (
+	nsMntGetInfo = 0x8010b70a // NS_MNT_GET_INFO, Linux 6.12
+	nsMntGetNext = 0x8010b70b
+	nsMntGetPrev = 0x8010b70c
+)
+
+// namespaces calls f with the number of every mount namespace there is. EPERM: they are not all shown.
+func namespaces(f func(id uint64) error) error {
+	own, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("own mount namespace: %w", err)
+	}
+	defer unix.Close(own)
+	info := mntNsInfo{size: uint32(unsafe.Sizeof(mntNsInfo{}))}
+	if _, err := ioctl(own, nsMntGetInfo, &info); err != nil {
+		return fmt.Errorf("number of the own mount namespace: %w", err)
+	}
+	if err := f(info.id); err != nil {
+		return err
+	}
+	for _, way := range []uintptr{nsMntGetNext, nsMntGetPrev} {
+		for fd := own; ; {
+			next, err := ioctl(fd, way, &info)
+			if fd != own {
+				unix.Close(fd)
+			}
+			if err == unix.ENOENT {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("next mount namespace: %w", err)
+			}
+			if err := f(info.id); err != nil {
+				unix.Close(next)
+				return err
+			}
+			fd = next
+		}
+	}
+	return nil
+}
+
+func ioctl(fd int, cmd uintptr, info *mntNsInfo) (int, error) {
+	r, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), cmd, uintptr(unsafe.Pointer(info)))
+	if e != 0 {
+		return -1, e
+	}
+	return int(r), nil
+}
+
+// mntIDReq is struct mnt_id_req of linux/mount.h.
+type mntIDReq struct {
+	size, spare      uint32
+	mnt, param, mnts uint64 // mnts: the namespace
+}
+
+const (
+	lsmtRoot          = math.MaxUint64
+	statmountSbBasic  = 1
+	statmountMntBasic = 2
+	statmountMntRoot  = 8
+	statmountStrings  = 512 // where they begin
+)
+
+// nestedIn looks at the mounts of one namespace. One that is gone has none.
+func nestedIn(ns, dev uint64) (bool, error) {
+	mounts, err := listmount(ns)
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("mounts of a namespace: %w", err)
+	}
+	ours := make(map[uint64]bool)
+	parents := make([]uint64, 0, len(mounts))
+	buf := make([]byte, statmountStrings+unix.PathMax+1)
+	for _, id := range mounts {
+		m, err := statmount(ns, id, statmountSbBasic|statmountMntBasic|statmountMntRoot, buf)
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("a mount of a namespace: %w", err)
+		}
+		if m.dev == dev {
+			ours[id] = true
+			if m.root != "/" {
+				return true, nil
+			}
+		}
+		if m.parent != id {
+			parents = append(parents, m.parent)
+		}
+	}
+	for _, id := range parents {
+		if ours[id] {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// listmount returns the numbers of all mounts of a namespace.
+func listmount(ns uint64) (all []uint64, err error) {
+	var ids [256]uint64
+	req := mntIDReq{size: uint32(unsafe.Sizeof(mntIDReq{})), mnt: lsmtRoot, mnts: ns}
+	for {
+		n, _, e := unix.Syscall6(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&ids)), uintptr(len(ids)), 0, 0, 0)
+		runtime.KeepAlive(&ids)
+		if e != 0 {
+			return nil, e
+		}
+		all = append(all, ids[:n]...)
+		if int(n) < len(ids) {
+			return all, nil
+		}
+		req.param = ids[n-1]
+	}
+}
+
+// mountStat is what is of interest in struct statmount of linux/mount.h.
+type mountStat struct {
+	dev, parent uint64
+	root        string
+}
+
+func statmount(ns, id, mask uint64, buf []byte) (m mountStat, err error) {
+	req := mntIDReq{size: uint32(unsafe.Sizeof(mntIDReq{})), mnt: id, param: mask, mnts: ns}
+	if _, _, e := unix.Syscall6(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0, 0); e != 0 {
+		return m, e
+	}
+	u32 := func(at int) uint32 { return binary.NativeEndian.Uint32(buf[at:]) }
+	m.dev = unix.Mkdev(u32(16), u32(20))
+	m.parent = binary.NativeEndian.Uint64(buf[48:])
+	if at := uint64(u32(104)) + statmountStrings; binary.NativeEndian.Uint64(buf[8:])&statmountMntRoot != 0 && at < uint64(len(buf)) {
+		m.root = unix.ByteSliceToString(buf[at:])
+	}
+	return m, nil
+}
+
+// errHidden is returned where a mount may be that cannot be seen from here.
+var errHidden = errors.New("not all mount namespaces are to be seen from here")
+
+// nestedAmong looks at the mounts of the processes that this one sees. That is all there are for a process
+// in a PID namespace of its own, as long as mounts here are not made elsewhere too.
+func nestedAmong(dev uint64) (bool, error) {
+	if self, err := os.Readlink("/proc/self"); err != nil || self != strconv.Itoa(os.Getpid()) {
+		return false, errHidden
+	}
+	own, err := Self()
+	if err != nil {
+		return false, err
+	}
+	seen := false
+	for i := range own {
+		if own[i].Device == device(dev) {
+			if own[i].Shared {
+				return false, errHidden
+			}
+			seen = true
+		}
+	}
+	if !seen {
+		return false, errHidden
+	}
+	names, err := processes()
+	if err != nil {
+		return false, err
+	}
+	looked := make(map[string]bool)
+	for _, pid := range names {
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+		if gone(err) || err == nil && looked[ns] {
+			continue
+		}
+		if errors.Is(err, os.ErrPermission) {
+			return false, errHidden
+		}
+		if err != nil {
+			return false, err
+		}
+		all, err := Of(pid)
+		if gone(err) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		looked[ns] = true
+		if inside(all, device(dev)) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// inside says whether something is mounted inside the file system on device, or only a directory of it.
+func inside(all []Mount, device string) bool {
+	ours := make(map[int]bool)
+	for i := range all {
+		if all[i].Device == device {
+			ours[all[i].ID] = true
+			if all[i].Root != "/" {
+				return true
+			}
+		}
+	}
+	for i := range all {
+		if ours[all[i].Parent] {
+			return true
+		}
+	}
+	return false
+}
+
+// processes are those that this one sees.
+func processes() (all []int, err error) {
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			all = append(all, pid)
+		}
+	}
+	return all, nil
+}
+
+// gone says whether err is that a process has ended.
+func gone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL)
+}
