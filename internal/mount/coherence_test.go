@@ -25,6 +25,7 @@ var kinds = []struct {
 	{"locks=cluster", Options{}},
 	{"locks=node", Options{LocksNode: true}},
 	{"no epoch", Options{noEpoch: true}},
+	{"something mounted inside", Options{FsName: nestedName}},
 }
 
 // TestCoherence changes things through one mount that another has cached, and

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,8 @@ const (
 	notifyResend     = 7 // Linux 6.9; header only
 	notifyIncEpoch   = 8 // Linux 6.16; header only
 )
+
+const expireOnly = 1 << 0 // FUSE_EXPIRE_ONLY
 
 const outHeaderSize = 16 // struct fuse_out_header
 
@@ -42,7 +45,8 @@ type device struct {
 	// that is open, and what is open in the mount could not be closed meanwhile.
 	second int
 
-	shrinkMu sync.Mutex // held by shrink
+	shrinkMu  sync.Mutex // held by reconfigure
+	shrinking sync.WaitGroup
 
 	placeMu sync.Mutex // guards the fields below
 	dir     string     // where it is mounted
@@ -230,14 +234,26 @@ func invalInode(ino fsop.Ino, off, n int64) []byte {
 	return p[:]
 }
 
-// invalEntry makes the kernel forget a name, existing or not. It waits for the
-// directory's lock, so for requests in flight in that directory; busy says that
-// there are some.
+// invalEntry makes the kernel forget a name, existing or not, and with it what is
+// mounted on it or below. It waits for the directory's lock, so for requests in
+// flight in that directory; busy says that there are some.
 func (d *device) invalEntry(dir fsop.Ino, name string, busy bool) error {
+	return d.entry(dir, name, 0, busy)
+}
+
+// expireEntry makes the kernel ask again for a name before it uses it. What is mounted
+// there stays if the answer is what it was. It waits like invalEntry, and does the
+// same before Linux 6.2.
+func (d *device) expireEntry(dir fsop.Ino, name string, busy bool) error {
+	return d.entry(dir, name, expireOnly, busy)
+}
+
+func (d *device) entry(dir fsop.Ino, name string, flags uint32, busy bool) error {
 	var buf [16 + fsop.MaxName + 1]byte
 	p := buf[:16]
 	binary.NativeEndian.PutUint64(p[0:], uint64(dir))
 	binary.NativeEndian.PutUint32(p[8:], uint32(len(name)))
+	binary.NativeEndian.PutUint32(p[12:], flags)
 	p = append(append(p, name...), 0)
 	if busy {
 		return d.apart(func(fd int) error { return notify(fd, notifyInvalEntry, p) })
@@ -246,7 +262,8 @@ func (d *device) invalEntry(dir fsop.Ino, name string, busy bool) error {
 }
 
 // incEpoch makes the kernel ask again for every name it knows before it uses
-// it. It takes no lock. EINVAL before Linux 6.16.
+// it, and detach what is mounted on it or below, see Mount.epochs. It takes no
+// lock. EINVAL before Linux 6.16.
 func (d *device) incEpoch() error { return d.notify(notifyIncEpoch, nil) }
 
 // resend makes the kernel send all requests again that were read and not answered.
@@ -254,8 +271,26 @@ func (d *device) resend() error { return d.notify(notifyResend, nil) }
 
 // shrink makes the kernel drop every name that is not in use at this moment,
 // absent ones above all. It is a side effect of reconfiguring the file system
-// (Linux 5.2), here to what it is already, and takes no directory's lock.
+// (Linux 5.2), here to what it is already, and takes no directory's lock. The
+// kernel goes on to write what was stored through mappings. That is waited for
+// no longer than shrinkPatience: the write may wait for whoever calls this.
 func (d *device) shrink() error {
+	done := make(chan error, 1)
+	d.shrinking.Go(func() { done <- d.reconfigure() })
+	patience := time.NewTimer(shrinkPatience)
+	defer patience.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-patience.C:
+		return nil
+	}
+}
+
+// shrinkPatience is what a kernel takes to drop a million names, and more.
+const shrinkPatience = time.Second
+
+func (d *device) reconfigure() error {
 	d.shrinkMu.Lock()
 	defer d.shrinkMu.Unlock()
 	dir := d.place()
@@ -304,6 +339,7 @@ func (d *device) unmount() error {
 }
 
 func (d *device) close() {
+	d.shrinking.Wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.fd >= 0 {

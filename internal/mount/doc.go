@@ -55,7 +55,7 @@
 // digested the reply; so it comes after replies that were made before. A LOOKUP
 // that only renews a known name holds no lock, but INVAL_ENTRY unhashes what it
 // would renew. INC_EPOCH (Linux 6.16) takes no lock, and the kernel compares the
-// epoch at which a request began. Most names were never asked for here, and
+// epoch at which a request began; but see below of what is mounted inside. Most names were never asked for here, and
 // need neither (givenNames): a reply adds the name to the set, then compares seq;
 // Invalidate notes seq, then looks into the set; so one of them sees the other.
 //
@@ -90,10 +90,28 @@
 // mount where a request holds the directory's lock cannot forget the name yet,
 // and that request may wait, through another mount, for this very change. So
 // Invalidate does not wait for locks: at once if a change in that directory is
-// known to be in flight here, else after 3 ms, it increments the epoch. Older
-// kernels drop all names that are not in use when the file system is
-// reconfigured (device.shrink), which needs no lock either.
+// known to be in flight here, else after 3 ms, it increments the epoch. Where
+// that must not be, and on older kernels, it has the kernel drop all names that are
+// not in use, by reconfiguring the file system (device.shrink), which needs no lock either.
 // Pages under READ and WRITE are never waited for.
+//
+// # What is mounted inside
+//
+// When the kernel finds a name untrue it detaches everything that is mounted on it
+// or below, in every mount namespace. What is written there afterwards lands in the
+// volume. For a name that another machine moved or removed that is so with every file system;
+// but a kernel whose epoch was incremented finds all names untrue, when they are used next. So
+// the epoch is incremented only if certainly nothing is mounted inside (Mount.epochs,
+// mountinfo.Nested). Nor is it if a directory is mounted elsewhere: in there something can be
+// mounted by whoever never passes the names above, which would be of an older epoch.
+//
+// Names that may still lead to what they led to, a file's with another owner and all of them in
+// DropAll, are then not taken back but expire: the kernel looks them up before it
+// uses them, and detaches nothing if it finds what it has. A LOOKUP that renews a name
+// holds no lock, and could make it count again whose answer was on its way. If the mount
+// gives that answer later, it lets nothing be kept that was overtaken (Mount.found); if it has given
+// it within the last 3 ms, the thread that asked is given the rest of them
+// first (Mount.digested).
 //
 // # Locks and shared mappings
 //

@@ -63,6 +63,8 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 			}
 		}
 		if e.Rights {
+			// For the new owner's chmod the kernel compares with the owner it knows, and
+			// asks for attributes only on the way to the file. So the way begins anew.
 			rights = true
 			for _, n := range m.names.of(e.Ino) {
 				if group == nil {
@@ -70,7 +72,8 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 				}
 				group.left.Add(1)
 				group.exists = true
-				names = append(names, &entryJob{dir: n.dir, name: n.name, group: group})
+				names = append(names, &entryJob{dir: n.dir, name: n.name, same: true, group: group})
+				urgent = urgent || m.inflight.isChanging(n.dir)
 			}
 		}
 		if e.Name == "" {
@@ -91,10 +94,8 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 			return err
 		}
 	}
-	if rights && m.features.Epoch {
-		// For the new owner's chmod the kernel compares with the owner it knows, and
-		// asks for attributes only on the way to the file. So the way begins anew.
-		if err := m.dev.incEpoch(); err != nil {
+	if rights {
+		if err := m.expiring(ctx, names); err != nil {
 			return err
 		}
 	}
@@ -177,16 +178,36 @@ type entryJob struct {
 	dir    fsop.Ino
 	name   string
 	exists bool // as far as the kernel knows
+	same   bool // it may lead to what it led to
+	expire bool // it is to be asked for again, and nothing more, see Mount.expiring
 	group  *entryGroup
 }
 
 func (j *entryJob) run(m *Mount) {
 	if j.exists || !j.group.skip.Load() {
-		if err := m.dev.invalEntry(j.dir, j.name, m.inflight.isChanging(j.dir)); err == unix.ENOTCONN {
+		take := m.dev.invalEntry
+		if j.expire {
+			take = m.dev.expireEntry
+		}
+		if err := take(j.dir, j.name, m.inflight.isChanging(j.dir)); err == unix.ENOTCONN {
 			j.group.errOnce.Do(func() { j.group.err = err })
 		}
 	}
 	j.leave()
+}
+
+// expiring says of names that may lead to what they led to how they are taken back. As long as nothing is
+// mounted inside the kernel forgets them. Otherwise it would detach what is mounted on them
+// or below, for no reason. So they expire, when nobody can have an answer on hand
+// any more by which they would count again.
+func (m *Mount) expiring(ctx context.Context, names []*entryJob) error {
+	if !m.nestedMay() {
+		return nil
+	}
+	for _, j := range names {
+		j.expire = j.same
+	}
+	return m.digested(ctx, names)
 }
 
 func (j *entryJob) leave() {
@@ -212,12 +233,12 @@ func (m *Mount) runEntries() {
 // that request may itself be waiting, through other mounts, for this very call
 // to return. Then all names are invalidated in a way that needs no lock.
 //
-// A kernel without epochs can drop all names that are not in use, which absent
+// Without epochs, see Mount.epochs, the kernel can drop all names that are not in use, which absent
 // names never are. A name that exists and is in use (the file is open, or it is
 // a working directory) can lead to the old file for a moment longer, until what
 // holds the directory's lock has been answered; that does not wait for it now.
 func (m *Mount) invalNames(ctx context.Context, jobs []*entryJob, g *entryGroup, urgent bool) error {
-	if urgent && m.features.Epoch {
+	if urgent && m.epochs() {
 		m.behind.add(g)
 		m.finish(jobs, g)
 		return m.dev.incEpoch()
@@ -247,7 +268,7 @@ func (m *Mount) invalNames(ctx context.Context, jobs []*entryJob, g *entryGroup,
 			g.skip.Store(true)
 			return ctx.Err()
 		}
-		if m.features.Epoch {
+		if m.epochs() {
 			m.behind.add(g)
 			m.finish(jobs[sent:], g)
 			return m.dev.incEpoch()
@@ -320,7 +341,7 @@ func (b *behind) await(ctx context.Context) {
 
 const behindPatience = 5 * time.Millisecond
 
-// existsPatience is entryPatience for names that exist, on a kernel without epochs.
+// existsPatience is entryPatience for names that exist, without epochs.
 const existsPatience = 15 * time.Millisecond
 
 // DropAll returns when the kernel uses nothing that it was told before the call
@@ -333,7 +354,7 @@ func (m *Mount) DropAll(ctx context.Context) error {
 	if !m.mounted() {
 		return nil
 	}
-	late, err := m.dropKernels(ctx, known)
+	late, err := m.dropKernels(ctx, known, m.epochs())
 	if err != nil {
 		return err
 	}
@@ -345,9 +366,9 @@ func (m *Mount) DropAll(ctx context.Context) error {
 	return nil
 }
 
-// dropNames is what a kernel without epochs needs. A name in use, in a directory
-// whose lock is held by a change in flight, goes when that change is answered,
-// which may be later.
+// dropNames is what is done without epochs. A name in use, in a directory whose
+// lock is held by a change in flight, goes when that change is answered, which
+// may be later.
 func (m *Mount) dropNames(ctx context.Context) error {
 	if err := m.dev.shrink(); err != nil {
 		return err
@@ -360,7 +381,10 @@ func (m *Mount) dropNames(ctx context.Context) error {
 	g.left.Store(int32(len(names)))
 	jobs := make([]*entryJob, len(names))
 	for i, n := range names {
-		jobs[i] = &entryJob{dir: n.dir, name: n.name, group: g}
+		jobs[i] = &entryJob{dir: n.dir, name: n.name, same: true, group: g}
+	}
+	if err := m.expiring(ctx, jobs); err != nil {
+		return err
 	}
 	return m.invalNames(ctx, jobs, g, false)
 }

@@ -86,6 +86,7 @@ func mountHandler(t testing.TB, o Options, of func(*Mount) fsop.Handler) *mounte
 	needFUSE(t)
 	dir := t.TempDir()
 	o.AllowOther = true
+	o.ids = testIDs
 	o.Asker = []string{"/proc/self/exe", askerArg}
 	if testing.Verbose() {
 		o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
@@ -111,6 +112,12 @@ func mountHandler(t testing.TB, o Options, of func(*Mount) fsop.Handler) *mounte
 			t.Error("Serve did not return after unmounting")
 		}
 	})
+	if o.FsName == nestedName {
+		mountInside(t, dir, newNamespace(t)) // on all of it, so that no test sees it
+		if !m.nestedMay() {
+			t.Fatal("it is not seen that something is mounted inside")
+		}
+	}
 	return &mounted{m, dir}
 }
 

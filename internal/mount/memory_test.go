@@ -22,15 +22,19 @@ func TestMemory(t *testing.T) {
 		return s.HeapAlloc
 	}
 	before := heap()
-	nodes, given := newNodes(estate.Private()), newGivenNames()
+	nodes, given, names := newNodes(estate.Private()), newGivenNames(), newNameCache()
 	for i := range files {
 		a := fsop.Attr{Ino: fsop.Ino(i + 2), Mode: syscall.S_IFREG | 0o644, Nlink: 1}
 		nodes.named(&a, 1, nodes.begin())
 		given.add(1, fmt.Sprint("file number ", i), true, time.Minute)
 	}
+	bare := heap() - before
+	for i := range files {
+		names.add(fsop.Ino(i+2), 1, fmt.Sprint("file number ", i))
+	}
 	used := heap() - before
-	t.Logf("%d known files: %d KiB, %d bytes each", files, used>>10, used/files)
-	if used > 12<<20 {
+	t.Logf("%d known files: %d KiB, %d bytes each, %d of them for names", files, used>>10, used/files, (used-bare)/files)
+	if bare > 12<<20 || used-bare > 8<<20 {
 		t.Errorf("%d MiB for %d files", used>>20, files)
 	}
 	for i := range files {
@@ -38,4 +42,5 @@ func TestMemory(t *testing.T) {
 	}
 	nodes.takeForgotten()
 	runtime.KeepAlive(given)
+	runtime.KeepAlive(names)
 }

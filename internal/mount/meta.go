@@ -112,7 +112,9 @@ func (m *Mount) found(r *request, a *fsop.Attr, seq uint64, parent fsop.Ino, nam
 	out.Generation = generation
 	fillAttr(&out.Attr, a)
 	m.given.add(parent, name, true, timeout)
-	if m.nodes.leads(parent, name, a.Ino, seq, r.began) {
+	// A name that is to be asked for because of what it leads to is kept as little
+	// as its attributes are.
+	if m.nodes.leads(parent, name, a.Ino, seq, r.began) && m.nodes.fresh(a.Ino, seq, r.began) {
 		out.SetEntryTimeout(timeout)
 	}
 	if fresh {
@@ -237,6 +239,7 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 		}
 		return f.lookupHandle(r, &fsop.Lookup{Parent: dir, Name: name}, out)
 	}
+	f.answers.add(dir, name)
 	if f.foundAgain(r, dir, name, out) {
 		return fuse.OK
 	}
@@ -257,6 +260,7 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	if reply.Attr.IsDir() {
 		f.vacate(r, reply.Attr.Ino, dirName{dir, name})
 	}
+	f.answers.add(dir, name)
 	return f.found(r, &reply.Attr, reply.Seq, dir, name, out)
 }
 
@@ -545,6 +549,12 @@ func (f *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	}
 	f.nodes.changed(reply.Attr.Ino, &reply.Attr, reply.Seq, r.began)
 	f.names.add(reply.Attr.Ino, op.NewParent, newName)
+	if op.Flags&fsop.RenameExchange != 0 {
+		f.names.exchanged(reply.Attr.Ino, dirName{op.Parent, name}, dirName{op.NewParent, newName})
+	}
+	if moved {
+		f.names.remove(reply.Attr.Ino, op.Parent, name)
+	}
 	if reply.Attr.IsDir() {
 		f.places.moved(reply.Attr.Ino, dirName{op.NewParent, newName})
 	}

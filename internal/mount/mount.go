@@ -15,6 +15,7 @@ import (
 
 	"mortar/internal/estate"
 	"mortar/internal/fsop"
+	"mortar/internal/mountinfo"
 )
 
 // Options say how a file system is mounted. The zero Options is usable.
@@ -52,9 +53,10 @@ type Options struct {
 	// Log gets what went wrong; nil: nothing does.
 	Log *slog.Logger
 
-	noEpoch      bool          // tests: as if the kernel were older than 6.16
-	telling      func()        // tests: called before a listing with attributes is given to the kernel
-	movePatience time.Duration // tests: how long changes under way are waited for at least, see movePatience
+	noEpoch      bool           // tests: as if the kernel were older than 6.16
+	ids          *mountinfo.IDs // tests: shared, since there are several mounts in one process
+	telling      func()         // tests: called before a listing with attributes is given to the kernel
+	movePatience time.Duration  // tests: how long changes under way are waited for at least, see movePatience
 }
 
 // Features are what the running kernel can do, of what not every kernel can.
@@ -83,6 +85,7 @@ type Mount struct {
 	pages    *pageQueue
 	given    *givenNames
 	names    *nameCache
+	answers  *answers
 	behind   behind
 	sizes    *sizes
 	asker    *asker
@@ -93,6 +96,7 @@ type Mount struct {
 	handler  fsop.Handler
 	dev      *device
 	features Features
+	nested   *mountinfo.Nested
 	srv      *server
 	loose    []lockKey  // of the process before this one, which nobody has any more
 	late     []fsop.Ino // that it had told the kernel of, which did not know them yet
@@ -122,6 +126,7 @@ func New(o Options) *Mount {
 		locks:    newLockTable(e),
 		given:    newGivenNames(),
 		names:    newNameCache(),
+		answers:  newAnswers(),
 		sizes:    &sizes{of: make(map[fsop.Ino]*sizing)},
 		ready:    make(chan struct{}),
 		entries:  make(chan *entryJob, 1024),
@@ -201,10 +206,6 @@ func (m *Mount) Serve(ctx context.Context, dir string, h fsop.Handler) error {
 		if err := setReadahead(dir, fsop.MaxData); err != nil {
 			m.log.Debug("mount: read-ahead stays at the kernel's default", "err", err)
 		}
-	}
-	var err error
-	if m.asker.dev, err = DeviceOf(dir); err != nil {
-		m.log.Warn("mount: the file system's number", "dir", dir, "err", err)
 	}
 	close(m.ready)
 	select {
@@ -341,10 +342,29 @@ func (m *Mount) can(minor uint32, flags uint64) {
 	f.KillPrivV2 = flags&fuse.CAP_HANDLE_KILLPRIV_V2 != 0
 	f.DirectIOMmap = flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0
 	f.CacheSymlinks = flags&fuse.CAP_CACHE_SYMLINKS != 0
-	f.Epoch = !m.o.noEpoch && m.dev.incEpoch() == nil
+	f.Epoch = !m.o.noEpoch && minor >= 44 // to try it could detach what the last process had mounted inside
 	f.Resend = flags&fuse.CAP_HAS_RESEND != 0
-	m.names.enabled = !f.Epoch
+
+	ids := m.o.ids
+	if ids == nil {
+		ids = new(mountinfo.IDs)
+	}
+	var err error
+	if m.asker.dev, err = DeviceOf(m.dev.dir); err != nil {
+		m.log.Warn("mount: the file system's number", "dir", m.dev.dir, "err", err)
+	}
+	m.nested = mountinfo.NewNested(m.asker.dev, ids)
+	if !mountinfo.Ours(m.asker.dev) { // something is mounted over it
+		m.nested = mountinfo.NewNested(0, ids)
+	}
 }
+
+// nestedMay reports whether something may be mounted inside the file system, in whatever mount namespace.
+func (m *Mount) nestedMay() bool { return m.o.noEpoch || m.nested.May() }
+
+// epochs reports whether the kernel's epoch may be incremented. It makes the kernel throw names away when they
+// are used next, and what is mounted on them or below with them.
+func (m *Mount) epochs() bool { return m.features.Epoch && !m.nestedMay() }
 
 // settle makes the kernel ask once whether files here can be polled, which no
 // file system of ours can. Go programs ask for every file they open, in a way

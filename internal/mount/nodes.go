@@ -18,7 +18,7 @@ import (
 // argument.
 //
 // It is sharded by inode number. A known inode costs about 50 bytes, one whose
-// attributes are remembered 170 more.
+// attributes are remembered 170 more; its names cost 66 bytes besides (nameCache).
 //
 // Lock order: forgetMu, then a shard's mu, then entries.mu.
 type nodes struct {

@@ -49,10 +49,11 @@ func (m *Mount) Adopt(fd int, dir string, l *estate.Left) error {
 	m.nodes.inherit(l)
 	m.estate.SetHandle(l.Handle)
 	m.loose = m.locks.inherit(l)
-	if !m.features.Epoch {
+	epochs := m.epochs()
+	if !epochs {
 		m.given.all(m.cacheTimeout())
 	}
-	m.late, err = m.dropKernels(context.Background(), m.nodes.drop())
+	m.late, err = m.dropKernels(context.Background(), m.nodes.drop(), epochs)
 	if err != nil {
 		return fail(err)
 	}
@@ -188,14 +189,19 @@ func (m *Mount) Yield(ctx context.Context, leave func(fd int) error) error {
 	if !m.features.Resend && m.srv.unanswered() {
 		return ErrWaits // nobody could answer it later
 	}
-	for !m.dev.mu.TryLock() {
-		select {
-		case <-time.After(time.Millisecond):
-		case <-ctx.Done():
-			return ErrWaits
+	for _, mu := range []interface {
+		TryLock() bool
+		Unlock()
+	}{&m.dev.shrinkMu, &m.dev.mu} {
+		for !mu.TryLock() {
+			select {
+			case <-time.After(time.Millisecond):
+			case <-ctx.Done():
+				return ErrWaits
+			}
 		}
+		defer mu.Unlock()
 	}
-	defer m.dev.mu.Unlock()
 	return leave(m.dev.fd)
 }
 
@@ -213,10 +219,10 @@ func (m *Mount) Fuse(beside int) (fd int) {
 // Resends reports whether the kernel sends requests again. It is known once m has a connection.
 func (m *Mount) Resends() bool { return m.features.Resend }
 
-// dropKernels has the kernel forget what it was told of the inodes that it knows, and of all names. It
-// returns those inodes of which the kernel says that it does not know them, or not yet.
-func (m *Mount) dropKernels(ctx context.Context, known []fsop.Ino) (late []fsop.Ino, err error) {
-	if m.features.Epoch {
+// dropKernels has the kernel forget what it was told of the inodes that it knows, and of all names; of these
+// by incrementing the epoch if that may be. It returns those inodes of which the kernel says that it does not know them, or not yet.
+func (m *Mount) dropKernels(ctx context.Context, known []fsop.Ino, epochs bool) (late []fsop.Ino, err error) {
+	if epochs {
 		if err := m.dev.incEpoch(); err != nil {
 			return nil, err
 		}
@@ -234,7 +240,7 @@ func (m *Mount) dropKernels(ctx context.Context, known []fsop.Ino) (late []fsop.
 			return nil, err
 		}
 	}
-	if !m.features.Epoch {
+	if !epochs {
 		return late, m.dropNames(ctx)
 	}
 	return late, nil

@@ -17,9 +17,9 @@ import (
 
 // Nested knows whether something is mounted inside a file system, in whatever mount namespace.
 //
-// That takes a look at all mounts of the machine, a fraction of a millisecond for each
-// namespace, and is asked thousands of times in a second. Whether anybody has
-// mounted anything since the last look costs some 16 µs, see IDs. What was mounted nowhere then
+// That takes a look at all mounts of the machine, 1.2 ms of a processor for 478 in 18
+// namespaces, and is asked thousands of times in a second. Whether anybody has
+// mounted anything since the last look costs 13 µs, see IDs. What was mounted nowhere then
 // and is put somewhere later (move_mount(2)) is not seen by that. So there is another look, soon after
 // somebody mounted something, and later less often, up to once in restLong.
 type Nested struct {
