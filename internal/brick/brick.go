@@ -46,6 +46,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"strings"
 	"sync"
@@ -263,6 +264,7 @@ func openIn(o Options, home string) (*Brick, error) {
 		began:  time.Now(),
 		failed: make(chan struct{}),
 		waitc:  make(chan struct{}),
+		space:  space{room: math.MaxUint64},
 		cache:  newCache(o.Inodes),
 		names:  newNames(o.Names),
 		jobs:   map[fsop.Ino]*job{}, held: map[*held]struct{}{}, fresh: map[fsop.Ino]struct{}{},

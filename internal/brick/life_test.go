@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"mortar/internal/brick/data"
 	"mortar/internal/cluster"
@@ -375,6 +376,35 @@ func TestFailures(t *testing.T) {
 			}
 			back.Close(false)
 		}
+	}
+}
+
+// TestAvailIsGiven: what statfs says is available can be reserved a moment later, although
+// others write to the disk; and it is what the set can take, not this brick alone.
+func TestAvailIsGiven(t *testing.T) {
+	fs := disk.NewMem()
+	fs.SetLimit(1 << 30)
+	format(t, fs, "/b")
+	opts := testOptions(fs)
+	opts.SegmentSize = 0
+	o := openBrick(t, opts)
+	avail := func() uint64 { return o.get(&fsop.StatfsOp{Ino: fsop.RootIno}).Statfs.Avail }
+	f := o.must(&fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: "f"}, Excl: true}).Attr.Ino
+	promised := avail()
+	if err := disk.WriteFile(fs, "/other", make([]byte, 2<<20)); err != nil {
+		t.Fatal(err)
+	}
+	o.space.at = time.Time{} // as a second later
+	if err := o.Admit(&fsop.Fallocate{Ino: f, Len: promised}); err != nil {
+		t.Errorf("%d bytes were available: %v", promised, err)
+	}
+	o.SetRoom(100 << 20)
+	if got := avail(); got > 100<<20 || got < 50<<20 {
+		t.Errorf("of 100 MiB that the set can take, %d bytes are available", got)
+	}
+	o.SetRoom(0)
+	if got := avail(); got != 0 {
+		t.Errorf("%d bytes are available of nothing that the set can take", got)
 	}
 }
 

@@ -16,6 +16,7 @@ type space struct {
 	at    time.Time // of the sample
 	disk  disk.Space
 	spent uint64 // by entries executed since the sample, bytes
+	room  uint64 // what the bricks of the set can take, as the primary knows
 }
 
 const (
@@ -106,14 +107,26 @@ func (b *Brick) Free() uint64 {
 // inodeSpace is about what an empty file takes in the KV.
 const inodeSpace = 512
 
-// statfs answers Statfs. b.mu is held.
+// SetRoom says how many bytes the other bricks of the set can take: what they cannot,
+// this one is not given either.
+func (b *Brick) SetRoom(n uint64) {
+	b.space.mu.Lock()
+	b.space.room = n
+	b.space.mu.Unlock()
+}
+
+// statfs answers Statfs. Less is said to be available than is given: what statfs said is
+// reserved a moment later (fallocate), and meanwhile a segment of the log may have been
+// begun, or another brick's be known to be, and others write to the disks. b.mu is held.
 func (b *Brick) statfs(op *fsop.StatfsOp, r *fsop.Reply) error {
 	b.space.mu.Lock()
 	ordinary, all, d, err := b.free(0)
+	ordinary = min(ordinary, b.space.room)
 	b.space.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	ordinary -= min(ordinary, b.reserve(d.Total)/4)
 	files := ordinary / inodeSpace
 	if d.Files > 0 {
 		files = min(files, d.FilesFree)

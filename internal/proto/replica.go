@@ -298,6 +298,7 @@ type Beat struct {
 	// the BeatAck arrived, so whoever outwaits the primary outwaits its backups.
 	Grant uint64
 	Echo  uint64 // Stamp of the last BeatAck the primary received
+	Room  uint64 // how many bytes every in-sync brick can still take; 0: the primary does not know
 }
 
 func (m *Beat) Code(c *codec.Coder) {
@@ -308,6 +309,7 @@ func (m *Beat) Code(c *codec.Coder) {
 	c.U64(&m.Tail)
 	c.U64(&m.Grant)
 	c.U64(&m.Echo)
+	c.U64(&m.Room)
 }
 
 // BeatAck answers Beat: the primary may serve reads until cluster.Lease after

@@ -45,6 +45,8 @@ type memStore struct {
 	epoch     cluster.Epoch // promised
 	failHeals int           // so many comparisons fail first
 	full      bool          // there is no room
+	taken     uint64        // of 1 TiB
+	room      uint64        // what the rest of the set can take, as it was told
 	orphans   []fsop.Ino    // in order
 	disk      slowDisk
 	handing   time.Duration // that Flush takes
@@ -137,7 +139,16 @@ func (s *memStore) Admit(op fsop.Op) error {
 	}
 	return nil
 }
-func (s *memStore) Free() uint64            { return 1 << 40 }
+func (s *memStore) Free() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return 1<<40 - s.taken
+}
+func (s *memStore) SetRoom(n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.room = n
+}
 func (s *memStore) Swept(int) []fsop.Ino    { return nil }
 func (s *memStore) Failed() <-chan struct{} { return s.failed }
 func (s *memStore) Err() error              { return s.err }

@@ -158,6 +158,9 @@ func (l *loop) tick() {
 	l.tickRecalls()
 	l.endLean()
 	l.tickRoom()
+	if l.m.Role() == core.Primary {
+		l.store.SetRoom(l.room.least(l.m.Config().InSync))
+	}
 	l.tickReap()
 	l.tickSweep()
 	l.tickSync()
@@ -264,6 +267,9 @@ func (l *loop) sendAll(messages []core.Message) {
 	for _, msg := range messages {
 		if msg.Kind == proto.KindAppendAck && l.flusher.keep(msg) {
 			continue
+		}
+		if b, ok := msg.Body.(*proto.Beat); ok {
+			b.Room = max(1, min(l.store.Free(), l.room.least(l.m.Config().InSync)))
 		}
 		if err := l.send(msg.To, msg.Kind, codec.Append(nil, msg.Body)); err != nil {
 			l.m.Backlogged(msg.To)

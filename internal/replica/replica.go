@@ -123,6 +123,8 @@ type Store interface {
 	Entries(after uint64, maxBytes int) ([][]byte, error)
 	Admit(op fsop.Op) error
 	Free() uint64
+	// SetRoom says how many bytes the rest of the set can take.
+	SetRoom(uint64)
 	// Orphans returns inodes after one, in order, that have no name and whose window
 	// nobody holds.
 	Orphans(after fsop.Ino, limit int) []fsop.Ino
@@ -386,6 +388,9 @@ func (r *Replica) Message(env proto.Envelope, kind uint8, body []byte, done func
 	case proto.KindBeat:
 		err = deliver(r, body, func(l *loop, m *proto.Beat) {
 			l.m.Beat(l.now, from, m, r.heard(), r.store.Free())
+			if l.m.Role() == core.Backup && m.Room != 0 {
+				r.store.SetRoom(m.Room)
+			}
 		})
 	case proto.KindBeatAck:
 		err = deliver(r, body, func(l *loop, m *proto.BeatAck) { l.beatAck(from, m) })

@@ -480,6 +480,38 @@ func TestWaitForRoom(t *testing.T) {
 	})
 }
 
+// Every brick knows what the fullest of the set can take.
+func TestRoomIsTheLeast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 1)
+		c := &client{w: w, id: 1, home: 1}
+		for _, full := range []int{0, 2} {
+			for i, id := range w.order {
+				store := w.nodes[id].store
+				store.mu.Lock()
+				store.taken = 1 << 30
+				if i == full {
+					store.taken = 1 << 39
+				}
+				store.mu.Unlock()
+			}
+			if err := c.set(t.Context(), "k", fmt.Sprint(full)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			for i, id := range w.order {
+				store := w.nodes[id].store
+				store.mu.Lock()
+				room := min(store.room, 1<<40-store.taken)
+				store.mu.Unlock()
+				if want := uint64(1 << 39); room > want || room < want-1<<20 {
+					t.Errorf("brick %d is full, and %d may give %d bytes, want about %d", full, i, room, want)
+				}
+			}
+		}
+	})
+}
+
 // A client that does not acknowledge delays others no longer than its lease.
 func TestDeafClientCostsItsLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

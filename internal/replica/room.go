@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -82,6 +83,17 @@ func (r *room) report(b cluster.BrickID, applied, free uint64) {
 func (r *room) fits(b cluster.BrickID, n uint64) bool {
 	o, known := r.of[b]
 	return !known || r.charged-o.at+n <= o.free
+}
+
+// least is what all of the bricks that have said what they can take can take.
+func (r *room) least(bricks []cluster.BrickID) uint64 {
+	least := uint64(math.MaxUint64)
+	for _, b := range bricks {
+		if o, known := r.of[b]; known {
+			least = min(least, o.free-min(o.free, r.charged-o.at))
+		}
+	}
+	return least
 }
 
 // admit refuses what some in-sync brick has no room for, before it has a position.
