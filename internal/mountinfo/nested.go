@@ -17,33 +17,40 @@ import (
 
 // Nested knows whether something is mounted inside a file system, in whatever mount namespace.
 //
-// That takes a look at all mounts of the machine, 1.2 ms of a processor for 478 in 18
-// namespaces, and is asked thousands of times in a second. Whether anybody has
-// mounted anything since the last look costs 13 µs, see IDs. What was mounted nowhere then
-// and is put somewhere later (move_mount(2)) is not seen by that. So there is another look, soon after
-// somebody mounted something, and later less often, up to once in restLong.
+// It is asked thousands of times in a second, and a look at all mounts of the machine takes
+// 1.2 ms of a processor for 478 in 18 namespaces. Whether anybody has mounted anything since
+// the last look costs 13 µs, see IDs. If somebody has, which may have been another Nested that asked,
+// only namespaces that are new, or have more or fewer mounts, or a newer one, are looked at: 0.12 ms for 24 namespaces, of which everything takes 1.8.
+// A mount that was somewhere or nowhere, and is moved inside, is not seen by that. So
+// everything is looked at besides, soon after somebody mounted something, and then less and less often, up to once in restLong.
 type Nested struct {
 	dev uint64
 	ids *IDs
 
-	mu      sync.Mutex
-	any     bool          // as of the last look
-	mounts  uint64        // IDs.others before the last look
-	began   time.Time     // of the first look after somebody mounted something
-	looked  time.Time     // when the last look ended; zero: there was none
-	took    time.Duration // what it took
-	lookNow func(dev uint64) (bool, error)
+	mu     sync.Mutex
+	any    bool      // as of the last look
+	mounts uint64    // IDs.others before the last look
+	began  time.Time // of the first look after somebody mounted something
+	looked time.Time // when the last look ended; zero: there was none
+	took   time.Duration
+	all    time.Time // when the last look at everything ended
+	allOf  time.Duration
+	look   func(everything bool) (bool, error)
 }
 
 const (
 	// restLong is how long a look is believed if nothing was mounted since.
 	restLong = time.Second
-	// restShare bounds what looks take, to one part in so many: in between, something may be mounted inside.
+	// restShare bounds what looks at everything take, and others of more than restFree, to one part in so
+	// many. In between those others, something may be mounted inside.
 	restShare = 20
+	restFree  = time.Millisecond
 )
 
 // NewNested returns a Nested for the file system with that number. 0: it is not known, so anything may be.
-func NewNested(dev uint64, ids *IDs) *Nested { return &Nested{dev: dev, ids: ids, lookNow: nested} }
+func NewNested(dev uint64, ids *IDs) *Nested {
+	return &Nested{dev: dev, ids: ids, look: (&machine{dev: dev}).look}
+}
 
 // May reports whether something may be mounted inside: it is not so if it cannot be so. A mount
 // of one of the file system's directories counts as well: whoever sees no
@@ -60,22 +67,27 @@ func (n *Nested) May() bool {
 	}
 	mounts, err := n.ids.othersMade()
 	now := time.Now()
-	switch {
-	case err != nil:
+	if err != nil {
 		n.any, n.looked = true, now
 		return true
-	case first || mounts != n.mounts:
-		if !first && now.Sub(n.looked) < restShare*n.took {
-			return true
-		}
-		n.began = now
-	case now.Sub(n.looked) < min(restLong, max(n.looked.Sub(n.began), restShare*n.took)):
-		return n.any
 	}
-	any, err := n.lookNow(n.dev)
-	n.any, n.mounts = any || err != nil, mounts
-	n.looked = time.Now()
-	n.took = n.looked.Sub(now)
+	more := first || mounts != n.mounts
+	everything := first || n.any || now.Sub(n.all) >= min(restLong, max(n.all.Sub(n.began), restShare*n.allOf))
+	switch {
+	case everything:
+	case !more:
+		return n.any
+	case n.took > restFree && now.Sub(n.looked) < restShare*n.took:
+		return true
+	}
+	if more {
+		n.began = now
+	}
+	any, err := n.look(everything)
+	n.any, n.mounts, n.looked = any || err != nil, mounts, time.Now()
+	if n.took = n.looked.Sub(now); everything {
+		n.all, n.allOf, n.took = n.looked, n.took, 0
+	}
 	return n.any
 }
 
@@ -126,19 +138,45 @@ func newID() (uint64, error) {
 	return st.Mnt_id, nil
 }
 
-// nested looks at all mounts of the machine.
-func nested(dev uint64) (bool, error) {
+// machine is all mounts of a machine, for one who looks for those inside a file system.
+type machine struct {
+	dev  uint64
+	calm map[uint64]extent // namespaces in which there was none
+}
+
+// extent is of the mounts of a namespace.
+type extent struct {
+	mounts uint32
+	newest uint64
+}
+
+// look looks at all mounts of all namespaces, or only at those namespaces that have changed.
+func (m *machine) look(everything bool) (bool, error) {
+	calm := make(map[uint64]extent, len(m.calm))
 	found := false
-	err := namespaces(func(ns uint64) error {
+	err := namespaces(func(ns uint64, mounts uint32) error {
 		if found {
 			return nil
 		}
-		var err error
-		found, err = nestedIn(ns, dev)
-		return err
+		newest, err := newest(ns)
+		if err == unix.ENOENT {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		e := extent{mounts, newest}
+		if was, ok := m.calm[ns]; everything || !ok || was != e {
+			if found, err = nestedIn(ns, m.dev); err != nil || found {
+				return err
+			}
+		}
+		calm[ns] = e
+		return nil
 	})
+	m.calm = calm
 	if errors.Is(err, unix.EPERM) {
-		return nestedAmong(dev)
+		return nestedAmong(m.dev)
 	}
 	return found, err
 }
@@ -155,8 +193,8 @@ const (
 	nsMntGetPrev = 0x8010b70c
 )
 
-// namespaces calls f with the number of every mount namespace there is. EPERM: they are not all shown.
-func namespaces(f func(id uint64) error) error {
+// namespaces calls f with every mount namespace's number, and how many mounts it has. EPERM: they are not all shown.
+func namespaces(f func(id uint64, mounts uint32) error) error {
 	own, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("own mount namespace: %w", err)
@@ -166,7 +204,7 @@ func namespaces(f func(id uint64) error) error {
 	if _, err := ioctl(own, nsMntGetInfo, &info); err != nil {
 		return fmt.Errorf("number of the own mount namespace: %w", err)
 	}
-	if err := f(info.id); err != nil {
+	if err := f(info.id, info.mounts); err != nil {
 		return err
 	}
 	for _, way := range []uintptr{nsMntGetNext, nsMntGetPrev} {
@@ -181,7 +219,7 @@ func namespaces(f func(id uint64) error) error {
 			if err != nil {
 				return fmt.Errorf("next mount namespace: %w", err)
 			}
-			if err := f(info.id); err != nil {
+			if err := f(info.id, info.mounts); err != nil {
 				unix.Close(next)
 				return err
 			}
@@ -207,6 +245,7 @@ type mntIDReq struct {
 
 const (
 	lsmtRoot          = math.MaxUint64
+	listmountReverse  = 1
 	statmountSbBasic  = 1
 	statmountMntBasic = 2
 	statmountMntRoot  = 8
@@ -267,6 +306,19 @@ func listmount(ns uint64) (all []uint64, err error) {
 		}
 		req.param = ids[n-1]
 	}
+}
+
+// newest returns the highest number of a mount of a namespace.
+func newest(ns uint64) (id uint64, err error) {
+	req := mntIDReq{size: uint32(unsafe.Sizeof(mntIDReq{})), mnt: lsmtRoot, mnts: ns}
+	n, _, e := unix.Syscall6(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&id)), 1, listmountReverse, 0, 0)
+	if e != 0 {
+		return 0, e
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	return id, nil
 }
 
 // mountStat is what is of interest in struct statmount of linux/mount.h.

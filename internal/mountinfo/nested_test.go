@@ -70,14 +70,19 @@ func TestNested(t *testing.T) {
 	if err := os.Mkdir(sub, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	m := &machine{dev: st.Dev}
 	for _, way := range []struct {
 		name string
-		look func(uint64) (bool, error)
-	}{{"all namespaces", nested}, {"processes", nestedAmong}} {
+		look func() (bool, error)
+	}{
+		{"all namespaces", func() (bool, error) { return (&machine{dev: st.Dev}).look(true) }},
+		{"changed namespaces", func() (bool, error) { return m.look(false) }},
+		{"processes", func() (bool, error) { return nestedAmong(st.Dev) }},
+	} {
 		t.Run(way.name, func(t *testing.T) {
 			want := func(want bool) {
 				t.Helper()
-				got, err := way.look(st.Dev)
+				got, err := way.look()
 				if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.ENOSYS) || errors.Is(err, errHidden) {
 					fmt.Fprintf(os.Stderr, "SKIP %s: %v\n", t.Name(), err)
 					t.Skip(err)
@@ -116,11 +121,16 @@ func TestNested(t *testing.T) {
 // What was mounted since the last look is seen, and nobody looks as long as nothing was.
 func TestNestedLooks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		id, looks, mounted := uint64(100), 0, false
+		id, looks, all, mounted := uint64(100), 0, 0, false
 		n := NewNested(1, &IDs{newID: func() (uint64, error) { id++; return id, nil }})
-		n.lookNow = func(uint64) (bool, error) {
+		took := 100 * time.Microsecond
+		n.look = func(everything bool) (bool, error) {
 			looks++
-			time.Sleep(time.Millisecond)
+			if everything {
+				all++
+				time.Sleep(9 * took)
+			}
+			time.Sleep(took)
 			return mounted, nil
 		}
 		may := func(want bool, wantLooks int) {
@@ -133,38 +143,49 @@ func TestNestedLooks(t *testing.T) {
 		for range 1000 {
 			may(false, 1)
 		}
-		// Another look soon after the first, and less and less often.
+		// At everything soon after the first, and less and less often.
 		for range 4 {
-			time.Sleep(time.Second)
+			time.Sleep(restLong)
 			n.May()
 		}
-		looks = 0
+		all = 0
 		for range 10 {
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(restLong / 10)
 			n.May()
 		}
-		if looks != 1 {
-			t.Errorf("%d looks in a second", looks)
+		if all != 1 {
+			t.Errorf("%d looks at everything in a second", all)
 		}
-		// Somebody mounts something.
-		time.Sleep(50 * time.Millisecond)
-		id++
+		// Others mount something all the time, or ask.
+		looks, all = 0, 0
+		for i := range 1000 {
+			id++
+			may(false, i+1)
+			time.Sleep(restLong / 1000)
+		}
+		if all == 0 || all > 60 {
+			t.Errorf("%d looks at everything in a second in which others mounted something", all)
+		}
+		// If looks are dear there are not as many.
+		took = 2 * time.Millisecond
+		time.Sleep(restLong)
 		looks = 0
 		may(false, 1)
-		// So soon after a look there is none, but it may be so.
+		id++
+		may(false, 2)
 		id++
 		mounted = true
-		may(true, 1)
-		time.Sleep(20 * time.Millisecond)
 		may(true, 2)
+		time.Sleep(50 * time.Millisecond)
+		may(true, 3)
 		mounted = false
-		may(true, 2)
+		may(true, 3)
 		time.Sleep(restLong)
-		may(false, 3)
-		// What was made before is put somewhere.
+		may(false, 4)
+		// What was mounted before is moved.
 		mounted = true
 		time.Sleep(restLong)
-		may(true, 4)
+		may(true, 5)
 	})
 }
 
@@ -175,7 +196,7 @@ func TestNestedUnknown(t *testing.T) {
 		t.Error("nothing is mounted inside, says who cannot know")
 	}
 	n = NewNested(1, &IDs{newID: func() (uint64, error) { return 7, nil }})
-	n.lookNow = func(uint64) (bool, error) { return false, errHidden }
+	n.look = func(bool) (bool, error) { return false, errHidden }
 	if !n.May() {
 		t.Error("nothing is mounted inside, says who does not see all")
 	}
@@ -188,13 +209,16 @@ func BenchmarkNested(b *testing.B) {
 			n.May()
 		}
 	})
-	b.Run("look", func(b *testing.B) {
-		for b.Loop() {
-			if _, err := nested(1); err != nil {
-				b.Skip(err)
+	for _, everything := range []bool{true, false} {
+		b.Run(fmt.Sprintf("look, everything %v", everything), func(b *testing.B) {
+			m := &machine{dev: 1}
+			for b.Loop() {
+				if _, err := m.look(everything); err != nil {
+					b.Skip(err)
+				}
 			}
-		}
-	})
+		})
+	}
 	b.Run("look at processes", func(b *testing.B) {
 		var st unix.Stat_t
 		unix.Stat("/", &st)
