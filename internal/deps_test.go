@@ -42,6 +42,7 @@ var packages = []struct {
 	{"wire", nil, "bytes between processes do not know what a kind of message means"},
 	{"mountinfo", nil, "what the kernel tells of mounts, read"},
 	{"crew", nil, "goroutines do not know what they work on"},
+	{"footprint", nil, "how to take little memory, whatever one is"},
 	{"metrics", nil, "packages are given what they increment and never reach for it"},
 
 	// One step up.
@@ -67,7 +68,7 @@ var packages = []struct {
 	{"api", []string{"cluster"}, "the language of the REST interface serves programs that have nothing else of ours"},
 
 	// The doors see an fsop.Handler, or an interface that they define.
-	{"mount", []string{"fsop", "proto", "estate", "mountinfo"}, "FUSE in, operations out; proto only for the effects that it takes back from the kernel, and mountinfo for what it must not take from under somebody's mount"},
+	{"mount", []string{"fsop", "proto", "estate", "mountinfo", "footprint"}, "FUSE in, operations out; proto only for the effects that it takes back from the kernel, and mountinfo for what it must not take from under somebody's mount"},
 	{"nfs", []string{"fsop", "proto"}, "NFS in, operations out"},
 	{"dockervol", []string{"disk", "mountinfo"}, "nine calls of Docker's over two interfaces of its own; disk protects its mount points, mountinfo has them"},
 	{"httpd", []string{"api", "httpd/web", "metrics"}, "handlers over interfaces of its own"},
@@ -80,7 +81,7 @@ var packages = []struct {
 		"mount", "estate", "nfs", "dockervol", "httpd", "httpd/web", "mountinfo", "crew",
 	}, "the one place where packages meet"},
 	{"cli/ui", nil, "how to talk to people, whatever it is about"},
-	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "estate", "brick", "disk", "doctor", "fstab", "gluster", "migrate", "mountinfo"},
+	{"cli", []string{"cli/ui", "api", "daemon", "cluster", "fsop", "proto", "mount", "estate", "footprint", "brick", "disk", "doctor", "fstab", "gluster", "migrate", "mountinfo"},
 		"words into calls of the REST interface; mount and estate are for the command line and the life of its process, brick and disk for the tools that work on a brick's directory alone"},
 
 	// For tests.

@@ -24,6 +24,7 @@ import (
 
 	"mortar/internal/daemon"
 	"mortar/internal/estate"
+	"mortar/internal/footprint"
 	"mortar/internal/mount"
 )
 
@@ -537,7 +538,17 @@ type keeper struct {
 func (k *keeper) run(conn *os.File) error {
 	watching := false
 	for {
-		dead, word := k.await(conn)
+		var (
+			dead bool
+			word string
+		)
+		if watching { // which is all that most keepers ever do
+			if err := footprint.Sleep(func() { dead, word = k.await(conn) }); err != nil {
+				k.log.Warn("the mount's keeper takes more memory than it needs", "error", err)
+			}
+		} else {
+			dead, word = k.await(conn)
+		}
 		switch {
 		case word == wordWatch:
 			watching = true

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"mortar/internal/footprint"
 	"mortar/internal/fsop"
 )
 
@@ -65,6 +66,8 @@ type asked struct {
 const (
 	// askerIdle is how long the process stays without work.
 	askerIdle = time.Minute
+	// askerRest is after how long without work it gives back what memory it can.
+	askerRest = time.Second
 	// askerThreads is how many questions are asked at once.
 	askerThreads = 4
 	// askRequest and askReply are the lengths of messages; the directory follows the former.
@@ -241,14 +244,16 @@ func (a *asker) is(tid uint32) bool {
 // no use for it any more.
 func Ask() error {
 	const conn = 3
+	rest := time.AfterFunc(askerRest, func() { footprint.Shed() }) // it works as well with more memory
+	defer rest.Stop()
 	ended := make(chan error, askerThreads)
 	for range askerThreads {
-		go func() { ended <- askLoop(conn) }()
+		go func() { ended <- askLoop(conn, rest) }()
 	}
 	return <-ended
 }
 
-func askLoop(conn int) error {
+func askLoop(conn int, rest *time.Timer) error {
 	runtime.LockOSThread() // by which the mount knows the questions
 	var reply [askReply]byte
 	binary.NativeEndian.PutUint64(reply[8:], uint64(unix.Gettid()))
@@ -268,6 +273,7 @@ func askLoop(conn int) error {
 		case n < askRequest:
 			return fmt.Errorf("a request of %d bytes", n)
 		}
+		rest.Reset(askerRest)
 		ino := binary.NativeEndian.Uint64(buf[8:])
 		dev := binary.NativeEndian.Uint64(buf[16:])
 		q := question(binary.NativeEndian.Uint64(buf[24:]))

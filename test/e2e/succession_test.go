@@ -185,6 +185,11 @@ func TestMountAndKeeperKilled(t *testing.T) {
 	if slept > 500 { // its runtime looks around some 60 times before it sleeps
 		t.Errorf("the keeper was woken %d times by 3000 opens", slept)
 	}
+	for _, proc := range p.Host(1).Processes() {
+		if proc.Pid == keeper && proc.RSS > 8<<20 { // its own are 2 MB; 16 with what the kernel maps of the program
+			t.Errorf("the keeper has %d kB resident", proc.RSS>>10)
+		}
+	}
 	if err := p.Host(1).KillAll(); err != nil {
 		t.Fatal(err)
 	}
