@@ -102,7 +102,7 @@
 // volume. For a name that another machine moved or removed that is so with every file system;
 // but a kernel whose epoch was incremented finds all names untrue, when they are used next. So
 // the epoch is incremented only if certainly nothing is mounted inside (Mount.epochs,
-// mountinfo.Nested). Nor is it if a directory is mounted elsewhere: in there something can be
+// mountinfo.Nested). Nor is it if a directory is mounted besides what is above it: in there something can be
 // mounted by whoever never passes the names above, which would be of an older epoch.
 //
 // Names that may still lead to what they led to, a file's with another owner and all of them in

@@ -52,9 +52,9 @@ func NewNested(dev uint64, ids *IDs) *Nested {
 	return &Nested{dev: dev, ids: ids, look: (&machine{dev: dev}).look}
 }
 
-// May reports whether something may be mounted inside: it is not so if it cannot be so. A mount
-// of one of the file system's directories counts as well: whoever sees no
-// more of it can mount something below without the kernel passing the directories above.
+// May reports whether something may be mounted inside: it is not so if it cannot be so. It counts as well if
+// two different directories of the file system are mounted: in the lower one something can be
+// mounted without the kernel passing the directories above.
 func (n *Nested) May() bool {
 	if n.dev == 0 {
 		return true
@@ -148,12 +148,13 @@ type machine struct {
 type extent struct {
 	mounts uint32
 	newest uint64
+	root   string // what of the file system is mounted there; "": nothing is
 }
 
 // look looks at all mounts of all namespaces, or only at those namespaces that have changed.
 func (m *machine) look(everything bool) (bool, error) {
 	calm := make(map[uint64]extent, len(m.calm))
-	found := false
+	found, root := false, ""
 	err := namespaces(func(ns uint64, mounts uint32) error {
 		if found {
 			return nil
@@ -165,13 +166,15 @@ func (m *machine) look(everything bool) (bool, error) {
 		if err != nil {
 			return err
 		}
-		e := extent{mounts, newest}
-		if was, ok := m.calm[ns]; everything || !ok || was != e {
-			if found, err = nestedIn(ns, m.dev); err != nil || found {
+		e, ok := m.calm[ns]
+		if everything || !ok || e.mounts != mounts || e.newest != newest {
+			e = extent{mounts: mounts, newest: newest}
+			if found, e.root, err = nestedIn(ns, m.dev); err != nil || found {
 				return err
 			}
 		}
 		calm[ns] = e
+		found = !same(&root, e.root)
 		return nil
 	})
 	m.calm = calm
@@ -179,6 +182,14 @@ func (m *machine) look(everything bool) (bool, error) {
 		return nestedAmong(m.dev)
 	}
 	return found, err
+}
+
+// same says whether only one directory of the file system is mounted so far.
+func same(root *string, also string) bool {
+	if *root == "" {
+		*root = also
+	}
+	return also == "" || also == *root
 }
 
 // mntNsInfo is struct mnt_ns_info of linux/nsfs.h.
@@ -252,14 +263,14 @@ const (
 	statmountStrings  = 512 // where they begin
 )
 
-// nestedIn looks at the mounts of one namespace. One that is gone has none.
-func nestedIn(ns, dev uint64) (bool, error) {
+// nestedIn looks at the mounts of one namespace, and says what of the file system is mounted there. One that is gone has none.
+func nestedIn(ns, dev uint64) (found bool, root string, err error) {
 	mounts, err := listmount(ns)
 	if err == unix.ENOENT {
-		return false, nil
+		return false, "", nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("mounts of a namespace: %w", err)
+		return false, "", fmt.Errorf("mounts of a namespace: %w", err)
 	}
 	ours := make(map[uint64]bool)
 	parents := make([]uint64, 0, len(mounts))
@@ -270,12 +281,12 @@ func nestedIn(ns, dev uint64) (bool, error) {
 			continue
 		}
 		if err != nil {
-			return false, fmt.Errorf("a mount of a namespace: %w", err)
+			return false, "", fmt.Errorf("a mount of a namespace: %w", err)
 		}
 		if m.dev == dev {
 			ours[id] = true
-			if m.root != "/" {
-				return true, nil
+			if !same(&root, m.root) {
+				return true, "", nil
 			}
 		}
 		if m.parent != id {
@@ -284,10 +295,10 @@ func nestedIn(ns, dev uint64) (bool, error) {
 	}
 	for _, id := range parents {
 		if ours[id] {
-			return true, nil
+			return true, "", nil
 		}
 	}
-	return false, nil
+	return false, root, nil
 }
 
 // listmount returns the numbers of all mounts of a namespace.
@@ -344,7 +355,7 @@ func statmount(ns, id, mask uint64, buf []byte) (m mountStat, err error) {
 // errHidden is returned where a mount may be that cannot be seen from here.
 var errHidden = errors.New("not all mount namespaces are to be seen from here")
 
-// nestedAmong looks at the mounts of the processes that this one sees. That is all there are for a process
+// nestedAmong looks at the mounts of the threads that this one sees. That is all there are for a process
 // in a PID namespace of its own, as long as mounts here are not made elsewhere too.
 func nestedAmong(dev uint64) (bool, error) {
 	if self, err := os.Readlink("/proc/self"); err != nil || self != strconv.Itoa(os.Getpid()) {
@@ -366,13 +377,13 @@ func nestedAmong(dev uint64) (bool, error) {
 	if !seen {
 		return false, errHidden
 	}
-	names, err := processes()
+	tids, err := threads()
 	if err != nil {
 		return false, err
 	}
-	looked := make(map[string]bool)
-	for _, pid := range names {
-		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	looked, root := make(map[string]bool), ""
+	for _, tid := range tids {
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", tid))
 		if gone(err) || err == nil && looked[ns] {
 			continue
 		}
@@ -382,7 +393,7 @@ func nestedAmong(dev uint64) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		all, err := Of(pid)
+		all, err := Of(tid)
 		if gone(err) {
 			continue
 		}
@@ -390,20 +401,20 @@ func nestedAmong(dev uint64) (bool, error) {
 			return false, err
 		}
 		looked[ns] = true
-		if inside(all, device(dev)) {
+		if inside(all, device(dev), &root) {
 			return true, nil
 		}
 	}
 	return false, nil
 }
 
-// inside says whether something is mounted inside the file system on device, or only a directory of it.
-func inside(all []Mount, device string) bool {
+// inside says whether something is mounted inside the file system on device, or another directory of it than root.
+func inside(all []Mount, device string, root *string) bool {
 	ours := make(map[int]bool)
 	for i := range all {
 		if all[i].Device == device {
 			ours[all[i].ID] = true
-			if all[i].Root != "/" {
+			if !same(root, all[i].Root) {
 				return true
 			}
 		}
@@ -416,23 +427,33 @@ func inside(all []Mount, device string) bool {
 	return false
 }
 
-// processes are those that this one sees.
-func processes() (all []int, err error) {
-	d, err := os.Open("/proc")
+// threads are those that this process sees.
+func threads() (all []int, err error) {
+	processes, err := numbers("/proc")
+	for _, pid := range processes {
+		tids, err := numbers(fmt.Sprintf("/proc/%d/task", pid))
+		if err != nil && !gone(err) {
+			return nil, err
+		}
+		all = append(all, tids...)
+	}
+	return all, err
+}
+
+// numbers are the names in a directory that are numbers.
+func numbers(dir string) (all []int, err error) {
+	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
 	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
 	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil {
-			all = append(all, pid)
+		if n, err := strconv.Atoi(name); err == nil {
+			all = append(all, n)
 		}
 	}
-	return all, nil
+	return all, err
 }
 
 // gone says whether err is that a process has ended.

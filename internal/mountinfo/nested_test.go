@@ -18,9 +18,16 @@ func elsewhere(t *testing.T, f func() (undo func())) (end func()) {
 	t.Helper()
 	began, ended := make(chan error, 1), make(chan struct{})
 	stop := make(chan struct{})
-	go func() {
+	var run func()
+	run = func() {
+		runtime.LockOSThread()              // never unlocked: the thread ends with the namespace
+		if unix.Gettid() == unix.Getpid() { // whose namespace is taken for the process's
+			go run() // gets another
+			<-ended
+			runtime.UnlockOSThread()
+			return
+		}
 		defer close(ended)
-		runtime.LockOSThread() // never unlocked: the thread ends with the namespace
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			began <- err
 			return
@@ -33,7 +40,8 @@ func elsewhere(t *testing.T, f func() (undo func())) (end func()) {
 		began <- nil
 		<-stop
 		undo()
-	}()
+	}
+	go run()
 	if err := <-began; err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +85,7 @@ func TestNested(t *testing.T) {
 	}{
 		{"all namespaces", func() (bool, error) { return (&machine{dev: st.Dev}).look(true) }},
 		{"changed namespaces", func() (bool, error) { return m.look(false) }},
-		{"processes", func() (bool, error) { return nestedAmong(st.Dev) }},
+		{"threads", func() (bool, error) { return nestedAmong(st.Dev) }},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			want := func(want bool) {
@@ -101,12 +109,17 @@ func TestNested(t *testing.T) {
 			want(false)
 			mount(sub, other, "", unix.MS_BIND)
 			want(true)
+			end := elsewhere(t, func() func() { // where only the lower one is mounted
+				if err := unix.Unmount(dir, 0); err != nil {
+					t.Error(err)
+				}
+				return func() { unix.Unmount(other, unix.MNT_DETACH) }
+			})
 			unmount(other)
+			want(true)
+			end()
 			want(false)
-			if way.name == "processes" {
-				return // a thread is not seen
-			}
-			end := elsewhere(t, func() func() {
+			end = elsewhere(t, func() func() {
 				if err := unix.Mount("none", sub, "tmpfs", 0, ""); err != nil {
 					t.Error(err)
 				}
