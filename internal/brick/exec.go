@@ -224,6 +224,8 @@ func (x *exec) do() error {
 		return x.removexattr(op)
 	case *fsop.Setlk:
 		return x.setlk(op)
+	case *fsop.OpenWindow:
+		return x.openDirectory(op)
 	case *fsop.CloseWindow:
 		return x.closeWindow(op)
 	case *fsop.Reserve:

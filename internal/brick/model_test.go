@@ -220,6 +220,8 @@ func (x *mExec) op() error {
 		return nil
 	case *fsop.Make:
 		return x.foretold(op)
+	case *fsop.OpenWindow:
+		return x.openDirectory(op)
 	case *fsop.CloseWindow:
 		id := cluster.SessionID(op.Session)
 		if x.e.Session != 0 && x.e.Session != id {

@@ -29,6 +29,25 @@ func (x *mExec) ask(ino fsop.Ino, w fsop.Window) {
 	}
 }
 
+// openDirectory gives the window of a directory that is there already.
+func (x *mExec) openDirectory(op *fsop.OpenWindow) error {
+	if x.e.Session == 0 {
+		return fsop.EINVAL
+	}
+	d, err := x.dir(op.Ino)
+	if err != nil {
+		return err
+	}
+	if d.attr.Window == 0 {
+		x.ask(op.Ino, fsop.WindowAsk)
+		x.changed = x.r.reply.Window
+	} else {
+		x.r.reply.Window = d.attr.Window == uint64(x.e.Session) && !x.scarce(d)
+	}
+	x.r.reply.Attr = d.attrs()
+	return nil
+}
+
 // foretold makes a file whose number was reserved: as a Create, a Write and a
 // Setattr would.
 func (x *mExec) foretold(op *fsop.Make) error {

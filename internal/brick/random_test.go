@@ -134,7 +134,9 @@ func (m *machine) op(r *rand.Rand) fsop.Op {
 		}
 		return uint64(r.IntN(2 * m.maxWrite))
 	}
-	switch p := r.IntN(122); {
+	switch p := r.IntN(126); {
+	case p >= 122:
+		return &fsop.OpenWindow{Ino: dir()}
 	case p >= 108:
 		return m.subvolOp(r, node(), ino)
 	case p >= 100 && p < 107:
@@ -357,6 +359,9 @@ func (m *machine) checkEffects(e *proto.Entry, before *model, got []proto.Effect
 		old := before.inodes[ino]
 		if old == nil {
 			continue
+		}
+		if n.attr.IsDir() && n.attr.Window != 0 && old.attr.Window == 0 {
+			need(proto.Effect{Ino: ino, Names: true})
 		}
 		was, is := old.attrs(), n.attrs()
 		was.Window = is.Window // is not cached

@@ -7,6 +7,7 @@ import (
 	"mortar/internal/brick/meta"
 	"mortar/internal/cluster"
 	"mortar/internal/fsop"
+	"mortar/internal/proto"
 )
 
 // holder returns the session that holds the window of n (fsop.Window), 0 for
@@ -79,6 +80,33 @@ func (x *exec) tell(told, since int64) {
 
 func (x *exec) openWindow(n *work) {
 	n.Attr.Window, n.WindowSince = uint64(x.e.Session), x.e.Time
+}
+
+// openDirectory executes OpenWindow. As with CloseWindow, the inode's Change stays;
+// but what others know of the directory they are not told any more, so they have to
+// forget it.
+func (x *exec) openDirectory(op *fsop.OpenWindow) error {
+	if x.e.Session == 0 {
+		return fsop.EINVAL
+	}
+	dir, err := x.dir(op.Ino)
+	if err != nil {
+		return err
+	}
+	x.reply.Attr = dir.Attr
+	switch x.b.holder(&dir.node) {
+	case x.e.Session:
+		x.reply.Window = !x.scarce(dir)
+	case 0:
+		if x.scarce(dir) {
+			break
+		}
+		x.openWindow(dir)
+		dir.dirty, x.changed = true, true
+		x.effects = append(x.effects, proto.Effect{Ino: dir.Ino, Names: true})
+		x.reply.Attr, x.reply.Window = dir.Attr, true
+	}
+	return nil
 }
 
 func (x *exec) closeTheWindow(n *work) {

@@ -40,6 +40,7 @@ const (
 	KindMake        Kind = 48
 	KindUse         Kind = 49
 	KindTmpfile     Kind = 50
+	KindOpenWindow  Kind = 51
 
 	// Operations of the system itself, never accepted from a mount.
 	KindOpenSession  Kind = 64
@@ -88,6 +89,7 @@ var kinds = [...]struct {
 	KindMake:         {"make", func() Op { return new(Make) }},
 	KindUse:          {"use", func() Op { return new(Use) }},
 	KindTmpfile:      {"tmpfile", func() Op { return new(Tmpfile) }},
+	KindOpenWindow:   {"open-window", func() Op { return new(OpenWindow) }},
 	KindOpenSession:  {"open-session", func() Op { return new(OpenSession) }},
 	KindCloseSession: {"close-session", func() Op { return new(CloseSession) }},
 	KindReap:         {"reap", func() Op { return new(Reap) }},
@@ -149,6 +151,7 @@ func (*Seek) Kind() Kind         { return KindSeek }
 func (*Getlk) Kind() Kind        { return KindGetlk }
 func (*Fsync) Kind() Kind        { return KindFsync }
 func (*Flush) Kind() Kind        { return KindFlush }
+func (*OpenWindow) Kind() Kind   { return KindOpenWindow }
 func (*CloseWindow) Kind() Kind  { return KindCloseWindow }
 func (*Reserve) Kind() Kind      { return KindReserve }
 func (*Make) Kind() Kind         { return KindMake }
@@ -195,6 +198,7 @@ func (o *Seek) Code(c *codec.Coder)        { o.Ino.Code(c); c.U64(&o.Off); c.U32
 func (o *Getlk) Code(c *codec.Coder)       { o.Ino.Code(c); o.Lock.Code(c) }
 func (o *Fsync) Code(c *codec.Coder)       { o.Ino.Code(c) }
 func (o *Flush) Code(c *codec.Coder)       { o.Ino.Code(c) }
+func (o *OpenWindow) Code(c *codec.Coder)  { o.Ino.Code(c) }
 func (o *CloseWindow) Code(c *codec.Coder) { o.Ino.Code(c); c.U64(&o.Session) }
 func (w *Window) code(c *codec.Coder) {
 	c.U8((*uint8)(w))

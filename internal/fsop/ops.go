@@ -273,6 +273,15 @@ type Write struct {
 	Data []byte
 }
 
+// OpenWindow asks for the window of a directory that is there already. When it is
+// answered with Window, no other session has anything of the directory in its
+// caches, names that are absent included. Reply: Attr, and Window, which is not
+// set, and nothing changed, if another session holds it or a limit is near.
+// ENOTDIR if it is no directory, ENOENT if it has been removed.
+type OpenWindow struct {
+	Ino Ino
+}
+
 // CloseWindow gives up the window that Session holds of a file or directory, if it does:
 // its own, or, from the system, anybody's.
 type CloseWindow struct {

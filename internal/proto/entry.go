@@ -55,12 +55,16 @@ type Effect struct {
 	// or ceased to be. Kernels check some rights against what they last knew of
 	// those, without asking whether it is still true.
 	Rights bool
+	// Names: nobody tells any more what becomes of the entries of directory Ino, absent
+	// ones included: another session has its window.
+	Names bool
 }
 
 // Code implements codec.Coded.
 func (e *Effect) Code(c *codec.Coder) {
 	e.Ino.Code(c)
 	c.Bool(&e.Rights)
+	c.Bool(&e.Names)
 	c.String(&e.Name, fsop.MaxName)
 }
 

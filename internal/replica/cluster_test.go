@@ -270,6 +270,11 @@ func (s *memStore) do(e *proto.Entry) (*replica.Result, error) {
 		res.Effects = []proto.Effect{{Ino: op.Parent}, {Ino: op.Parent, Name: op.Name}}
 	case *fsop.Rename:
 		res.Effects = []proto.Effect{{Ino: op.Parent, Name: op.Name}, {Ino: op.NewParent, Name: op.NewName}}
+	case *fsop.OpenWindow:
+		if s.windows[op.Ino] == 0 {
+			s.windows[op.Ino], res.Reply.Window = e.Session, true
+			res.Effects = []proto.Effect{{Ino: op.Ino, Names: true}}
+		}
 	case *fsop.CloseWindow:
 		if s.windows[op.Ino] == cluster.SessionID(op.Session) {
 			delete(s.windows, op.Ino)

@@ -436,7 +436,7 @@ func (s *Session) affected(seq uint64, effects []proto.Effect) *proto.Inval {
 	for _, e := range effects {
 		k := s.known[e.Ino]
 		switch {
-		case e.Name == "" && (k&cachesAttr != 0 || e.Rights && k >= oneHold):
+		case e.Name == "" && (k&cachesAttr != 0 || e.Rights && k >= oneHold || e.Names && k&cachesNames != 0):
 			s.known[e.Ino] = k &^ cachesAttr
 		case e.Name != "" && k&cachesNames != 0:
 		default:

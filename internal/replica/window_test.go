@@ -201,3 +201,39 @@ func TestDeadHolder(t *testing.T) {
 		}
 	})
 }
+
+// The window of a directory that is there already is given when every session has forgotten what
+// it knows of the directory's names, absent ones too, or of its attributes.
+func TestWindowOfADirectoryThatOthersKnow(t *testing.T) {
+	for _, know := range []struct {
+		what  string
+		op    fsop.Op
+		tells bool
+	}{
+		{"an absent name", &fsop.Lookup{Parent: 7, Name: "n"}, true},
+		{"the attributes", &fsop.Getattr{Ino: 7}, true},
+		{"another directory", &fsop.Lookup{Parent: 8, Name: "n"}, false},
+	} {
+		for _, ignores := range []bool{false, true} {
+			withHolder(t, 50*time.Millisecond, func(t *testing.T, w *world, h *holder, _ func()) {
+				other := &client{w: w, id: 2, home: 2}
+				if _, err := other.do(t.Context(), know.op); err != nil && !errors.Is(err, fsop.ENOENT) {
+					t.Fatal(err)
+				}
+				other.ignores.Store(ignores)
+				began := time.Now()
+				r, err := h.do(t.Context(), &fsop.OpenWindow{Ino: 7})
+				if err != nil || !r.Window {
+					t.Fatalf("%s: asking for the window: %+v, %v", know.what, r, err)
+				}
+				took := time.Since(began)
+				if told := other.invals.Load() > 0; told != know.tells {
+					t.Errorf("who knows %s was told: %v, want %v", know.what, told, know.tells)
+				}
+				if waits := took > cluster.Lease/2; waits != (ignores && know.tells) {
+					t.Errorf("%s, a client that says nothing %v: the window was given after %v", know.what, ignores, took)
+				}
+			})
+		}
+	}
+}
