@@ -30,6 +30,9 @@ type dirEntries struct {
 const (
 	nothing fsop.Ino = 0         // the name does not exist
 	unsure  fsop.Ino = 1<<64 - 1 // it may or may not
+	// This mount asks for it to be made, before which it did not exist, and as far as
+	// others are concerned still does not: whoever makes it spoils it.
+	vacant fsop.Ino = 1<<64 - 2
 )
 
 const (
@@ -86,16 +89,31 @@ func (e *entries) doubt(dir fsop.Ino, name string) (was fsop.Ino) {
 		return unsure
 	}
 	was, there := d.leads[name]
-	if d.whole {
-		e.setLocked(dir, name, unsure)
-	} else if there {
-		delete(d.leads, name)
-		e.names--
-	}
 	if !there && !d.whole {
 		return unsure
 	}
+	if was == vacant {
+		was = unsure // what was asked for before is not answered
+	}
+	switch {
+	case was == nothing:
+		e.setLocked(dir, name, vacant)
+	case d.whole:
+		e.setLocked(dir, name, unsure)
+	default:
+		delete(d.leads, name)
+		e.names--
+	}
 	return was
+}
+
+// vacant reports whether name did not exist when it was last doubted, and nobody else
+// may have made it since.
+func (e *entries) vacant(dir fsop.Ino, name string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d := e.dirs[dir]
+	return d != nil && d.leads[name] == vacant
 }
 
 // set notes what name leads to.
@@ -134,7 +152,7 @@ func (e *entries) look(dir fsop.Ino, name string) fsop.Ino {
 	if d == nil {
 		return unsure
 	}
-	if to, there := d.leads[name]; there || d.whole {
+	if to, there := d.leads[name]; (there || d.whole) && to != vacant {
 		return to
 	}
 	return unsure

@@ -37,10 +37,10 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 	var late []fsop.Ino
 	var group *entryGroup
 	var pages []<-chan struct{}
-	urgent, rights := false, false
+	urgent, rights, wholly := false, false, false
 	for i := range effects {
 		e := &effects[i]
-		known, kind := m.nodes.invalidated(e.Ino, e.Name, seq)
+		known, kind := m.nodes.invalidated(e, seq)
 		if !known {
 			continue // nor does the kernel know names in it
 		}
@@ -76,6 +76,7 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 				urgent = urgent || m.inflight.isChanging(n.dir)
 			}
 		}
+		wholly = wholly || e.Names
 		if e.Name == "" {
 			continue
 		}
@@ -96,6 +97,11 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 	}
 	if rights {
 		if err := m.expiring(ctx, names); err != nil {
+			return err
+		}
+	}
+	if wholly {
+		if err := m.forgetNames(ctx); err != nil {
 			return err
 		}
 	}
@@ -366,6 +372,14 @@ func (m *Mount) DropAll(ctx context.Context) error {
 	return nil
 }
 
+// forgetNames has the kernel ask for every name before it uses it.
+func (m *Mount) forgetNames(ctx context.Context) error {
+	if m.epochs() {
+		return m.dev.incEpoch()
+	}
+	return m.dropNames(ctx)
+}
+
 // dropNames is what is done without epochs. A name in use, in a directory whose
 // lock is held by a change in flight, goes when that change is answered, which
 // may be later.
@@ -396,6 +410,11 @@ func (m *Mount) Holds() []proto.Hold { return m.nodes.holds() }
 // Forgotten returns what the kernel forgot since the last call of Forgotten or
 // Holds, in no order.
 func (m *Mount) Forgotten() []proto.Hold { return m.nodes.takeForgotten() }
+
+// Vacant reports whether a name that this mount is asking to be made was absent
+// before, and no change of it by others has come since: with the directory's
+// window held, nobody else can have made it.
+func (m *Mount) Vacant(dir fsop.Ino, name string) bool { return m.nodes.entries.vacant(dir, name) }
 
 // Changed notes that a directory was changed at seq by a change of this mount that the
 // kernel was told of before: what is older of its attributes is not to be cached.

@@ -450,9 +450,10 @@ func (t *nodes) isDir(ino fsop.Ino) bool {
 	return n.kind == s_IFDIR
 }
 
-// invalidated records an invalidation of an inode, or of a name in it, and says
+// invalidated records an invalidation of an inode, or of names in it, and says
 // whether the kernel may know the inode: if not, there is nothing to invalidate.
-func (t *nodes) invalidated(ino fsop.Ino, name string, seq uint64) (known bool, kind uint8) {
+func (t *nodes) invalidated(e *proto.Effect, seq uint64) (known bool, kind uint8) {
+	ino := e.Ino
 	s := t.shard(ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -464,8 +465,11 @@ func (t *nodes) invalidated(ino fsop.Ino, name string, seq uint64) (known bool, 
 	n.inval = max(n.inval, seq)
 	n.marks = n.marks&lasting | unsized
 	s.known.set(ino, n)
-	if n.kind == s_IFDIR {
-		t.entries.spoil(ino, name)
+	switch {
+	case e.Names:
+		t.entries.forget(ino)
+	case n.kind == s_IFDIR:
+		t.entries.spoil(ino, e.Name)
 	}
 	return true, n.kind
 }
