@@ -68,6 +68,9 @@ type Kernel interface {
 	// was told had succeeded before: what is older of its attributes is not to be
 	// cached. It does not block.
 	Changed(dir fsop.Ino, seq uint64)
+	// Vacant reports whether a name for which a fsop.Make is under way was absent when
+	// that was asked for, and no change of it by others came since. It does not block.
+	Vacant(dir fsop.Ino, name string) bool
 }
 
 // Config says whose session of what volume a Client is.
@@ -176,7 +179,8 @@ func New(cfg Config) *Client {
 	if cfg.Windows {
 		c.windows = newWindows(c.chain, func() uint64 { return uint64(c.Session()) })
 		c.windows.hooks = hooks{
-			made: c.cfg.Kernel.Changed,
+			vacant: c.cfg.Kernel.Vacant,
+			made:   c.cfg.Kernel.Changed,
 			unused: func(ino fsop.Ino) {
 				c.mu.Lock()
 				defer c.mu.Unlock()
@@ -336,6 +340,7 @@ func (noKernel) DropAll(context.Context) error                            { retu
 func (noKernel) Holds() []proto.Hold                                      { return nil }
 func (noKernel) Forgotten() []proto.Hold                                  { return nil }
 func (noKernel) Changed(fsop.Ino, uint64)                                 {}
+func (noKernel) Vacant(fsop.Ino, string) bool                             { return false }
 
 // monotonic returns the time for comparisons within this process.
 func monotonic() time.Duration { return time.Since(processStart) }

@@ -440,7 +440,8 @@ func (k *fakeKernel) Holds() []proto.Hold {
 	return slices.Clone(k.holds)
 }
 
-func (k *fakeKernel) Changed(fsop.Ino, uint64) {}
+func (k *fakeKernel) Changed(fsop.Ino, uint64)     {}
+func (k *fakeKernel) Vacant(fsop.Ino, string) bool { return true }
 
 func (k *fakeKernel) Forgotten() []proto.Hold {
 	k.mu.Lock()

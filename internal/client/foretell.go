@@ -25,8 +25,8 @@ import (
 //     back only after every Make in the directory has been answered;
 //   - whatever this session asks that depends on a foretold file, on its name or on
 //     its directory (settle), is sent after its Make has been answered;
-//   - the name was known to be absent by whoever asked, and only this session could
-//     have made it since;
+//   - the name is known to be absent (hooks.vacant) while the window is held, so only
+//     this session could have made it since;
 //   - its number is of one of the last two ranges that were reserved, and the next
 //     one is not asked for before all numbers of the older one have been used;
 //   - the set said a moment ago that no limit of the directory's subvolume is near.
@@ -41,6 +41,7 @@ type directory struct {
 	pending map[string]*written // foretold, and their Make not answered, by name
 	closing bool                // the window is being given back: nothing is foretold
 	roomy   time.Time           // when the set last said that no limit is near
+	given   time.Time           // when the window was
 	used    time.Time
 }
 
@@ -56,6 +57,7 @@ type made struct {
 // foretelling is what windows knows of directories.
 type foretelling struct {
 	dirs    map[fsop.Ino]*directory
+	wishes  map[fsop.Ino]*wish
 	pending map[*written]struct{} // those of all dirs
 	told    uint64                // how many files were foretold
 	failed  time.Time             // when a Make was
@@ -66,6 +68,9 @@ type foretelling struct {
 
 // hooks are called with mu held.
 type hooks struct {
+	// vacant reports whether name was absent when the caller asked to make it, and nobody
+	// else is known to have made it since.
+	vacant func(dir fsop.Ino, name string) bool
 	made   func(dir fsop.Ino, seq uint64) // a Make changed it
 	unused func(fsop.Ino)                 // the home counts the inode once more than the kernel holds it
 	lost   func([]proto.Effect)           // the kernel was told of what is not so
@@ -124,19 +129,25 @@ func (w *windows) mkdir(ctx context.Context, op *fsop.Mkdir) (*fsop.Reply, error
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	ino := reply.Attr.Ino
-	if !w.trustedLocked(ino, asked) {
-		if f := w.fileLocked(ino); !f.closing {
+	w.directoryLocked(&reply.Attr, asked)
+	return reply, nil
+}
+
+// directoryLocked is called when the window of a directory was given to a question that
+// was asked when closings was asked.
+func (w *windows) directoryLocked(a *fsop.Attr, asked uint64) {
+	if !w.trustedLocked(a.Ino, asked) {
+		if f := w.fileLocked(a.Ino); !f.closing {
 			w.giveUpLater(f)
 		}
-		return reply, nil
+		return
 	}
 	if len(w.dirs) >= maxDirectories {
 		w.dropOldestLocked()
 	}
-	w.dirs[ino] = &directory{ino: ino, attr: reply.Attr, pending: map[string]*written{}, roomy: time.Now(), used: time.Now()}
+	now := time.Now()
+	w.dirs[a.Ino] = &directory{ino: a.Ino, attr: *a, pending: map[string]*written{}, roomy: now, given: now, used: now}
 	w.stockLocked()
-	return reply, nil
 }
 
 // room notes what the set says of limits: whether one is near, in an answer of now.
@@ -206,7 +217,11 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	d := w.dirs[op.Parent]
-	if d == nil || d.closing || d.pending[op.Name] != nil || len(w.pending) >= maxForetold ||
+	if d == nil {
+		w.wishLocked(op.Parent)
+		return nil
+	}
+	if d.closing || d.pending[op.Name] != nil || len(w.pending) >= maxForetold ||
 		w.bytes >= totalBytes || w.life.Err() != nil || time.Since(w.failed) < shyness {
 		return nil
 	}
@@ -215,6 +230,9 @@ func (w *windows) foretell(op *fsop.Make) *fsop.Reply {
 	}
 	if time.Since(d.roomy) >= windowIdle {
 		return nil // only the brick knows whether there is room for it
+	}
+	if !w.hooks.vacant(op.Parent, op.Name) {
+		return nil // somebody may have made it before the window was given
 	}
 	from := w.stockLocked()
 	if from == nil {

@@ -62,8 +62,9 @@ const (
 func newWindows(next fsop.Handler, session func() uint64) *windows {
 	w := &windows{clock: new(clock), session: session, files: map[fsop.Ino]*written{}, wake: make(chan struct{}, 1), life: context.Background(), wg: crew.New(flightsKept)}
 	w.next = &hearing{next, w.clock}
-	w.dirs, w.pending = map[fsop.Ino]*directory{}, map[*written]struct{}{}
+	w.dirs, w.wishes, w.pending = map[fsop.Ino]*directory{}, map[fsop.Ino]*wish{}, map[*written]struct{}{}
 	w.hooks = hooks{
+		vacant: func(fsop.Ino, string) bool { return true },
 		made:   func(fsop.Ino, uint64) {},
 		unused: func(fsop.Ino) {}, lost: func([]proto.Effect) {}, unsent: func(fsop.Ino, bool) {},
 		taken: func(context.Context) {}, took: func(context.Context) bool { return false },
@@ -719,8 +720,14 @@ func (w *windows) Recall(ino fsop.Ino) {
 		return
 	}
 	if d := w.dirs[ino]; d != nil {
+		if !d.closing {
+			w.recalledLocked(ino, d.given)
+		}
 		w.giveBackLocked(d)
 		return
+	}
+	if x := w.wishes[ino]; x != nil && x.asking {
+		w.recalledLocked(ino, time.Now())
 	}
 	f := w.fileLocked(ino)
 	f.recalled = time.Now()

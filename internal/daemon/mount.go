@@ -398,6 +398,11 @@ func (k *lateKernel) Changed(dir fsop.Ino, seq uint64) {
 	}
 }
 
+func (k *lateKernel) Vacant(dir fsop.Ino, name string) bool {
+	m := k.mount.Load()
+	return m != nil && m.Vacant(dir, name)
+}
+
 // options takes the volume's options. The cache timeout counts for mounts that are made
 // later, and for one that follows it.
 func (k *lateKernel) options(all map[string]string) {
