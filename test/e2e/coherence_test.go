@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,6 +71,81 @@ func TestCoherenceAcrossFailOver(t *testing.T) {
 		t.Error(err)
 	}
 	p.identical(1)
+}
+
+// A machine makes files in a directory that the others know, names that are absent
+// included, and is given its window for that: they see each file as soon as its maker does, and it
+// sees what they make.
+func TestDirectoryThatOthersKnow(t *testing.T) {
+	p := start(t, setup{})
+	m := p.mountsOf("/mnt/wp")
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	rng := rand.New(rand.NewPCG(1, 52))
+	for round := range pick(60, 2000) {
+		d := fmt.Sprintf("d%d", round)
+		maker, writer, third := m[round%3], m[(round+1)%3], m[(round+2)%3]
+		check(os.Mkdir(filepath.Join(maker, d), 0o755))
+		check(os.WriteFile(filepath.Join(maker, d, "old"), nil, 0o644))
+		name := func(i int) string { return filepath.Join(d, fmt.Sprint("f", i)) }
+		x := filepath.Join(d, "x")
+		for _, at := range m {
+			for _, known := range []string{d, filepath.Join(d, "old")} {
+				_, err := os.Lstat(filepath.Join(at, known))
+				check(err)
+			}
+			for i := range 11 {
+				if _, err := os.Lstat(filepath.Join(at, name(i))); !os.IsNotExist(err) {
+					t.Fatalf("%s: %v", name(i), err)
+				}
+			}
+			if _, err := os.Lstat(filepath.Join(at, x)); !os.IsNotExist(err) {
+				t.Fatalf("%s: %v", x, err)
+			}
+		}
+		n := 3 + rng.IntN(7)
+		for i := range n {
+			check(os.WriteFile(filepath.Join(writer, name(i)), make([]byte, i), 0o644))
+		}
+		// Not closed, perhaps not even made: but whoever looks sees it.
+		f, err := os.Create(filepath.Join(writer, name(n)))
+		check(err)
+		if _, err := os.Lstat(filepath.Join(third, name(n))); err != nil {
+			t.Fatalf("round %d: %s, which is open elsewhere: %v", round, name(n), err)
+		}
+		check(f.Close())
+		switch rng.IntN(3) {
+		case 0:
+			check(os.Remove(filepath.Join(third, d, "old")))
+			if _, err := os.Lstat(filepath.Join(writer, d, "old")); !os.IsNotExist(err) {
+				t.Fatalf("round %d: what was removed elsewhere: %v", round, err)
+			}
+		case 1:
+			f, err := os.OpenFile(filepath.Join(third, x), os.O_CREATE|os.O_EXCL, 0o600)
+			check(err)
+			check(f.Close())
+			if f, err := os.OpenFile(filepath.Join(writer, x), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); !os.IsExist(err) {
+				t.Fatalf("round %d: what was made elsewhere is made again: %v, %v", round, f, err)
+			}
+		}
+		for _, at := range []string{maker, third} {
+			for i := range n {
+				if st, err := os.Lstat(filepath.Join(at, name(i))); err != nil || st.Size() != int64(i) {
+					t.Fatalf("round %d: %s, which was closed elsewhere: %v, %v", round, name(i), st, err)
+				}
+			}
+		}
+	}
+	p.identical(1)
+	check(p.daemons[0].Signal(syscall.SIGTERM))
+	check(p.daemons[0].Wait(p.ctx(20 * time.Second)))
+	if log := p.run(1, mortar, "brick", "dump", brickDir); strings.Count(log, "open-window") == 0 {
+		t.Error("nobody was given the window of a directory: the test shows nothing")
+	}
 }
 
 // Two mounts that have each other's new name cached as absent create at once.
