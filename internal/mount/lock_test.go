@@ -193,6 +193,60 @@ func TestLocksOfOneMachine(t *testing.T) {
 	eventually(t, "the second lock", func() bool { return second.out.has("locked") })
 }
 
+// Locks that belong to an open file go when it is closed, and whoever is told of that on the same
+// machine finds them gone, although close does not wait for it.
+func TestLocksGoWithClose(t *testing.T) {
+	g := &gate{}
+	m := newMount(t, memfs.New(), Options{}, gated(g))
+	p := filepath.Join(m.dir, "f")
+	if err := os.WriteFile(p, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ofd := unix.Flock_t{Type: unix.F_WRLCK}
+	for name, lock := range map[string]func(fd int) error{
+		"flock":     func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) },
+		"open file": func(fd int) error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &ofd) },
+		"it is looked": func(fd int) error {
+			what := ofd
+			if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &what); err != nil || what.Type == unix.F_UNLCK {
+				return errors.Join(err, unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &ofd))
+			}
+			return fmt.Errorf("locked by %d", what.Pid)
+		},
+	} {
+		a, err := unix.Open(p, unix.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := unix.Open(p, unix.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := lock(a); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		held, release := holdOnce(g, func(op fsop.Op) bool {
+			l, ok := op.(*fsop.Setlk)
+			return ok && l.Lock.Type == fsop.LockUnlock
+		})
+		unix.Close(a)
+		locked := make(chan error, 1)
+		go func() { locked <- lock(b) }()
+		<-held
+		select {
+		case err := <-locked:
+			t.Errorf("%s: did not wait for what the close left: %v", name, err)
+			locked <- err
+		case <-time.After(20 * time.Millisecond): // so late it has certainly asked
+		}
+		release()
+		if err := <-locked; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		unix.Close(b)
+	}
+}
+
 // TestCounter has processes' worth of goroutines on two mounts count in one file
 // under flock: no increment may be lost.
 func TestCounter(t *testing.T) {

@@ -42,6 +42,7 @@ type lockTable struct {
 type looseEnds struct {
 	n    int
 	tied chan struct{} // closed when n gets to 0
+	left bool          // by a close that has returned
 }
 
 type lockKey struct {
@@ -171,6 +172,7 @@ func (t *lockTable) takeHandle(fh uint64) []lockKey {
 		if t.held[k] == fh { // else somebody locked through another file since
 			delete(t.held, k)
 			t.loosenLocked(k)
+			t.loose[k].left = true
 			keys = append(keys, k)
 		}
 	}
@@ -183,6 +185,26 @@ func (t *lockTable) loosen(k lockKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.loosenLocked(k)
+}
+
+// leave is loosen for what a close left behind.
+func (t *lockTable) leave(k lockKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.loosenLocked(k)
+	t.loose[k].left = true
+}
+
+// left returns a channel that is closed when a lock of ino is released that a close left behind, or nil.
+func (t *lockTable) left(ino fsop.Ino) <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k, l := range t.loose {
+		if k.ino == ino && l.left {
+			return l.tied
+		}
+	}
+	return nil
 }
 
 func (t *lockTable) loosenLocked(k lockKey) {
@@ -238,6 +260,7 @@ func lockOf(in *fuse.LkIn) fsop.Lock {
 func (f *fileSystem) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
 	r := f.begin(cancel, &in.InHeader)
 	defer f.inflight.remove(r)
+	f.awaitLeft(r, fsop.Ino(in.NodeId))
 	reply, err := f.handler.Do(r, &fsop.Getlk{Ino: fsop.Ino(in.NodeId), Lock: lockOf(in)})
 	if err != nil {
 		return f.status(r, err)
@@ -257,6 +280,20 @@ func (f *fileSystem) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 	return f.setLk(cancel, in, true)
 }
 
+// awaitLeft returns when the locks of ino are released whose files were closed on this machine before
+// the request came. The kernel tells of the last close of a file by a request that close does not
+// wait for; but it has sent that one when close returns, so it is read before
+// what comes of whoever was told of the close.
+func (f *fileSystem) awaitLeft(r *request, ino fsop.Ino) {
+	for c := f.locks.left(ino); c != nil; c = f.locks.left(ino) {
+		select {
+		case <-c:
+		case <-r.Done():
+			return
+		}
+	}
+}
+
 func (f *fileSystem) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Status {
 	if in.Lk.Typ > uint32(fsop.LockUnlock) {
 		return fuse.EINVAL
@@ -272,6 +309,9 @@ func (f *fileSystem) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fus
 		case <-cancel:
 			return fuse.EINTR
 		}
+	}
+	if !unlock {
+		f.awaitLeft(r, op.Ino)
 	}
 	// Of those with flock nobody keeps account.
 	since := f.locks.exclusiveSince(k)
@@ -439,7 +479,7 @@ func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 func (f *fileSystem) released(ino fsop.Ino, fh uint64, flags uint32) {
 	if flags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0 {
 		k := lockKey{ino, fh, true}
-		f.locks.loosen(k)
+		f.locks.leave(k)
 		f.unlockLater(k)
 	}
 	for _, k := range f.locks.takeHandle(fh) {
