@@ -94,3 +94,42 @@ func TestMountedInside(t *testing.T) {
 	p.mount(2)
 	p.identical(1)
 }
+
+// A Docker volume inside another one's directory stays there, whatever containers of other machines do with the outer one.
+func TestDockerVolumeInside(t *testing.T) {
+	p := start(t, setup{mounts: -1})
+	e := startEngines(t, p)
+	defer e.stopEngines()
+	for _, volume := range []string{"site", "uploads"} {
+		e.docker(1, "volume", "create", "-d", "mortar", "-o", "mode=1777", volume)
+	}
+	e.container(2, "site", "echo inside >/data/uploads/mark; exec sleep 1000000", "-d", "--name", "web", "-v", "uploads:/data/uploads")
+	stays := func(after string) {
+		t.Helper()
+		if got := e.docker(2, "exec", "web", "sh", "-c", "ls -l /data >/dev/null; echo >>/data/uploads/more; cat /data/uploads/mark"); got != "inside" {
+			t.Errorf("after %s: %q", after, got)
+		}
+		if below := e.container(1, "site", "ls /data/uploads", "--rm"); below != "" {
+			t.Fatalf("after %s the volume below has %q", after, below)
+		}
+	}
+	stays("nothing")
+	e.container(1, "site", "echo 1 >/data/file", "--rm")
+	stays("a new file")
+	for _, path := range []string{"file", "uploads", ""} {
+		e.container(1, "site", "busybox chown 4711 /data/"+path, "--rm")
+		stays("chown of " + path)
+	}
+	p.killDaemon(2)
+	stays("the death of its daemon")
+	p.back(2)
+	p.healed(1, 30*time.Second)
+	if at := p.primary(1); at != 1 {
+		p.killDaemon(at)
+		stays("the death of the primary")
+		p.back(at)
+		p.healed(1, 30*time.Second)
+	}
+	e.docker(2, "rm", "-f", "web")
+	e.nothingMounted(2)
+}
