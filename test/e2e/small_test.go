@@ -100,6 +100,51 @@ func TestStatStorm(t *testing.T) {
 	}
 }
 
+// W4, step 2: on two machines one Docker volume per use, each with its size, on the same bricks; and one
+// that lives on one machine only, placed by name.
+func TestVolumesOfTwo(t *testing.T) {
+	p := start(t, setup{hosts: 2, mounts: -1})
+	e := startEngines(t, p)
+	defer e.stopEngines()
+	sizes := map[string]int{"plugins": 10, "uploads": 30, "config": 5}
+	for name, mb := range sizes {
+		e.docker(1, "volume", "create", "-d", "mortar", "-o", fmt.Sprintf("size=%dMB", mb), name)
+	}
+	for name, mb := range sizes {
+		e.container(1, name, "echo "+name+" > /data/file", "--rm")
+		got := strings.Fields(e.container(2, name, "cat /data/file; df -kP /data | (read line; read line; echo $line)", "--rm"))
+		if len(got) < 4 || got[0] != name || got[2] != strconv.Itoa(mb<<10) {
+			t.Errorf("%s, of %d MB, on n2: %q", name, mb, got)
+		}
+		if r, err := p.Host(2).Run(p.ctx(patience), "docker", "run", "--rm", "--network", "none", "-v", name+":/data", dockerImage,
+			"dd", "if=/dev/zero", "of=/data/big", "bs=1M", fmt.Sprint("count=", mb+1)); err == nil || !strings.Contains(r.Stderr, "quota") {
+			t.Errorf("%d MB into %s: %v %s", mb+1, name, err, r.Stderr)
+		}
+		if got := e.docker(2, "volume", "inspect", name, "--format", "{{.Status.volume}}"); got != "wp" {
+			t.Errorf("%s is in %q", name, got)
+		}
+	}
+	p.mortar(1, "volume", "create", "here", "n2:/bricks/here")
+	p.mortar(1, "volume", "start", "here")
+	e.docker(1, "volume", "create", "-d", "mortar", "-o", "volume=here", "-o", "replica=1", "-o", "size=20MB", "cache")
+	if got := e.container(2, "cache", "echo x > /data/f; cat /data/f", "--rm") + e.docker(1, "volume", "inspect", "cache", "--format", "{{.Status.volume}}"); got != "xhere" {
+		t.Errorf("a volume of one machine: %q", got)
+	}
+	e.nothingMounted(1)
+	e.nothingMounted(2)
+	// Without the second machine all goes on that is not on it alone.
+	p.killDaemon(2)
+	if got := e.container(1, "config", "cat /data/file", "--rm"); got != "config" {
+		t.Errorf("without n2, n1 reads %q", got)
+	}
+	p.back(2)
+	p.healed(1, 30*time.Second)
+	for name := range sizes {
+		e.docker(2, "volume", "rm", name)
+	}
+	e.docker(1, "volume", "rm", "cache")
+}
+
 // W4, step 1: two machines with 1 GB of memory each, MariaDB with 300 MB beside it, its data in the volume, and
 // WordPress's tree: all of ours together stays under 150 MB on each.
 func TestSmallMachines(t *testing.T) {

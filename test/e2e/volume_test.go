@@ -56,7 +56,7 @@ func TestThreeMachinesBecomeAPool(t *testing.T) {
 					return fmt.Errorf("n%d's brick on n%d:\n%s", k, i, out)
 				}
 			}
-			if strings.Count(out, "\nSelf-heal Daemon on ") != 3 || !strings.Contains(out, "There are no active volume tasks") {
+			if strings.Count(out, "\nSelf-heal Daemon on ") != 3 || strings.Count(out, "\nNFS Server on ") != 3 || !strings.Contains(out, "There are no active volume tasks") {
 				return fmt.Errorf("status:\n%s", out)
 			}
 			return nil
