@@ -348,6 +348,9 @@ func (a *app) mountChild(ctx context.Context, cfg daemon.MountConfig, pipe *os.F
 	told := false
 	cfg.Ready = func() {
 		told = true
+		if _, err := syscall.Setsid(); err != nil { // what ends the terminal and its processes does not end this one
+			cfg.Log.Warn("the mount's process has no session of its own", "dir", cfg.Dir, "error", err)
+		}
 		io.WriteString(pipe, readyOK)
 		pipe.Close()
 	}
@@ -425,7 +428,8 @@ func (a *app) mountInBackground(ctx context.Context, cfg daemon.MountConfig, log
 	cmd.Env = append(os.Environ(), readyEnv+"=1")
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{w}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// Until it is mounted it stays in this process's group, which is systemd's where that mounts because somebody looked
+	// at the directory: the kernel takes everybody else who looks at that for one who has to wait for the mount.
 	err = cmd.Start()
 	w.Close()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -159,6 +160,7 @@ func (a *asker) startLocked() error {
 	cmd.Env = append(cmd.Env, fmt.Sprint("GOMAXPROCS=", askerThreads)) // each of them blocks
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // also where the mount's process has none of its own yet
 	if err := cmd.Start(); err != nil {
 		conn.Close()
 		return fail(err)

@@ -423,6 +423,39 @@ func TestMountAtBoot(t *testing.T) {
 	t.Logf("mounted %v after the daemons were started", time.Since(begin))
 }
 
+// As long as a mount is being made, its process is in the group of whoever asked for it: where systemd mounts what somebody has
+// looked at (x-systemd.automount), all others wait for the mount when they look at its directory, and it would
+// wait for itself. Then it has a session of its own.
+func TestMountsInTheGroupOfWhoAsks(t *testing.T) {
+	p := start(t, setup{hosts: 2, mounts: -1})
+	p.killDaemon(1) // without its vote a mount waits
+	p.run(2, "mkdir", "-p", "/mnt/wp")
+	done := p.async(2, time.Minute, mortar, "mount", "n2:/wp", "/mnt/wp")
+	mounts := func() (lines []string) {
+		return strings.Split(strings.TrimSpace(p.run(2, "sh", "-c", "ps -ww -eo pid,pgid,sid,args | grep '[0-9] [^ ]*/mortar mount n2' || true")), "\n")
+	}
+	p.within(20*time.Second, "two processes in one group", func() error {
+		all := mounts()
+		if len(all) != 2 {
+			return fmt.Errorf("%q", all)
+		}
+		a, b := strings.Fields(all[0]), strings.Fields(all[1])
+		if a[1] != b[1] || a[2] != b[2] || a[0] == b[0] {
+			return fmt.Errorf("%q", all)
+		}
+		return nil
+	})
+	p.back(1)
+	if err := done(); err != nil {
+		t.Fatal(err)
+	}
+	if all := mounts(); len(all) != 1 {
+		t.Errorf("%q", all)
+	} else if f := strings.Fields(all[0]); f[0] != f[1] || f[0] != f[2] {
+		t.Errorf("it has no session of its own: %q", all)
+	}
+}
+
 // Daemons that end as asked (SIGTERM), one after the other, cost next to nothing.
 func TestRollingRestart(t *testing.T) {
 	p := start(t, setup{})
