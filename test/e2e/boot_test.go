@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,7 +51,7 @@ for d in /sys/fs/cgroup /sys/fs/cgroup/*; do
 	echo $$ > $d/GROUP/cgroup.procs
 done
 exec unshare --cgroup --pid --mount --uts --ipc --fork --kill-child sh -ec '
-	hostname NAME
+	hostname NAME; mount --make-rshared / # as systemd does where it is not told that it is in a container
 	mount -t proc proc /proc
 	mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys
 	mount -t tmpfs -o mode=755 tmpfs /run; mount -t tmpfs tmpfs /tmp
@@ -301,8 +302,9 @@ func TestBoot(t *testing.T) {
 	// Containers of each machine, one with a bind mount and one with a Docker volume; each writes down what it finds whenever it starts.
 	m.sh("docker volume create -d mortar demo")
 	m.sh("docker run --rm --network none -v demo:/data " + dockerImage + " /bin/sh -c 'echo there > /data/there'")
-	apps := map[string]string{"bound": "/var/www/html", "volume": "demo"}
+	apps := map[string]string{"bound": "/var/www/html", "enabled": "/bricks/site", "volume": "demo"}
 	for _, m := range ms {
+		m.sh("mortar mount --enable localhost:/wp /bricks/site")
 		for name, source := range apps {
 			m.sh("docker run -d --name " + name + " --restart always --network none --stop-signal KILL -v " + source + ":/data " + dockerImage +
 				" /bin/sh -c 'cat /data/there >> /found 2>&1; exec sleep 100000'")
@@ -343,8 +345,22 @@ func TestBoot(t *testing.T) {
 	if got := ms[0].sh("cat " + there); got != "there" { // step 7
 		t.Errorf("without gfs2, gfs1 reads %q", got)
 	}
+	m.sh("echo more > /var/www/html/more")
+	gone := regexp.MustCompile(`(?m)^Brick gfs2:/bricks/b1/wp +N/A +N/A +N +N/A`)
+	p.within(10*time.Second, "the status table shows that gfs2 is gone", func() error {
+		if out, err := m.try("mortar", "volume", "status", "wp"); !gone.MatchString(out) {
+			return fmt.Errorf("%v\n%s", err, out)
+		}
+		return nil
+	})
 	ms[1] = p.bootSystemd(2)
 	found("after a power cut", 1)
+	p.within(30*time.Second, "nothing is left to be healed", func() error {
+		if out, err := m.try("mortar", "volume", "heal", "wp", "info"); strings.Count(out, "Number of entries: 0\n") != machines {
+			return fmt.Errorf("%v\n%s", err, out)
+		}
+		return nil
+	})
 
 	// An upgrade, while containers run.
 	process := func(m *booted) string { return m.sh("pgrep -fo 'mount.*/var/www/html'") }
@@ -401,12 +417,52 @@ func TestBoot(t *testing.T) {
 			t.Errorf("below the mount gfs%d has %v, %v", k+1, left, err)
 		}
 	}
-	if out := ms[0].sh("mortar doctor || true"); strings.Contains(out, "docker") || strings.Contains(out, "fstab") {
-		t.Logf("doctor:\n%s", out)
+	// A machine that stays alone: what was mounted with --enable is an error for whoever looks at it, not an
+	// empty directory, for Docker too, and is there when the others are.
+	m = ms[0]
+	m.sh("docker rm -f bound volume")
+	each(down)
+	ms[0] = p.bootSystemd(1)
+	m = ms[0]
+	p.within(4*time.Minute, "gfs1 has given up waiting for the volume, and runs Docker", func() error {
+		if got, _ := m.try("systemctl", "is-active", "docker"); got != "active\n" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	m.refuses("touch /bricks/site/there", "/bricks/site/there")
+	if out := m.sh("ls /bricks/site/ 2>&1 || true"); !strings.Contains(out, "cannot") {
+		t.Errorf("without the volume /bricks/site has %q", out)
+	}
+	if out := m.sh("docker ps --format {{.Names}}"); out != "" {
+		t.Errorf("without the volume %s runs", out)
+	}
+	for k := range machines - 1 {
+		ms[k+1] = p.bootSystemd(k + 2)
+	}
+	p.within(3*time.Minute, "the volume is there", func() error {
+		out, err := m.try("cat", "/bricks/site/there")
+		if err != nil || out != "there\n" {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	m.sh("mount /var/www/html; docker start enabled")
+	if out, want := m.sh("docker exec enabled /bin/sh -c 'cat /found'"), strings.TrimSpace(strings.Repeat("there\n", boots[0]+1)); out != want {
+		t.Errorf("the container has found\n%s\nwant\n%s", out, want)
+	}
+	for k := range machines - 1 {
+		found("after gfs1 was alone", k+1)
+	}
+	out := ms[0].sh("mortar doctor || true")
+	for _, want := range []string{"ok   docker", "ok   fstab   2 mounts", "0 bad"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("doctor says nothing of %q:\n%s", want, out)
+		}
 	}
 	// And away again: the package leaves what is the pool's.
 	for k := range ms {
-		ms[k].sh("docker rm -f bound volume; umount /var/www/html; dpkg --purge mortar")
+		ms[k].sh("docker rm -f $(docker ps -aq); mortar umount --disable /bricks/site; umount /var/www/html; dpkg --purge mortar")
 		down(k)
 		if _, err := os.Stat(p.outside(k+1, "/bricks/b1/wp/.mortar/brick.json")); err != nil {
 			t.Error(err)
