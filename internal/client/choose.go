@@ -421,6 +421,7 @@ func (c *Client) goHome(ctx context.Context, h *home) *home {
 	h.drain(ctx)
 	if err = n.settle(ctx); err != nil {
 		n.close(err)
+		c.leasesFrom(h, "the session stays")
 		c.log.Debug("staying away", "why", err)
 		return nil
 	}

@@ -593,7 +593,7 @@ func testUncached(t *testing.T) {
 	go func() { r, err := c.Do(t.Context(), &fsop.Getattr{Ino: 1}); got <- answer{r, err} }()
 	eventually(t, "sent", func() bool { return c.home.inflight.Load() == 1 })
 	c.lapse("test") // and at the next pong the lease is back
-	eventually(t, "granted", func() bool { return c.lease.current() != 0 })
+	eventually(t, "granted", func() bool { return c.Leased() })
 	d.set(func() { d.block = nil })
 	close(block)
 	a := <-got

@@ -156,7 +156,7 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 	}
 	// A replica that already was this session's home forgets at once what it gave
 	// it to cache, so nothing may be cached any more when it is asked.
-	c.lapse("the session moves")
+	c.leasesFrom(nil, "the session moves")
 	ask := &proto.Attach{Version: proto.Version, Set: set, Client: c.cfg.Name, Holds: holds}
 	c.mu.Lock()
 	c.turn++
@@ -188,7 +188,7 @@ func (h *home) attach(ctx context.Context, set cluster.SetID) error {
 	c.opened = a.Opened
 	c.cfg.Estate.SetSession(uint64(ask.Session), a.Opened)
 	c.mu.Unlock()
-	c.lapse("the session moved")
+	c.leasesFrom(h, "the session moved")
 	return nil
 }
 
@@ -203,7 +203,7 @@ func (h *home) ping(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("answer to another ping: %d, asked %d", p.Stamp, uint64(asked))
 	}
 	if p.Serving {
-		h.c.lease.renew(asked, time.Duration(min(p.Lease, uint64(cluster.Lease))))
+		h.c.lease.renew(h, asked, time.Duration(min(p.Lease, uint64(cluster.Lease))))
 	}
 	return p.Serving, nil
 }

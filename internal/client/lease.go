@@ -9,8 +9,12 @@ import (
 )
 
 // lease is for how long what is cached may be trusted.
+//
+// It is one home's: that tells what others change. What another one answers, the last
+// home perhaps, while the session moves, may be used and not kept, and its Pongs prolong nothing.
 type lease struct {
 	mu      sync.Mutex
+	of      *home  // nil: nobody's
 	grant   uint64 // number of the current uninterrupted grant, 0: none
 	grants  uint64
 	until   time.Duration // monotonic; of no meaning without a grant
@@ -19,11 +23,21 @@ type lease struct {
 
 func (l *lease) init() { l.granted = make(chan struct{}, 1) }
 
-// current returns the number of the grant, 0 if there is none.
-func (l *lease) current() uint64 {
+// current returns the number of the grant that h has given, 0 if there is none.
+func (l *lease) current(h *home) uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.of != h {
+		return 0
+	}
 	return l.grant
+}
+
+// holds says whether the grant of that number has lasted without a gap.
+func (l *lease) holds(grant uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return grant != 0 && l.grant == grant
 }
 
 // over says whether there is a grant whose time is over.
@@ -33,10 +47,13 @@ func (l *lease) over() bool {
 	return l.grant != 0 && monotonic() >= l.until
 }
 
-// renew prolongs the grant, or begins one, for d from when the home was asked.
-func (l *lease) renew(asked, d time.Duration) {
+// renew prolongs the grant, or begins one, for d from when h was asked.
+func (l *lease) renew(h *home, asked, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.of != h {
+		return
+	}
 	until := asked + min(d, cluster.Lease)
 	if l.grant == 0 {
 		l.grants++
@@ -58,6 +75,15 @@ func (l *lease) end() bool {
 	return was
 }
 
+// move ends the grant, and says whether there was one. From now on h gives them.
+func (l *lease) move(h *home) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.grant != 0
+	l.of, l.grant = h, 0
+	return was
+}
+
 // left returns how long the grant lasts.
 func (l *lease) left() (d time.Duration, granted bool) {
 	l.mu.Lock()
@@ -73,11 +99,18 @@ func (c *Client) Leased() bool {
 }
 
 // lapse drops what is cached, before anything else is answered.
-func (c *Client) lapse(why string) {
+func (c *Client) lapse(why string) { c.endLease(why, (*lease).end) }
+
+// leasesFrom is lapse, and from then on h gives the leases; nil: nobody does.
+func (c *Client) leasesFrom(h *home, why string) {
+	c.endLease(why, func(l *lease) bool { return l.move(h) })
+}
+
+func (c *Client) endLease(why string, end func(*lease) bool) {
 	c.gate.Lock()
 	defer c.gate.Unlock()
-	if !c.lease.end() {
-		return // somebody was faster
+	if !end(&c.lease) {
+		return // nothing is cached, or somebody was faster
 	}
 	c.log.Info("caches dropped", "why", why)
 	c.dropAll()

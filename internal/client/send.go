@@ -28,8 +28,7 @@ func (s *sending) send(ctx context.Context, o *outcome) (*fsop.Reply, error) {
 			// Its session has ended, and with it the memory of whether it was carried out.
 			return nil, fsop.EIO
 		}
-		granted := c.lease.current()
-		d, err := h.do(ctx, o, c.numbers.Acked())
+		d, granted, err := s.ask(ctx, h, o)
 		switch {
 		case err == nil && d.Status == proto.OK:
 			return c.give(d, granted)
@@ -46,6 +45,13 @@ func (s *sending) send(ctx context.Context, o *outcome) (*fsop.Reply, error) {
 			return nil, err
 		}
 	}
+}
+
+// ask asks a home. Its answer may be cached under the lease that is returned.
+func (s *sending) ask(ctx context.Context, h *home, o *outcome) (d *proto.DoReply, granted uint64, err error) {
+	granted = s.c.lease.current(h)
+	d, err = h.do(ctx, o, s.c.numbers.Acked())
+	return d, granted, err
 }
 
 func statusText(s proto.Status) string {
@@ -84,15 +90,15 @@ func (c *Client) awaitOther(ctx context.Context, h *home) error {
 	}
 }
 
-// give hands out an answer. Only if the lease held without a gap from before
-// the question until now may the answer be cached.
+// give hands out an answer. Only if the lease of the home that was asked held without
+// a gap from before the question until now may the answer be cached.
 func (c *Client) give(d *proto.DoReply, granted uint64) (*fsop.Reply, error) {
 	if c.lease.over() {
 		c.lapse("the lease ran out")
 	}
 	c.gate.RLock()
 	defer c.gate.RUnlock()
-	if granted == 0 || c.lease.current() != granted {
+	if !c.lease.holds(granted) {
 		d.Reply.Seq = 0
 	}
 	if d.Errno != 0 {

@@ -1,6 +1,8 @@
 package client
 
 import (
+	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,10 +92,64 @@ func TestLeaseAsGiven(t *testing.T) {
 	for _, given := range []time.Duration{cluster.Lease / 10, cluster.Lease, time.Hour} {
 		var l lease
 		l.init()
-		l.renew(monotonic(), given)
+		l.renew(nil, monotonic(), given)
 		want := min(given, cluster.Lease)
 		if left, ok := l.left(); !ok || left > want || left < want/2 {
 			t.Errorf("a lease of %v has %v left, want %v", given, left, want)
 		}
+	}
+}
+
+// While the session moves, whoever has the home from before in hand may still ask it, and is answered.
+// That home does not tell any more what others change: what it says is not to be cached, and its
+// Pong is no lease.
+func TestHomeFromBefore(t *testing.T) { synctest.Test(t, testHomeFromBefore) }
+
+func testHomeFromBefore(t *testing.T) {
+	s := newSet(t, 2)
+	c := newClient(t, s, &fakeKernel{})
+	awaitReady(t, c)
+	before, err := c.awaitHome(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(h *home) *fsop.Reply {
+		t.Helper()
+		d, granted, err := (&sending{c}).ask(t.Context(), h, &outcome{op: &fsop.Getattr{Ino: 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := c.give(d, granted)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if ask(before).Seq == 0 {
+		t.Fatal("what the home says is not to be cached: the test shows nothing")
+	}
+	i := slices.IndexFunc(s.daemons, func(d *fakeDaemon) bool { return d.attachedConns() == 0 })
+	now, err := c.connect(t.Context(), candidate{addrs: []string{s.daemons[i].name + ":1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer now.close(errors.New("the test ends"))
+	if err := now.attach(t.Context(), c.set()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := before.ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c.Leased() {
+		t.Error("the home from before has given a lease")
+	}
+	if err := now.firstPing(t.Context()); err != nil || !c.Leased() {
+		t.Fatalf("the new home gives no lease: %v", err)
+	}
+	if ask(now).Seq == 0 {
+		t.Error("what the new home says is not to be cached")
+	}
+	if r := ask(before); r.Seq != 0 {
+		t.Errorf("what the home from before says is to be cached: %+v", r)
 	}
 }
