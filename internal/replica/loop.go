@@ -164,6 +164,7 @@ func (l *loop) tick() {
 	l.tickReap()
 	l.tickSweep()
 	l.tickSync()
+	l.tickRecent()
 	l.ticked = l.now
 }
 

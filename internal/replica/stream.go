@@ -192,6 +192,17 @@ func (l *loop) lost(b cluster.BrickID) {
 	l.m.Lost(b)
 }
 
+// tickRecent lets go of the last entries when there have been no others for a while, and all have been sent. Who should want
+// them again, a backup that was away say, is sent what the log has.
+func (l *loop) tickRecent() {
+	for _, o := range l.outbox {
+		if o.prev.Seq < o.upto {
+			return
+		}
+	}
+	l.recent.tick()
+}
+
 // ring keeps the last entries that this primary ordered, so that streaming them
 // needs no reading of the log.
 type ring struct {
@@ -199,11 +210,13 @@ type ring struct {
 	bytes int
 	low   uint64 // oldest kept
 	next  uint64 // 0: empty
+	idle  int    // ticks since the last one came
 }
 
 const (
 	ringSlots = 4096
 	ringBytes = 8 << 20
+	ringTicks = 5 // without a new entry, and the ring is emptied
 )
 
 type recentEntry struct {
@@ -215,12 +228,19 @@ type recentEntry struct {
 
 func (r *ring) reset() { *r = ring{} }
 
+// tick empties a ring that gets nothing new.
+func (r *ring) tick() {
+	if r.idle++; r.next != 0 && r.idle >= ringTicks {
+		r.reset()
+	}
+}
+
 func (r *ring) put(e recentEntry) {
 	if r.next != e.pos.Seq {
 		r.reset()
 		r.low = e.pos.Seq
 	}
-	r.next = e.pos.Seq + 1
+	r.next, r.idle = e.pos.Seq+1, 0
 	for r.next-r.low > ringSlots || r.bytes+len(e.raw) > ringBytes && r.low < e.pos.Seq {
 		s := &r.slots[r.low%ringSlots]
 		r.bytes -= len(s.raw)
