@@ -37,7 +37,8 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 	var late []fsop.Ino
 	var group *entryGroup
 	var pages []<-chan struct{}
-	urgent, rights, wholly := false, false, false
+	urgent, rights := false, false
+	var wholly []fsop.Ino
 	for i := range effects {
 		e := &effects[i]
 		known, kind := m.nodes.invalidated(e, seq)
@@ -76,7 +77,9 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 				urgent = urgent || m.inflight.isChanging(n.dir)
 			}
 		}
-		wholly = wholly || e.Names
+		if e.Names {
+			wholly = append(wholly, e.Ino)
+		}
 		if e.Name == "" {
 			continue
 		}
@@ -100,8 +103,8 @@ func (m *Mount) Invalidate(ctx context.Context, seq uint64, effects []proto.Effe
 			return err
 		}
 	}
-	if wholly {
-		if err := m.forgetNames(ctx); err != nil {
+	if len(wholly) > 0 {
+		if err := m.forgetNames(ctx, wholly); err != nil {
 			return err
 		}
 	}
@@ -372,22 +375,22 @@ func (m *Mount) DropAll(ctx context.Context) error {
 	return nil
 }
 
-// forgetNames has the kernel ask for every name before it uses it.
-func (m *Mount) forgetNames(ctx context.Context) error {
+// forgetNames has the kernel ask for every name in directories before it uses it.
+func (m *Mount) forgetNames(ctx context.Context, dirs []fsop.Ino) error {
 	if m.epochs() {
 		return m.dev.incEpoch()
 	}
-	return m.dropNames(ctx)
+	return m.dropNames(ctx, func(dir fsop.Ino) bool { return slices.Contains(dirs, dir) })
 }
 
-// dropNames is what is done without epochs. A name in use, in a directory whose
-// lock is held by a change in flight, goes when that change is answered, which
-// may be later.
-func (m *Mount) dropNames(ctx context.Context) error {
+// dropNames is what is done without epochs, with the directories that in says. A name
+// in use, in a directory whose lock is held by a change in flight, goes when that
+// change is answered, which may be later.
+func (m *Mount) dropNames(ctx context.Context, in func(dir fsop.Ino) bool) error {
 	if err := m.dev.shrink(); err != nil {
 		return err
 	}
-	names := m.names.all()
+	names := slices.DeleteFunc(m.names.all(), func(n dirName) bool { return !in(n.dir) })
 	if len(names) == 0 {
 		return nil
 	}

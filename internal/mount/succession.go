@@ -241,7 +241,7 @@ func (m *Mount) dropKernels(ctx context.Context, known []fsop.Ino, epochs bool) 
 		}
 	}
 	if !epochs {
-		return late, m.dropNames(ctx)
+		return late, m.dropNames(ctx, func(fsop.Ino) bool { return true })
 	}
 	return late, nil
 }
