@@ -28,6 +28,7 @@ import (
 var (
 	chanceFor    = flag.Duration("chance.for", time.Hour, "how long TestChance runs")
 	chanceSeed   = flag.Uint64("chance.seed", 1, "which faults TestChance makes")
+	chanceOnly   = flag.String("chance.only", "", "a regular expression: TestChance makes only the faults whose names it matches")
 	chanceReport = flag.String("chance.report", "", "a file for TestChance's report")
 	chancePause  = flag.String("chance.pause", "", "a file: while it is there TestChance leaves the machine in peace, and says so in FILE.idle")
 )
@@ -89,6 +90,18 @@ func TestChance(t *testing.T) {
 		{"drain", func(i int) { // of the last that is left it is refused
 			_, _ = p.try(p.other(i), "peer", "drain", p.Host(i).Name)
 		}, func(i int) { p.mortar(i, "peer", "undrain", p.Host(i).Name) }},
+	}
+
+	only, err := regexp.Compile(*chanceOnly)
+	must(err)
+	kept := faults[:0]
+	for _, f := range faults {
+		if only.MatchString(f.name) {
+			kept = append(kept, f)
+		}
+	}
+	if faults = kept; len(faults) == 0 {
+		t.Fatalf("-chance.only=%s leaves no faults", *chanceOnly)
 	}
 
 	p.run(1, workload, "stress", "-dir", "/mnt/wp/names", "-make")
