@@ -79,12 +79,13 @@ func TestHealsOfMany(t *testing.T) {
 	time.Sleep(10 * time.Second) // for as long as it is looked at
 	before := calm.end()
 	l := p.startLoad("during", stall)
+	machine := cluster.Share()
 	p.back(3)
 	took := p.healed(1, 2*time.Minute)
 	during := l.end()
-	t.Logf("100,000 files: in sync after %v", took)
-	if took > 30*time.Second {
-		t.Errorf("the heal of 100,000 files took %v, want 30 s", took)
+	t.Logf("100,000 files: in sync after %v, with %s", took, machine)
+	if took > machine.Bound(30*time.Second) {
+		t.Errorf("the heal of 100,000 files took %v, want 30 s; with %s", took, machine)
 	}
 	for kind, b := range before.Kinds {
 		d := during.Kinds[kind]
