@@ -210,6 +210,11 @@ func TestBoot(t *testing.T) {
 		}
 	})
 	p := &pool{Cluster: cluster.Start(t, cluster.Options{Hosts: machines, Share: []string{binDir}}), t: t, setup: setup{hosts: machines}}
+	t.Cleanup(func() { // what mount --enable has made immutable could not be removed, if the test ends before it has taken that back
+		for k := range machines {
+			exec.Command("chattr", "-i", p.outside(k+1, "/bricks/site")).Run()
+		}
+	})
 	deb := p.debPackage("1")
 	image := shellImage(t, p.Dir)
 	ms := make([]*booted, machines)
