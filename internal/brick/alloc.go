@@ -170,18 +170,59 @@ func (x *exec) resize(n *work, size uint64) error {
 // punch frees the whole blocks between the bytes a and b. The block with the
 // file's end is whole if b is not before it.
 func (x *exec) punch(n *work, a, b uint64) error {
-	old, err := x.runs(n)
-	if err != nil {
-		return err
-	}
 	first, last := blocksUp(a), blocksDown(b)
 	if b >= n.Size {
 		last = max(last, blocksUp(b))
 	}
-	if first < last {
+	switch {
+	case first >= last:
+	case n.Flags&meta.Sparse != 0:
+		return x.cutRun(n, first, last)
+	default:
+		old := denseRuns(n.Size)
 		x.setRuns(n, old, cutRuns(old, first, last))
 	}
 	return nil
+}
+
+// cutRun takes the blocks from first to below last away from a sparse file, touching
+// only the runs that have some of them.
+func (x *exec) cutRun(n *work, first, last uint64) error {
+	blocks := n.Blocks / sectors
+	var near []meta.Run
+	err := x.b.store.Runs(n.Ino, first, func(r meta.Run) (bool, error) {
+		if r.Start >= last {
+			return false, nil
+		}
+		near = append(near, r)
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range near {
+		x.batch.DeleteRun(n.Ino, r.Start)
+		blocks -= r.End - r.Start
+	}
+	for _, r := range cutRuns(near, first, last) {
+		x.batch.SetRun(n.Ino, r)
+		blocks += r.End - r.Start
+	}
+	x.setBlocks(n, blocks*sectors)
+	if blocks != blocksUp(n.Size) {
+		return nil
+	}
+	if blocks == 0 {
+		n.Flags &^= meta.Sparse
+		return nil
+	}
+	// What reached over the end may be what went.
+	return x.b.store.Runs(n.Ino, 0, func(r meta.Run) (bool, error) {
+		if left := cutRuns([]meta.Run{r}, first, last); len(left) > 0 {
+			return false, x.maybeDense(n, left[0])
+		}
+		return false, nil
+	})
 }
 
 // reserve gives n the blocks of the bytes from a to below b, with zeros in those

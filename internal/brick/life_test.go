@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -405,6 +406,31 @@ func TestAvailIsGiven(t *testing.T) {
 	o.SetRoom(0)
 	if got := avail(); got != 0 {
 		t.Errorf("%d bytes are available of nothing that the set can take", got)
+	}
+}
+
+// TestPunchesCost: a hole costs the same in a file with many as in one with few.
+func TestPunchesCost(t *testing.T) {
+	o := newBrick(t)
+	f := o.must(&fsop.Create{Node: fsop.Node{Parent: fsop.RootIno, Name: "f"}, Excl: true}).Attr.Ino
+	const holes = 4000
+	o.must(&fsop.Fallocate{Ino: f, Len: 2 * holes * 4096})
+	var before, after runtime.MemStats
+	cost := func(from, to int) uint64 {
+		runtime.ReadMemStats(&before)
+		for i := from; i < to; i++ {
+			o.must(&fsop.Fallocate{Ino: f, Mode: fsop.FallocPunchHole | fsop.FallocKeepSize, Off: uint64(2*i) * 4096, Len: 4096})
+		}
+		runtime.ReadMemStats(&after)
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	few := cost(0, 200)
+	cost(200, holes-200)
+	if many := cost(holes-200, holes); many > 5*few {
+		t.Errorf("200 holes took %d bytes of memory, and the last 200 of %d %d", few, holes, many)
+	}
+	if got := o.get(&fsop.Getattr{Ino: f}).Attr.Blocks; got != holes*8 {
+		t.Errorf("%d blocks are left, want %d", got, holes*8)
 	}
 }
 
