@@ -39,11 +39,27 @@ func TestPosix(t *testing.T) {
 			if c.deaths {
 				end = p.deaths()
 			}
-			n := posix.Run(t, posix.Place{FS: "mortar", Dirs: dirs})
+			n := posix.Run(t, posix.Place{FS: "mortar", Dirs: dirs, Unseen: true})
 			t.Logf("%d expectations, %d daemons killed", n, end())
 		})
 	}
 	p.identical(1)
+}
+
+// The set-group-id bit without execution by the group stays when a member of the group writes, by
+// whatever group he is one, and goes when somebody else does: the mount sees who it is.
+func TestSetGroupIDOfMembers(t *testing.T) {
+	need(t, "setpriv")
+	p := start(t, setup{})
+	for _, c := range []struct{ groups, want string }{{"--groups=700,701", "2666"}, {"--groups=700", "666"}, {"--clear-groups", "666"}} {
+		p.run(1, "sh", "-c", "rm -f /mnt/wp/f && touch /mnt/wp/f && chgrp 701 /mnt/wp/f && chmod 2666 /mnt/wp/f")
+		p.run(1, "setpriv", "--reuid=700", "--regid=702", c.groups, "sh", "-c", "echo x >> /mnt/wp/f")
+		for i := 1; i <= 2; i++ {
+			if got := strings.TrimSpace(p.run(i, "stat", "-c", "%a", "/mnt/wp/f")); got != c.want {
+				t.Errorf("n%d: written with %s, its mode is %s, want %s", i, c.groups, got, c.want)
+			}
+		}
+	}
 }
 
 // deaths has a backup's daemon and the primary's be killed in turn, each when all are well

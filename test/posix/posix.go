@@ -23,7 +23,8 @@
 // {ab*3} is ababab. "@ext4" in front of a statement or title has it run on that
 // file system alone, "@!ext4" on all others; a comment says why. The file system
 // of a volume is called mortar, "@!several" is for what only holds as long as
-// everything goes through one mount, and "@linux6.2" for what that kernel began with.
+// everything goes through one mount, "@!unseen" for what holds if whoever serves the file
+// system sees who calls, and "@linux6.2" for what that kernel began with.
 //
 // The users are root; alice, of her own group and of staff; bob, of his and of
 // staff; and carol, of hers alone. They are threads of the test's process, whose credentials
@@ -59,6 +60,9 @@ type Place struct {
 	// Dirs are the directory as seen through each of one or more mounts. The
 	// statements of a case take turns.
 	Dirs []string
+	// Unseen: whoever serves the file system does not see the threads of this process,
+	// since he is in a PID namespace below another.
+	Unseen bool
 }
 
 // FSType names the file system that a directory is on as the table does, "" if
@@ -263,7 +267,7 @@ func (r *runner) applies(only []string) bool {
 	here, elsewhere := false, false
 	for _, o := range only {
 		name, not := strings.CutPrefix(o, "!")
-		is := name == r.place.FS || name == "several" && len(r.workers) > 1 || sinceLinux(name)
+		is := name == r.place.FS || name == "several" && len(r.workers) > 1 || name == "unseen" && r.place.Unseen || sinceLinux(name)
 		switch {
 		case not && is:
 			return false
