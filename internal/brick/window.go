@@ -93,19 +93,15 @@ func (x *exec) openDirectory(op *fsop.OpenWindow) error {
 	if err != nil {
 		return err
 	}
-	x.reply.Attr = dir.Attr
-	switch x.b.holder(&dir.node) {
-	case x.e.Session:
-		x.reply.Window = !x.scarce(dir)
-	case 0:
-		if x.scarce(dir) {
-			break
-		}
-		x.openWindow(dir)
+	held := x.b.holder(&dir.node) == x.e.Session
+	if err := x.window(dir, fsop.WindowAsk); err != nil {
+		return err
+	}
+	if x.reply.Window && !held {
 		dir.dirty, x.changed = true, true
 		x.effects = append(x.effects, proto.Effect{Ino: dir.Ino, Names: true})
-		x.reply.Attr, x.reply.Window = dir.Attr, true
 	}
+	x.reply.Attr = dir.Attr
 	return nil
 }
 
