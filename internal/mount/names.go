@@ -121,8 +121,8 @@ func (c *nameCache) remove(ino, dir fsop.Ino, name string) {
 	packed := packName(buf[:0], dir, name)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if all := c.names[ino]; all.find(packed) >= 0 {
-		at := all.find(packed)
+	all := c.names[ino]
+	if at := all.find(packed); at >= 0 {
 		c.names[ino] = all[:at] + all[at+len(packed):]
 	}
 }
