@@ -137,9 +137,7 @@ func (w *windows) mkdir(ctx context.Context, op *fsop.Mkdir) (*fsop.Reply, error
 // was asked when closings was asked.
 func (w *windows) directoryLocked(a *fsop.Attr, asked uint64) {
 	if !w.trustedLocked(a.Ino, asked) {
-		if f := w.fileLocked(a.Ino); !f.closing {
-			w.giveUpLater(f)
-		}
+		w.disownLocked(a.Ino)
 		return
 	}
 	if len(w.dirs) >= maxDirectories {
@@ -148,6 +146,13 @@ func (w *windows) directoryLocked(a *fsop.Attr, asked uint64) {
 	now := time.Now()
 	w.dirs[a.Ino] = &directory{ino: a.Ino, attr: *a, pending: map[string]*written{}, roomy: now, given: now, used: now}
 	w.stockLocked()
+}
+
+// disownLocked gives the window of a directory back that is not certain to be held.
+func (w *windows) disownLocked(dir fsop.Ino) {
+	if f := w.fileLocked(dir); !f.closing {
+		w.giveUpLater(f)
+	}
 }
 
 // room notes what the set says of limits: whether one is near, in an answer of now.

@@ -51,9 +51,7 @@ func (w *windows) wishLocked(dir fsop.Ino) {
 		case err != nil || !reply.Window: // somebody else has it, or a limit is near
 			x.until = time.Now().Add(firstPause)
 		case lives != w.lives: // the set may have ended the session meanwhile
-			if f := w.fileLocked(dir); !f.closing {
-				w.giveUpLater(f)
-			}
+			w.disownLocked(dir)
 		default:
 			w.directoryLocked(&reply.Attr, asked)
 		}

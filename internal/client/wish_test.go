@@ -22,6 +22,16 @@ func commonDir(t *testing.T, m []*member) fsop.Ino {
 	return d
 }
 
+// hasWindow waits until m knows that it has the window of d.
+func hasWindow(t *testing.T, m *member, d fsop.Ino) {
+	t.Helper()
+	eventually(t, "the window was given", func() bool {
+		m.w.mu.Lock()
+		defer m.w.mu.Unlock()
+		return m.w.dirs[d] != nil
+	})
+}
+
 // saveOne makes a file and closes it, and reports whether it was foretold.
 func saveOne(t *testing.T, m *member, d fsop.Ino, name string) (foretold bool) {
 	t.Helper()
@@ -45,8 +55,7 @@ func TestWindowOfADirectoryThatIsThere(t *testing.T) {
 				t.Errorf("file %d was foretold, and nobody had asked for the window", i)
 			}
 		}
-		synctest.Wait()
-		time.Sleep(100 * time.Millisecond)
+		hasWindow(t, m[0], d)
 		c.count()
 		for i := range 5 {
 			if !saveOne(t, m[0], d, fmt.Sprint("then ", i)) {
@@ -89,8 +98,7 @@ func TestAbsentBeforeTheWindow(t *testing.T) {
 		saveOne(t, m[1], d, "x") // and m[0] is on its way with a Make
 		saveOne(t, m[0], d, "a")
 		saveOne(t, m[0], d, "b")
-		synctest.Wait()
-		time.Sleep(100 * time.Millisecond)
+		hasWindow(t, m[0], d)
 		if !saveOne(t, m[0], d, "c") {
 			t.Fatal("the window was not given: the test shows nothing")
 		}
@@ -169,9 +177,14 @@ func TestWindowIsNotAskedForWhileItIsGivenBack(t *testing.T) {
 			t.Errorf("the window was given %d times before it was given back, want once", given)
 		}
 		close(closing)
-		time.Sleep(100 * time.Millisecond)
+		eventually(t, "the window was given back", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			f := w.files[d]
+			return f == nil || !f.closing
+		})
 		saveOne(t, m[0], d, "again")
-		time.Sleep(100 * time.Millisecond)
+		hasWindow(t, m[0], d)
 		if !saveOne(t, m[0], d, "foretold") {
 			t.Error("the window was not given again")
 		}
